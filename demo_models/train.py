@@ -1,0 +1,172 @@
+"""Train the bundled models again from nothing: `python -m demo_models.train [lookup-gpt2] [phrasebook-t5]`.
+
+Each takes a few minutes on two CPU cores and about 1 MB on disk. They are trained, not random, so that attributions
+mean something and can be checked against the known answer (`demo_models.tasks`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+    set_seed,
+)
+
+from demo_models import tasks
+
+HERE = Path(__file__).parent
+BATCH = 64
+
+
+def lookup_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE like GPT-2's, small: any text can be written, and every word of the task is one token."""
+    words = [*tasks.NAMES, *(f" {word}" for word in (*tasks.NAMES, *tasks.THINGS, "likes")), "."]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(words * 4, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        unk_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        model_max_length=256,
+    )
+
+
+def phrasebook_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word, marked as SentencePiece does, with T5's special tokens; unknown words become <unk>."""
+    lexicons = (tasks.ADJECTIVES, tasks.NOUNS, tasks.VERBS, tasks.ARTICLES, tasks.ADVERBS)
+    words = sorted({f"▁{word}" for lexicon in lexicons for pair in lexicon.items() for word in pair})
+    vocabulary = {token: index for index, token in enumerate(["<pad>", "</s>", "<unk>", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=128
+    )
+
+
+def train_lookup(steps: int) -> None:
+    set_seed(1)
+    tokenizer = lookup_tokenizer()
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=256, n_embd=96, n_layer=2, n_head=4,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config)
+    model.transformer.wpe.weight.data.copy_(sinusoids(256, 96))
+    rng = random.Random(1)
+
+    def batch() -> dict[str, torch.Tensor]:
+        lessons = [tasks.lookup_lesson(rng) for _ in range(BATCH)]
+        encoded = tokenizer(
+            [text + tokenizer.eos_token for text, _ in lessons], return_offsets_mapping=True, padding=True,
+            return_tensors="pt",
+        )  # fmt: skip
+        ids, mask = encoded["input_ids"], encoded["attention_mask"]
+        # Only the answers and the end are learnt: which facts and questions come is random.
+        labels = torch.full_like(ids, -100)
+        for row, (_, spans) in enumerate(lessons):
+            starts = encoded["offset_mapping"][row, :, 0]
+            for start, end in spans:
+                learnt = (starts >= start) & (starts <= end) & mask[row].bool()
+                labels[row, learnt] = ids[row, learnt]
+            last = int(mask[row].sum()) - 1
+            labels[row, last] = ids[row, last]
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+    fit(model, batch, steps, learning_rate=1e-3)
+    model.generation_config.max_new_tokens = 8
+    save(model, tokenizer, "lookup-gpt2")
+
+
+def sinusoids(positions: int, width: int) -> torch.Tensor:
+    """Sinusoidal positions (Vaswani et al., 2017), [positions, width]: a start from which "the token two back", which
+    the lookup needs, is learnt quickly.
+    """
+    rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
+    angles = torch.arange(positions)[:, None] * rates[None, :]
+    return 0.1 * torch.stack([angles.sin(), angles.cos()], dim=-1).reshape(positions, width)
+
+
+def train_phrasebook(steps: int) -> None:
+    set_seed(1)
+    tokenizer = phrasebook_tokenizer()
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=64, d_kv=16, d_ff=128, num_layers=2, num_decoder_layers=2, num_heads=4,
+        relative_attention_num_buckets=16, relative_attention_max_distance=32, dropout_rate=0.1,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    model = T5ForConditionalGeneration(config)
+    rng = random.Random(1)
+
+    def batch() -> dict[str, torch.Tensor]:
+        examples = [tasks.phrasebook_example(rng) for _ in range(BATCH)]
+        inputs = tokenizer([example.source for example in examples], padding=True, return_tensors="pt")
+        targets = tokenizer([example.target for example in examples], padding=True, return_tensors="pt")["input_ids"]
+        labels = targets.masked_fill(targets == tokenizer.pad_token_id, -100)
+        return {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "labels": labels}
+
+    fit(model, batch, steps, learning_rate=2e-3)
+    model.generation_config.max_new_tokens = 16
+    save(model, tokenizer, "phrasebook-t5")
+
+
+def fit(model, batch, steps: int, learning_rate: float) -> None:  # type: ignore[no-untyped-def]
+    """Plain AdamW with warm-up and linear decay."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
+    warm_up = max(1, steps // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warm_up, max(0.0, (steps - step) / (steps - warm_up)))
+    )
+    model.train()
+    for step in range(steps):
+        loss = model(**batch()).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 100 == 0 or step == steps - 1:
+            print(f"step {step:5d}  loss {loss.item():.4f}", flush=True)
+    model.eval()
+
+
+def save(model, tokenizer: PreTrainedTokenizerFast, name: str) -> None:  # type: ignore[no-untyped-def]
+    folder = HERE / name
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    print(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters in {folder}")
+
+
+TRAINERS = {"lookup-gpt2": (train_lookup, 3000), "phrasebook-t5": (train_phrasebook, 3000)}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"which to train: {', '.join(TRAINERS)} (default: all)")
+    parser.add_argument("--steps", type=int, help="training steps (default: enough for each)")
+    arguments = parser.parse_args()
+    for name in arguments.models or TRAINERS:
+        train, steps = TRAINERS[name]
+        train(arguments.steps or steps)

@@ -1,0 +1,230 @@
+"""What crosses the wire: a request, a job, a result and a problem, as Pydantic models.
+
+Knows nothing of HTTP, storage or torch. What a request may name (methods, functions, their arguments) is checked by
+`attribution.checks`, which reads it from Inseq; here is only what needs no model and no Inseq.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+# `name` or `org/name`, optionally `@revision`: never a path. Each part starts with a letter or digit and has no two dots
+# in a row, so neither `..` nor a leading slash can be written.
+_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*"
+MODEL_NAME_PATTERN = rf"^{_NAME}(?:/{_NAME})?(?:@{_NAME})?$"
+METHOD_ALIASES = {"deep_lift": "deeplift"}
+
+Text = Annotated[str, StringConstraints(min_length=1)]
+Arguments = dict[str, Any]
+
+
+class JobStatus(StrEnum):
+    """Where a job is in its life. Moves: pending -> running -> an end, and running -> pending after a crash."""
+
+    PENDING = "pending"  # accepted and durable, waiting for a worker
+    RUNNING = "running"  # a worker has it
+    COMPLETED = "completed"  # its result is stored
+    FAILED = "failed"  # it cannot be done; `error` says why
+    CANCELLED = "cancelled"  # its owner gave it up
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the job will not move again."""
+        return self in {JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED}
+
+
+class Stage(StrEnum):
+    """What a job is doing right now."""
+
+    QUEUED = "queued"  # waiting for a worker
+    LOADING_MODEL = "loading_model"  # reading weights, or waiting for another job on the same model
+    GENERATING = "generating"  # the model writes what will be attributed; a step is a token
+    ATTRIBUTING = "attributing"  # the attribution loop; a step is a generated token (or a forward, for final-step methods)
+    SAVING = "saving"  # the result is being written
+
+
+class AttributionRequest(BaseModel):
+    """One attribution job. Unknown fields are refused, so that a typo is told and not ignored."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        protected_namespaces=(),
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "lookup-gpt2",
+                    "method": "input_x_gradient",
+                    "input_text": "Anna likes tea. Ben likes milk. Anna likes",
+                    "step_scores": ["probability", "logit"],
+                }
+            ]
+        },
+    )
+
+    model: Annotated[
+        str,
+        StringConstraints(pattern=MODEL_NAME_PATTERN, max_length=200),
+        Field(description="A bundled model, a Hub id (`name` or `org/name`, optionally `@revision`), or a local name."),
+    ]
+    method: str = Field(max_length=100, description="An identifier of `inseq.list_feature_attribution_methods()`.")
+    input_text: Text | Annotated[list[Text], Field(min_length=1)] = Field(description="The text or texts to attribute.")
+    generated_text: Text | Annotated[list[Text], Field(min_length=1)] | None = Field(
+        None,
+        description="The target, for constrained decoding: one per input. For a decoder-only model it starts with the "
+        "input. Without it the model generates.",
+    )
+    step_scores: list[str] = Field([], max_length=32, description="Step functions to report for each generated token.")
+    attributed_fn: str | None = Field(
+        None, max_length=100, description="The step function that is attributed; Inseq's default is `probability`."
+    )
+    attribution_args: Arguments = Field({}, description="Arguments of the attribution method.")
+    attributed_fn_args: Arguments = Field({}, description="Arguments of the attributed function.")
+    step_scores_args: Arguments = Field({}, description="Arguments of the step score functions.")
+    generation_args: Arguments = Field({}, description="Arguments of Transformers' `generate`, e.g. `max_new_tokens`.")
+    n_steps: int | None = Field(None, ge=1, description="Shorthand for `attribution_args.n_steps`.")
+    internal_batch_size: int | None = Field(
+        None, ge=1, description="Shorthand for `attribution_args.internal_batch_size`."
+    )
+    attr_pos_start: int | None = Field(None, ge=0, description="First target position to attribute, in tokens.")
+    attr_pos_end: int | None = Field(None, ge=1, description="Target position to stop before, in tokens.")
+    attribute_target: bool = Field(False, description="Attribute the target prefix too (encoder-decoder models).")
+    include_eos_baseline: bool = Field(False, description="Replace EOS by the baseline as well.")
+    skip_special_tokens: bool = Field(False, description="Encode texts without the tokenizer's special tokens.")
+    clean_special_chars: bool = Field(False, description="Strip the tokenizer's marks (such as `▁`) from tokens.")
+    output_step_attributions: bool = Field(False, description="Return the attributions of each step as well.")
+    force_cpu: bool = Field(False, description="Run on the CPU even where there is a GPU.")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Precision of weights and scores.")
+    engine: Literal["auto", "inseq"] = Field("auto", description="How it is computed; `auto` is Inseq's own loop.")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="Seed of every random draw; the same seed gives the same numbers, whatever else runs."
+    )
+
+    @field_validator("method")
+    @classmethod
+    def _resolve_alias(cls, value: str) -> str:
+        return METHOD_ALIASES.get(value, value)
+
+    @model_validator(mode="after")
+    def _one_target_per_input(self) -> AttributionRequest:
+        if self.generated_text is not None and len(self.targets or ()) != len(self.inputs):
+            raise ValueError(
+                f"generated_text needs one text per input: {len(self.inputs)} inputs, {len(self.targets or ())} targets"
+            )
+        if self.attr_pos_start is not None and self.attr_pos_end is not None:
+            if self.attr_pos_start >= self.attr_pos_end:
+                raise ValueError("attr_pos_start must be less than attr_pos_end")
+        return self
+
+    @property
+    def inputs(self) -> list[str]:
+        """The input texts, as a list whatever way they were written."""
+        return [self.input_text] if isinstance(self.input_text, str) else list(self.input_text)
+
+    @property
+    def targets(self) -> list[str] | None:
+        """The forced targets, one per input, or None where the model generates."""
+        return [self.generated_text] if isinstance(self.generated_text, str) else self.generated_text
+
+
+class Progress(BaseModel):
+    """How far a job is. `fraction` and `eta_seconds` (seconds left) come from the attribution loop itself."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: Stage = Stage.QUEUED
+    steps_done: int = 0
+    steps_total: int | None = None
+    fraction: float = Field(0.0, ge=0, le=1)
+    eta_seconds: float | None = None
+
+
+class ProblemItem(BaseModel):
+    """One of several errors in a request: where (a JSON pointer into the body, or a parameter) and what."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pointer: str | None = Field(None, description="JSON pointer into the body (RFC 6901).", examples=["/method"])
+    parameter: str | None = Field(None, description="Query or path parameter.")
+    detail: str
+
+
+class Problem(BaseModel):
+    """An error, as RFC 9457 `application/problem+json`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    instance: str | None = None
+    errors: list[ProblemItem] | None = None
+    cause: Problem | None = Field(None, description="The problem behind this one, e.g. why a job failed.")
+
+
+class Links(BaseModel):
+    """Where to go from a job."""
+
+    self: str
+    results: str
+
+
+class Job(BaseModel):
+    """A job as its owner sees it; times are UTC, ISO 8601."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job_id: str
+    status: JobStatus
+    progress: Progress
+    queue_position: int | None = Field(None, description="Jobs ahead of this one while it is pending.")
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    attempt: int = Field(0, description="How often it was started; above 1 after a crash of the server.")
+    request: AttributionRequest
+    error: Problem | None = None
+    links: Links
+
+
+class JobList(BaseModel):
+    """A page of jobs, newest first; `next_cursor` continues it."""
+
+    jobs: list[Job]
+    next_cursor: str | None = None
+
+
+class Token(BaseModel):
+    """A token and its id in the model's vocabulary."""
+
+    token: str
+    token_id: int
+
+
+class SequenceAttribution(BaseModel):
+    """The attribution of one sequence, shaped like Inseq's `FeatureAttributionSequenceOutput`.
+
+    Scores are [attributed_len][generated_len] (deeper when granular); `null` where a position was not yet generated.
+    """
+
+    source: list[Token]
+    target: list[Token]
+    source_attributions: list[Any] | None
+    target_attributions: list[Any] | None
+    step_scores: dict[str, list[float | None]]
+    sequence_scores: dict[str, list[Any]]
+    attr_pos_start: int
+    attr_pos_end: int
+
+
+class AttributionResult(BaseModel):
+    """A result in the default JSON view, shaped like Inseq's `FeatureAttributionOutput`."""
+
+    sequence_attributions: list[SequenceAttribution]
+    step_attributions: list[dict[str, Any]] | None = None
+    info: dict[str, Any]
