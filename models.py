@@ -6,14 +6,15 @@ Knows nothing of HTTP, storage or torch. What a request may name (methods, funct
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-# `name` or `org/name`, optionally `@revision`: never a path. Each part starts with a letter or digit and has no two dots
-# in a row, so neither `..` nor a leading slash can be written.
+# `name` or `org/name`, optionally `@revision`: never a path. Each part starts with a letter or digit and has no two
+# dots in a row, so neither `..` nor a leading slash can be written.
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*"
 MODEL_NAME_PATTERN = rf"^{_NAME}(?:/{_NAME})?(?:@{_NAME})?$"
 METHOD_ALIASES = {"deep_lift": "deeplift"}
@@ -43,7 +44,9 @@ class Stage(StrEnum):
     QUEUED = "queued"  # waiting for a worker
     LOADING_MODEL = "loading_model"  # reading weights, or waiting for another job on the same model
     GENERATING = "generating"  # the model writes what will be attributed; a step is a token
-    ATTRIBUTING = "attributing"  # the attribution loop; a step is a generated token (or a forward, for final-step methods)
+    ATTRIBUTING = (
+        "attributing"  # the attribution loop; a step is a generated token (or a forward, for final-step methods)
+    )
     SAVING = "saving"  # the result is being written
 
 
@@ -101,7 +104,10 @@ class AttributionRequest(BaseModel):
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Precision of weights and scores.")
     engine: Literal["auto", "inseq"] = Field("auto", description="How it is computed; `auto` is Inseq's own loop.")
     seed: int = Field(
-        0, ge=0, lt=2**32, description="Seed of every random draw; the same seed gives the same numbers, whatever else runs."
+        0,
+        ge=0,
+        lt=2**32,
+        description="Seed of every random draw; the same seed gives the same numbers, whatever else runs.",
     )
 
     @field_validator("method")
@@ -115,9 +121,8 @@ class AttributionRequest(BaseModel):
             raise ValueError(
                 f"generated_text needs one text per input: {len(self.inputs)} inputs, {len(self.targets or ())} targets"
             )
-        if self.attr_pos_start is not None and self.attr_pos_end is not None:
-            if self.attr_pos_start >= self.attr_pos_end:
-                raise ValueError("attr_pos_start must be less than attr_pos_end")
+        if None not in (start := self.attr_pos_start, end := self.attr_pos_end) and start >= end:  # type: ignore[operator]
+            raise ValueError("attr_pos_start must be less than attr_pos_end")
         return self
 
     @property
@@ -228,3 +233,12 @@ class AttributionResult(BaseModel):
     sequence_attributions: list[SequenceAttribution]
     step_attributions: list[dict[str, Any]] | None = None
     info: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ResultPart:
+    """A piece of a result as bytes, on its way from the engine into the store; `codec` says how to read it."""
+
+    kind: str
+    codec: str
+    content: bytes

@@ -12,6 +12,7 @@ what to do about it. Knows nothing of FastAPI; `main` turns what is raised into 
     ├── NoResult                409  the job failed: there is no result, and why
     ├── BodyTooLarge            413
     ├── UnsupportedMediaType    415
+    ├── WrongHost               400  the Host header names another host (DNS rebinding)
     ├── ShuttingDown            503
     ├── StorageFailed           507  the data directory cannot be written, or a result file is damaged
     └── JobError                     what a failed job carries as its `error`
@@ -91,7 +92,7 @@ class MalformedBody(InvalidRequest):
 
 
 class ModelNotAllowed(InvalidRequest):
-    """This server does not serve that model."""
+    """The model is not served here."""
 
     slug = "model-not-allowed"
 
@@ -118,6 +119,12 @@ class BodyTooLarge(ServiceError):
     """The request body is too large."""
 
     slug, status = "body-too-large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+
+
+class WrongHost(ServiceError):
+    """The request is for another host."""
+
+    slug, status = "wrong-host", HTTPStatus.BAD_REQUEST
 
 
 class UnsupportedMediaType(ServiceError):
@@ -148,6 +155,10 @@ class ModelUnavailable(JobError):
     """The model could not be loaded."""
 
     slug, status = "model-unavailable", HTTPStatus.NOT_FOUND
+
+
+class Cancelled(BaseException):
+    """The job is to stop. Not an `Exception`: nothing between a forward pass and the worker may swallow it."""
 
 
 class UnsupportedByModel(JobError):

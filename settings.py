@@ -41,11 +41,14 @@ class Settings(BaseSettings):
     model_dirs: CommaList = Field((), description="Directories whose sub-directories are models, by their name.")
     allowed_models: CommaList = Field(("*",), description="Glob patterns of the model names that may be asked for.")
     model_cache_bytes: int = Field(8 * 1024**3, gt=0, description="Parameter bytes kept loaded, over all devices.")
-    hub_timeout_seconds: float = Field(5.0, gt=0, description="Patience with the Hugging Face Hub for a model's record.")
+    hub_timeout_seconds: float = Field(
+        5.0, gt=0, description="Patience with the Hugging Face Hub for a model's record."
+    )
 
     # What runs where
     devices: CommaList = Field(
-        ("auto",), description="Torch devices, one worker pool each; `auto` is every GPU, or the CPU where there is none."
+        ("auto",),
+        description="Torch devices, one worker pool each; `auto` is every GPU, or the CPU where there is none.",
     )
     workers_per_device: int = Field(1, ge=1, description="Jobs that run at once on each device.")
     shutdown_grace_seconds: float = Field(10.0, ge=0, description="Time running jobs get to finish on shutdown.")

@@ -38,17 +38,12 @@ class LookupExample:
         return f"{self.answer}."
 
 
-def lookup_lesson(rng: random.Random, questions: int = 6) -> tuple[str, list[tuple[int, int]]]:
-    """A training text: facts, then several questions about them with their answers, and the answers' character spans."""
+def lookup_lesson(rng: random.Random, questions: int = 6) -> tuple[str, list[int]]:
+    """A training text of facts, then questions with their answers; and which fact answers each question."""
     size = rng.randint(2, 4)
     facts = list(zip(rng.sample(NAMES, size), rng.sample(THINGS, size), strict=True))
-    text = " ".join(f"{name} likes {thing}." for name, thing in facts)
-    spans = []
-    for name, thing in rng.choices(facts, k=questions):
-        text += f" {name} likes"
-        spans.append((len(text), len(text) + len(thing) + 1))
-        text += f" {thing}."
-    return text, spans
+    asked = [rng.randrange(size) for _ in range(questions)]
+    return " ".join(f"{name} likes {thing}." for name, thing in [*facts, *(facts[fact] for fact in asked)]), asked
 
 
 def lookup_example(rng: random.Random) -> LookupExample:

@@ -1,0 +1,321 @@
+"""What can be asked for, read from Inseq's own registries, signatures and docstrings: nothing is retyped.
+
+Methods, step functions, aggregators and Transformers' generation arguments, each with its parameters. Knows nothing of
+a particular request (`checks`) or model (`runner`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from inseq.attr.feat import FeatureAttribution
+from inseq.attr.feat.gradient_attribution import GradientAttributionRegistry
+from inseq.attr.step_functions import STEP_SCORES_MAP, StepFunctionDecoderOnlyArgs, StepFunctionEncoderDecoderArgs
+from inseq.data.aggregation_functions import AggregationFunction
+from inseq.data.aggregator import Aggregator, ContiguousSpanAggregator
+from pydantic import TypeAdapter, ValidationError
+from transformers import GenerationConfig
+
+REQUIRED = inspect.Parameter.empty
+
+# Arguments that Inseq fills in itself.
+_SUPPLIED_BY_INSEQ = {
+    "self", "cls", "args", "attribution_model", "hook_to_model", "inputs", "baselines", "target", "_target",
+    "additional_forward_args", "show_progress", "attr", "tensors", "do_pre_aggregation_checks",
+    "do_post_aggregation_checks",
+}  # fmt: skip
+
+# Generation arguments that would break the one-text-one-sequence contract, or only cost time here.
+_REFUSED_GENERATION_ARGS = {
+    "num_return_sequences": "one sequence is attributed for each input",
+    "return_dict_in_generate": "set by the service",
+    "output_attentions": "not part of a result",
+    "output_hidden_states": "not part of a result",
+    "output_scores": "ask for step_scores instead",
+    "output_logits": "ask for step_scores instead",
+    "stop_strings": "needs a tokenizer at generation time",
+}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One argument that a request may set: its type as JSON Schema, and its default."""
+
+    name: str
+    annotation: Any
+    default: Any = REQUIRED
+
+    @property
+    def is_required(self) -> bool:
+        return self.default is REQUIRED
+
+    def parse(self, value: Any) -> Any:
+        """The value in the type that Inseq expects. Raises `ValueError` that says what was expected.
+
+        JSON is read strictly: `"20"` is no integer, `1` no boolean; a list may stand for a tuple.
+        """
+        adapter = _adapter(self.annotation)
+        try:
+            return adapter.validate_json(json.dumps(value), strict=True)
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            raise ValueError(f"{problem['msg']} (expected {self.type_name})") from None
+
+    @property
+    def type_name(self) -> str:
+        """The type for people, e.g. `int` or `list[str] | None`."""
+        text = self.annotation.__name__ if isinstance(self.annotation, type) else str(self.annotation)
+        return re.sub(r"\b(typing|collections\.abc)\.", "", text).replace("NoneType", "None")
+
+    def describe(self) -> dict[str, Any]:
+        entry: dict[str, Any] = {"name": self.name, "type": self.type_name, "required": self.is_required}
+        if not self.is_required:
+            entry["default"] = self.default
+        return entry
+
+
+@dataclass(frozen=True)
+class Method:
+    """An attribution method. `call_parameters` go to its `attribute`, `init_parameters` to its constructor."""
+
+    name: str
+    description: str
+    reference: str | None
+    call_parameters: dict[str, Parameter]
+    init_parameters: dict[str, Parameter]
+    is_gradient: bool
+    is_layer: bool
+    is_final_step: bool  # one pass over the whole sequence: reads weights or states, not one step after another
+    ignores_attributed_fn: bool
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        return {**self.call_parameters, **self.init_parameters}
+
+
+@dataclass(frozen=True)
+class StepFunction:
+    """A function of one generation step's output: reported as a step score, or attributed."""
+
+    name: str
+    description: str
+    parameters: dict[str, Parameter]
+    function: Callable[..., torch.Tensor] = field(compare=False)
+
+    @property
+    def is_contrastive(self) -> bool:
+        return "contrast_targets" in self.parameters
+
+
+@dataclass(frozen=True)
+class AggregatorEntry:
+    """An aggregator of a result's scores, and what it takes."""
+
+    name: str
+    description: str
+    parameters: dict[str, Parameter]
+    cls: type[Aggregator] = field(compare=False)
+
+    @property
+    def merges_tokens(self) -> bool:
+        return issubclass(self.cls, ContiguousSpanAggregator)
+
+
+@cache
+def methods() -> dict[str, Method]:
+    """Every method of `inseq.list_feature_attribution_methods()`, by name, sorted (Inseq lists a set)."""
+    return {name: _method(name, cls) for name, cls in sorted(FeatureAttribution.available_classes().items())}
+
+
+@cache
+def step_functions() -> dict[str, StepFunction]:
+    """Every function of `inseq.list_step_functions()`, by name, sorted."""
+    reserved = {
+        *StepFunctionDecoderOnlyArgs.__dataclass_fields__,
+        *StepFunctionEncoderDecoderArgs.__dataclass_fields__,
+    }
+    return {
+        name: StepFunction(
+            name=name,
+            description=_first_sentence(function),
+            parameters={k: v for k, v in _parameters(function).items() if k not in reserved},
+            function=function,
+        )
+        for name, function in sorted(STEP_SCORES_MAP.items())
+    }
+
+
+@cache
+def aggregators() -> dict[str, AggregatorEntry]:
+    """Inseq's aggregators that need one result only (`pair` compares two), by name, sorted."""
+    return {
+        name: AggregatorEntry(name, _first_sentence(cls), _parameters(cls.aggregate), cls)
+        for name, cls in sorted(Aggregator.available_classes().items())
+        if name != "pair"
+    }
+
+
+@cache
+def aggregation_functions() -> list[str]:
+    """The functions an aggregator can apply (`aggregate_fn`), sorted."""
+    return sorted(AggregationFunction.available_classes())
+
+
+@cache
+def generation_parameters() -> dict[str, Parameter]:
+    """The arguments of Transformers' `generate` that a request may set, with the types its docstring gives."""
+    types_of = {
+        "int": int, "float": float, "bool": bool, "str": str, "list[int]": list[int],
+        "list[list[int]]": list[list[int]], "Union[int, list[int]]": int | list[int],
+    }  # fmt: skip
+    documented = re.findall(r"^\s+(\w+) \(`([^`]+)`", GenerationConfig.__doc__ or "", re.MULTILINE)
+    return {
+        name: Parameter(name, types_of[type_name], None)
+        for name, type_name in sorted(documented)
+        if type_name in types_of and name not in _REFUSED_GENERATION_ARGS
+    }
+
+
+def refused_generation_args() -> dict[str, str]:
+    """Generation arguments that exist but are not served, each with the reason."""
+    return dict(_REFUSED_GENERATION_ARGS)
+
+
+def describe_methods() -> list[dict[str, Any]]:
+    """The catalogue of methods as plain data, in a stable order."""
+    return [
+        {
+            "name": method.name,
+            "description": method.description,
+            "reference": method.reference,
+            "parameters": [parameter.describe() for parameter in method.parameters.values()],
+            "supports_step_scores": True,
+            "supports_attributed_fn": not method.ignores_attributed_fn,
+        }
+        for method in methods().values()
+    ]
+
+
+def describe_step_functions() -> list[dict[str, Any]]:
+    """The catalogue of step functions as plain data, in a stable order."""
+    return [
+        {
+            "name": function.name,
+            "description": function.description,
+            "parameters": [parameter.describe() for parameter in function.parameters.values()],
+            "is_contrastive": function.is_contrastive,
+        }
+        for function in step_functions().values()
+    ]
+
+
+def describe_aggregators() -> dict[str, Any]:
+    """The catalogue of aggregators and aggregation functions as plain data, in a stable order."""
+    return {
+        "aggregators": [
+            {
+                "name": entry.name,
+                "description": entry.description,
+                "parameters": [parameter.describe() for parameter in entry.parameters.values()],
+            }
+            for entry in aggregators().values()
+        ],
+        "aggregation_functions": aggregation_functions(),
+    }
+
+
+# Reading Inseq
+
+
+def _method(name: str, cls: type[FeatureAttribution]) -> Method:
+    # The names that the constructor mentions tell which operation it makes, and which flags it sets, without a model.
+    mentioned = set(cls.__init__.__code__.co_names)
+    module = vars(sys.modules[cls.__module__])
+    operations = [module.get(each) or getattr(cls, each, None) for each in sorted(mentioned)]
+    operation = next((op for op in operations if isinstance(op, type) and hasattr(op, "attribute")), None)
+    call_parameters = _parameters(operation.attribute) if operation else {}
+    if operation is not None and hasattr(operation, "perturb_func"):
+        # LIME hands what is left over to its perturbation function.
+        call_parameters |= _parameters(operation.perturb_func)
+    description = _first_sentence(cls)
+    if operation is not None and operation.__module__.startswith("captum."):
+        # Inseq describes these by their Captum class alone, and one of them by another's name.
+        description = f"{_words(operation.__name__)}, as in Captum."
+    references = re.findall(r"https?://[^\s>`<]+", inspect.getdoc(cls) or "")
+    return Method(
+        name=name,
+        description=description,
+        reference=references[0] if references else None,
+        call_parameters=call_parameters,
+        init_parameters=_parameters(cls.__init__),
+        is_gradient=issubclass(cls, GradientAttributionRegistry),
+        is_layer=name.startswith("layer_"),
+        is_final_step="is_final_step_method" in mentioned and name != "dummy",
+        ignores_attributed_fn="use_predicted_target" in mentioned or name == "dummy",
+    )
+
+
+def _words(class_name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", class_name)
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
+    """The arguments of a function that JSON can carry."""
+    hints = _hints(function)
+    found = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in _SUPPLIED_BY_INSEQ or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            continue
+        annotation = _json_type(hints.get(name, parameter.annotation))
+        if annotation is not None:
+            # Occlusion's window has no default in Captum, but Inseq fills it in.
+            default = None if name == "sliding_window_shapes" else parameter.default
+            if default is None:
+                annotation = annotation | None
+            found[name] = Parameter(name, annotation, default)
+    return found
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function)
+    except (NameError, TypeError):
+        return {}
+
+
+def _json_type(annotation: Any) -> Any | None:
+    """The part of an annotation that JSON can carry, or None where nothing is left (tensors, callables, modules)."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation in (int, float, bool, str, types.NoneType) or origin is typing.Literal:
+        return annotation
+    if origin in (typing.Union, types.UnionType):
+        kept = [each for each in map(_json_type, arguments) if each is not None]
+        useful = any(each is not types.NoneType for each in kept)
+        return typing.Union[tuple(kept)] if useful else None  # noqa: UP007 - built at run time
+    if origin in (list, tuple, dict, Sequence):
+        inner = [each if each is Ellipsis else _json_type(each) for each in arguments]
+        container: Any = list if origin is Sequence else origin
+        return None if None in inner else container[tuple(inner)]
+    return None
+
+
+def _first_sentence(thing: Any) -> str:
+    text = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+    text = re.sub(r":\w+:`~?([^`<]+?)(?:\s*<[^>]+>)?`", r"\1", text).replace("``", "`")
+    text = re.sub(r"`([^`<]+?)\s*<[^>]+>`__?", r"\1", text)
+    return re.split(r"(?<=\.)\s+(?=[A-Z])(?<!al\. )", text)[0]
+
+
+@cache
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(annotation)

@@ -1,0 +1,176 @@
+"""The face of `attribution`: check a request, run it on a device, and show its result.
+
+The only module that the service needs to know of this package. An engine is what `create_app` injects; a distributed
+one would have the same methods.
+"""
+
+from __future__ import annotations
+
+import platform
+import warnings
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+import orjson
+import torch
+from inseq.data import FeatureAttributionOutput
+from transformers.utils import logging as transformers_logging
+
+from attribution import catalogue, checks, results
+from attribution.model_cache import LoadedModel, ModelCache, bundled_models
+from attribution.results import ViewOptions
+from attribution.runner import Runner
+from models import AttributionRequest, Progress, ResultPart, Stage
+from problems import JobError, OutOfMemory
+from settings import Settings
+
+RAW, SUMMARY = "raw", "summary"
+
+
+class AttributionEngine:
+    """Inseq on this machine's devices."""
+
+    def __init__(self, settings: Settings) -> None:
+        # Progress bars and advice for people at a terminal have no place in a service's log.
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        warnings.filterwarnings("ignore", module=r"(captum|inseq|transformers)\b")
+        self._settings = settings
+        self._models = ModelCache(settings)
+
+    # Before the queue
+
+    def check(self, request: AttributionRequest) -> AttributionRequest:
+        """The request as it will run. Raises `InvalidRequest` for what can be known not to work."""
+        self._models.check_allowed(request.model)
+        kind = self._models.is_encoder_decoder(request.model)
+        return checks.resolve(request, self._settings, is_encoder_decoder=kind)
+
+    # On a worker
+
+    def devices(self) -> tuple[str, ...]:
+        """The devices that jobs run on."""
+        if self._settings.devices != ("auto",):
+            return self._settings.devices
+        return tuple(f"cuda:{index}" for index in range(torch.cuda.device_count())) or ("cpu",)
+
+    def prepare_worker(self, threads: int) -> None:
+        """Called once on each worker's thread: its share of the cores for torch's own threads."""
+        torch.set_num_threads(threads)
+
+    def run(
+        self,
+        request: AttributionRequest,
+        *,
+        device: str,
+        report: Callable[[Progress], None],
+        should_cancel: Callable[[], bool],
+    ) -> list[ResultPart]:
+        """Run a checked request and return its result, encoded for the store.
+
+        Raises a `JobError` that says why it cannot be done, `Cancelled` within one forward pass of `should_cancel`
+        turning true, and whatever Inseq and the model raise.
+        """
+        report(Progress(stage=Stage.LOADING_MODEL))
+        place = "cpu" if request.force_cpu else device
+        try:
+            with self._models.lease(request.model, device=place, dtype=request.dtype) as loaded:
+                runner = Runner(
+                    request,
+                    loaded,
+                    report=report,
+                    should_cancel=should_cancel,
+                    max_input_tokens=self._settings.max_input_tokens,
+                )
+                output = runner.run()
+                output.info |= _record(request, loaded, runner)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error) or isinstance(error, JobError):
+                raise
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            raise OutOfMemory(
+                f"{place} ran out of memory. Shorten the text, lower n_steps, or set internal_batch_size."
+            ) from error
+        report(runner.finished())
+        return encode(output)
+
+    # After it
+
+    def view(self, raw: bytes, view_format: str, options: ViewOptions) -> bytes:
+        """A view of a stored result. Raises `InvalidRequest` where the scores cannot be shown as asked."""
+        output = results.decode(raw)
+        return results.inseq_view(output, options) if view_format == "inseq" else results.json_view(output, options)
+
+    def methods(self) -> list[dict[str, Any]]:
+        return catalogue.describe_methods()
+
+    def step_functions(self) -> list[dict[str, Any]]:
+        return catalogue.describe_step_functions()
+
+    def aggregators(self) -> dict[str, Any]:
+        return catalogue.describe_aggregators()
+
+    def models(self) -> dict[str, Any]:
+        """The models that ship with the project, those in memory, and what else this server allows."""
+        return {
+            "bundled": list(bundled_models()),
+            "loaded": self._models.describe(),
+            "loads": self._models.loads,
+            "allowed": list(self._settings.allowed_models),
+            "model_cache_bytes": self._settings.model_cache_bytes,
+        }
+
+
+def encode(output: FeatureAttributionOutput) -> list[ResultPart]:
+    """The parts of a result that are stored: everything, and the default view as it is sent."""
+    # Plain JSON types from here on, so that what is read back equals what was written.
+    output.info = orjson.loads(orjson.dumps(output.info, option=orjson.OPT_SERIALIZE_NUMPY, default=str))
+    raw = results.encode(output)
+    summary = results.json_view(results.decode(raw), ViewOptions())
+    return [
+        ResultPart(RAW, results.RAW_CODEC, raw),
+        ResultPart(SUMMARY, results.JSON_CODEC, results.compress(summary)),
+    ]
+
+
+def _record(request: AttributionRequest, loaded: LoadedModel, runner: Runner) -> dict[str, Any]:
+    """What it takes to get the same numbers again."""
+    method = catalogue.methods()[request.method]
+    functions = catalogue.step_functions()
+    attributed = functions[request.attributed_fn or "probability"]
+    defaults = {
+        "attribution_args": method.parameters,
+        "attributed_fn_args": attributed.parameters,
+        "step_scores_args": {k: v for name in request.step_scores for k, v in functions[name].parameters.items()},
+    }
+    return {
+        "model_name": loaded.source.name,
+        "model_revision": loaded.source.revision,
+        "model_source": loaded.source.kind,
+        "device": loaded.key.device,
+        "dtype": loaded.key.dtype,
+        "engine": "inseq",
+        "seed": request.seed,
+        "arguments": {
+            name: {k: None if p.is_required else p.default for k, p in parameters.items()} | getattr(request, name)
+            for name, parameters in defaults.items()
+        }
+        | {"attributed_fn": attributed.name, "skip_special_tokens": request.skip_special_tokens},
+        "corrections": sorted(set(runner.corrections)),
+        "warnings": runner.warnings,
+        "versions": versions(),
+    }
+
+
+@cache
+def versions() -> dict[str, str]:
+    """The software that makes the numbers."""
+    packages = ("inseq", "torch", "transformers", "captum", "tokenizers", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

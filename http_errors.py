@@ -1,0 +1,107 @@
+"""HTTP's side of `problems`: handlers that turn whatever is raised into `application/problem+json`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from models import Problem, ProblemItem
+from problems import (
+    PROBLEM_MEDIA_TYPE,
+    InvalidRequest,
+    MalformedBody,
+    ServiceError,
+    http_problem,
+)
+
+log = structlog.get_logger(__name__)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Every error of the app, the unexpected ones too, becomes a problem document."""
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unexpected_error)
+
+
+def problem_responses(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that may raise these, for the OpenAPI document."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for error in errors:
+        entry = responses.setdefault(
+            int(error.status),
+            {"description": error.title(), "content": {PROBLEM_MEDIA_TYPE: {"schema": {"$ref": _PROBLEM_SCHEMA}}}},
+        )
+        if error.title() not in entry["description"]:
+            entry["description"] += f". {error.title()}"
+    return responses
+
+
+_PROBLEM_SCHEMA = "#/components/schemas/Problem"
+
+
+def problem_response(problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The problem as a response of its own media type."""
+    return JSONResponse(
+        problem.model_dump(mode="json", exclude_none=True),
+        status_code=problem.status,
+        headers=headers,
+        media_type=PROBLEM_MEDIA_TYPE,
+    )
+
+
+async def _service_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ServiceError)
+    if error.status >= 500:  # noqa: PLR2004
+        log.error("request_failed", path=request.url.path, problem=error.slug, detail=error.detail)
+    return problem_response(error.to_problem(request.url.path), error.headers)
+
+
+async def _validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    # Of several errors in one place (a union's members) the first says enough.
+    items = list({(item.pointer, item.parameter): item for item in reversed([*map(_item, error.errors())])}.values())[
+        ::-1
+    ]
+    if any(each["type"] == "json_invalid" for each in error.errors()):
+        found: ServiceError = MalformedBody("The body is not valid JSON.", errors=items)
+    else:
+        where = items[0].pointer or items[0].parameter or "the request"
+        more = f" (and {len(items) - 1} more)" if len(items) > 1 else ""
+        found = InvalidRequest(f"{where}: {items[0].detail}{more}", errors=items)
+    return problem_response(found.to_problem(request.url.path))
+
+
+def _item(error: Any) -> ProblemItem:
+    place, *path = error["loc"]
+    detail = str(error["msg"]).removeprefix("Value error, ")
+    if place == "body":
+        # Pydantic names the tried members of a union too (`str`, `list[...]`); a pointer has keys and indices only.
+        keys = [str(each) for each in path if isinstance(each, int) or _is_key(str(each))]
+        return ProblemItem(pointer="".join(f"/{each}" for each in keys), detail=detail)
+    return ProblemItem(parameter=".".join(map(str, path)), detail=detail)
+
+
+def _is_key(part: str) -> bool:
+    return part not in {"str", "constrained-str"} and not part.startswith(("list[", "function-"))
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    problem = http_problem(error.status_code, error.detail, request.url.path)
+    return problem_response(problem, dict(error.headers or {}))
+
+
+async def _unexpected_error(request: Request, error: Exception) -> JSONResponse:
+    log.error("request_failed", path=request.url.path, exc_info=error)
+    return problem_response(
+        ServiceError("The server failed unexpectedly. The log has the reason under this request's id.").to_problem(
+            request.url.path
+        )
+    )

@@ -1,0 +1,230 @@
+"""JobManager: accept jobs, run them on worker threads, report their progress, recover them after a crash.
+
+Knows no torch and no HTTP. The seam to whatever computes is one callable, `Run`: this request, on this device, telling
+its progress, asking whether to stop, to its result. `create_app` injects it; tests inject a function of their own, and
+a distributed engine would be one more.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import structlog
+
+from job_store import JobRecord, JobStore, with_progress
+from models import AttributionRequest, JobStatus, Problem, Progress, ResultPart, Stage
+from problems import AttributionFailed, Cancelled, Interrupted, JobNotFound, ServiceError, ShuttingDown, StorageFailed
+
+log = structlog.get_logger(__name__)
+
+_PROGRESS_INTERVAL = 1.0  # seconds between two writes of one job's progress
+_IDLE_WAIT = 1.0  # seconds a worker sleeps at most before it looks for work by itself
+
+
+class Run(Protocol):
+    """Run one request somewhere and return its result.
+
+    Raises a `JobError` for a job that cannot be done, `Cancelled` soon after `should_cancel` turned true.
+    """
+
+    def __call__(
+        self,
+        request: AttributionRequest,
+        *,
+        device: str,
+        report: Callable[[Progress], None],
+        should_cancel: Callable[[], bool],
+    ) -> list[ResultPart]: ...
+
+
+class JobManager:
+    """The jobs of one store and the workers that run them."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        run: Run,
+        *,
+        devices: Sequence[str],
+        workers_per_device: int = 1,
+        max_attempts: int = 3,
+        prepare_worker: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._run = run
+        self._max_attempts = max_attempts
+        self._prepare_worker = prepare_worker
+        self._clock = clock
+        self._work = threading.Condition()
+        self._stopping = False  # no new jobs, no new claims
+        self._aborting = False  # running jobs are to stop
+        self._live: dict[str, Progress] = {}  # progress of running jobs, fresher than the store's
+        self._busy: dict[str, list[str]] = {device: [] for device in devices}  # models being run, by device
+        self._workers = [
+            threading.Thread(target=self._work_loop, args=(device,), name=f"worker-{device}-{index}", daemon=True)
+            for device in devices
+            for index in range(workers_per_device)
+        ]
+
+    # Life
+
+    def start(self) -> None:
+        """Recover what a crash left, and start the workers."""
+        for job in self._store.recover(self._max_attempts, _give_up):
+            log.warning("job_recovered", job_id=job.job_id, attempt=job.attempt, max_attempts=self._max_attempts)
+        for worker in self._workers:
+            worker.start()
+
+    def stop(self, grace: float) -> None:
+        """Take no new work, give running jobs `grace` seconds to finish, and put the others back to pending."""
+        with self._work:
+            self._stopping = True
+            self._work.notify_all()
+        deadline = time.monotonic() + grace
+        for worker in self._workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+        self._aborting = True
+        for worker in self._workers:
+            # Cancellation takes a forward pass; a worker that is deeper in is left behind, and its job is recovered.
+            worker.join(5.0)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether every worker runs."""
+        return not self._stopping and all(worker.is_alive() for worker in self._workers)
+
+    # Jobs
+
+    def submit(self, request: AttributionRequest) -> JobRecord:
+        """Accept a job; it is durable when this returns. Raises `ShuttingDown`."""
+        if self._stopping:
+            raise ShuttingDown("The server is shutting down; send the job again in a moment.")
+        job = self._store.add(request)
+        log.info("job_accepted", job_id=job.job_id, model=request.model, method=request.method)
+        with self._work:
+            self._work.notify()
+        return job
+
+    def get(self, job_id: str) -> JobRecord:
+        """The job, with its latest progress. Raises `JobNotFound`."""
+        job = self._store.get(job_id)
+        if job is None:
+            raise JobNotFound(f"There is no job {job_id!r}. GET /attribution/jobs lists the jobs there are.")
+        return self._fresh(job)
+
+    def page(
+        self,
+        *,
+        limit: int,
+        before: int | None,
+        status: JobStatus | None,
+        model: str | None,
+        method: str | None,
+    ) -> list[JobRecord]:
+        """Jobs, newest first, those accepted before number `before`."""
+        found = self._store.page(limit=limit, before=before, status=status, model=model, method=method)
+        return [self._fresh(job) for job in found]
+
+    def queue_position(self, job: JobRecord) -> int | None:
+        """How many jobs wait before this one, or None if it does not wait."""
+        return self._store.queue_position(job.seq) if job.status is JobStatus.PENDING else None
+
+    def _fresh(self, job: JobRecord) -> JobRecord:
+        live = self._live.get(job.job_id)
+        return with_progress(job, live) if live is not None and job.status is JobStatus.RUNNING else job
+
+    # Workers
+
+    def _work_loop(self, device: str) -> None:
+        self._prepare_worker()
+        while not self._stopping:
+            try:
+                job = self._store.claim(busy_models=tuple(self._busy[device]))
+            except StorageFailed as error:
+                log.warning("claim_failed", error=error.detail)
+                job = None
+            if job is None:
+                with self._work:
+                    if not self._stopping:
+                        self._work.wait(_IDLE_WAIT)
+                continue
+            self._busy[device].append(job.request.model)
+            try:
+                self._run_job(job, device)
+            finally:
+                self._busy[device].remove(job.request.model)
+                self._live.pop(job.job_id, None)
+
+    def _run_job(self, job: JobRecord, device: str) -> None:
+        """Run one claimed job to its end, whatever happens: a worker never dies of a job."""
+        started = self._clock()
+        with structlog.contextvars.bound_contextvars(job_id=job.job_id):
+            log.info("job_started", attempt=job.attempt, device=device, model=job.request.model)
+            reporter = _Reporter(job, self._store, self._live, self._clock)
+            try:
+                result = self._run(job.request, device=device, report=reporter, should_cancel=lambda: self._aborting)
+                stored = self._store.complete(job, result, reporter.latest)
+                log.info("job_completed", seconds=round(self._clock() - started, 3), stored=stored)
+            except Cancelled:
+                self._store.requeue(job)
+                log.info("job_requeued")
+            except Exception as error:
+                self._fail(job, error)
+
+    def _fail(self, job: JobRecord, error: Exception) -> None:
+        if isinstance(error, ServiceError):
+            log.info("job_failed", problem=error.slug)
+            problem = error.to_problem(_instance(job))
+        else:
+            log.error("job_failed", problem=AttributionFailed.slug, exc_info=error)
+            reason = str(error).strip() or "no further explanation"
+            detail = f"{type(error).__name__}: {reason}"
+            problem = AttributionFailed(detail).to_problem(_instance(job))
+        try:
+            self._store.fail(job, problem)
+        except StorageFailed:
+            # It stays `running` and is run again after a restart, when the disk may be writable.
+            log.warning("job_failure_not_stored")
+
+
+class _Reporter:
+    """Takes a job's progress: adds the time left, keeps the latest in memory, writes it now and then."""
+
+    def __init__(self, job: JobRecord, store: JobStore, live: dict[str, Progress], clock: Callable[[], float]) -> None:
+        self._job, self._store, self._live, self._clock = job, store, live, clock
+        self.latest = Progress()
+        self._stage: Stage | None = None
+        self._stage_began = 0.0
+        self._steps_before = 0
+        self._written = clock()
+
+    def __call__(self, progress: Progress) -> None:
+        now = self._clock()
+        if progress.stage is not self._stage:
+            self._stage, self._stage_began, self._steps_before = progress.stage, now, progress.steps_done
+        done = progress.steps_done - self._steps_before
+        if progress.stage is Stage.ATTRIBUTING and progress.steps_total and done > 0:
+            left = progress.steps_total - progress.steps_done
+            progress = progress.model_copy(update={"eta_seconds": round((now - self._stage_began) / done * left, 3)})
+        self.latest = self._live[self._job.job_id] = progress
+        if now - self._written >= _PROGRESS_INTERVAL:
+            self._written = now
+            try:
+                self._store.save_progress(self._job, progress)
+            except StorageFailed:
+                log.warning("progress_not_stored", job_id=self._job.job_id)
+
+
+def _instance(job: JobRecord) -> str:
+    return f"/attribution/jobs/{job.job_id}"
+
+
+def _give_up(job: JobRecord) -> Problem:
+    return Interrupted(
+        f"The server stopped while it ran this job, {job.attempt} times; it may be the cause, and is not run again. "
+        "Submit it again, or a smaller one."
+    ).to_problem(_instance(job))

@@ -1,0 +1,413 @@
+"""The FastAPI app: `create_app(settings)`, routes, lifespan. `python main.py` serves it.
+
+Routes are thin: they check, ask the manager or the engine, and shape the answer. They are plain functions, which
+FastAPI runs on threads, so that nothing ever blocks the event loop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import gzip
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import structlog
+import uvicorn
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi.responses import RedirectResponse
+
+from http_errors import install_error_handlers, problem_responses
+from job_manager import JobManager
+from job_store import JobRecord, JobStore
+from middleware import RequestGuard, RequestIdMiddleware
+from models import AttributionRequest, AttributionResult, Job, JobList, JobStatus, Links
+from problems import (
+    BodyTooLarge,
+    InvalidRequest,
+    JobNotFound,
+    ModelNotAllowed,
+    NoResult,
+    ResultNotReady,
+    ServiceError,
+    ShuttingDown,
+    UnsupportedMediaType,
+    all_errors,
+)
+from settings import Settings
+
+if TYPE_CHECKING:
+    from attribution.engine import AttributionEngine
+
+VERSION = "0.1.0"
+log = structlog.get_logger(__name__)
+api = APIRouter(prefix="/attribution", tags=["attribution"], responses=problem_responses(InvalidRequest))
+meta = APIRouter(tags=["service"])
+
+
+def _manager(request: Request) -> JobManager:
+    return request.app.state.manager  # type: ignore[no-any-return]
+
+
+def _engine(request: Request) -> AttributionEngine:
+    return request.app.state.engine  # type: ignore[no-any-return]
+
+
+def _store(request: Request) -> JobStore:
+    return request.app.state.store  # type: ignore[no-any-return]
+
+
+Manager = Annotated[JobManager, Depends(_manager)]
+Engine = Annotated[Any, Depends(_engine)]
+Store = Annotated[JobStore, Depends(_store)]
+
+
+# Jobs
+
+
+@api.post(
+    "/jobs",
+    status_code=202,
+    response_model=Job,
+    responses=problem_responses(InvalidRequest, ModelNotAllowed, BodyTooLarge, UnsupportedMediaType, ShuttingDown),
+)
+def submit_job(body: AttributionRequest, response: Response, manager: Manager, engine: Engine) -> Job:
+    """Accept an attribution job. It is stored when this answers, and will run whatever happens to the server."""
+    record = manager.submit(engine.check(body))
+    job = _job(record, manager)
+    response.headers["Location"] = job.links.self
+    return job
+
+
+@api.get("/jobs", response_model=JobList, responses=problem_responses(InvalidRequest))
+def list_jobs(
+    manager: Manager,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
+    status: JobStatus | None = None,
+    model: str | None = None,
+    method: str | None = None,
+) -> JobList:
+    """The jobs, newest first. Pages neither skip nor repeat a job while new ones arrive."""
+    records = manager.page(limit=limit + 1, before=_read_cursor(cursor), status=status, model=model, method=method)
+    page = records[:limit]
+    following = _write_cursor(page[-1].seq) if len(records) > limit else None
+    return JobList(jobs=[_job(record, manager) for record in page], next_cursor=following)
+
+
+@api.get("/jobs/{job_id}", response_model=Job, responses=problem_responses(JobNotFound))
+def get_job(job_id: str, response: Response, manager: Manager) -> Job:
+    """The job: its status, progress and, if it failed, why."""
+    record = manager.get(job_id)
+    if not record.status.is_terminal:
+        response.headers["Retry-After"] = "1"
+    return _job(record, manager)
+
+
+@api.get(
+    "/jobs/{job_id}/results",
+    responses={
+        200: {"model": AttributionResult, "description": "The result in the asked view"},
+        304: {"description": "Not modified"},
+        **problem_responses(JobNotFound, ResultNotReady, NoResult, InvalidRequest),
+    },
+    response_class=Response,
+)
+def get_results(
+    job_id: str,
+    request: Request,
+    manager: Manager,
+    engine: Engine,
+    store: Store,
+    view: Annotated[
+        Literal["json", "inseq"],
+        Query(alias="format", description="`inseq`: a file for `inseq.FeatureAttributionOutput.load`."),
+    ] = "json",
+    aggregator: Annotated[
+        str | None, Query(description="Inseq's aggregators in order, e.g. `subwords,scores`.")
+    ] = None,
+    aggregate_fn: Annotated[
+        str | None, Query(description="A function for each aggregator, e.g. `absmax,vnorm`; empty for its default.")
+    ] = None,
+    aggregator_args: Annotated[str | None, Query(description="Arguments of the aggregators, as a JSON object.")] = None,
+    normalize: Annotated[bool | None, Query(description="Whether scores sum to 1 over the attributed tokens.")] = None,
+    granular: Annotated[bool, Query(description="The scores as they were computed, not aggregated.")] = False,
+) -> Response:
+    """The result of a completed job."""
+    record = manager.get(job_id)
+    if record.status is not JobStatus.COMPLETED:
+        raise _no_result(record)
+    from attribution.results import ViewOptions
+
+    options = ViewOptions(
+        aggregators=_names(aggregator),
+        aggregate_fn=tuple(name or None for name in aggregate_fn.split(",")) if aggregate_fn is not None else (),
+        aggregator_args=_json_object(aggregator_args),
+        normalize=normalize,
+        granular=granular,
+    )
+    options.check()
+    files = store.files(record.job_id)
+    stored = options.is_default and view == "json"
+    basis = files["summary" if stored else "raw"].sha256
+    etag = f'W/"{hashlib.sha256(f"{basis} {view} {options}".encode()).hexdigest()[:32]}"'
+    headers = {"ETag": etag, "Vary": "Accept-Encoding", "Cache-Control": "private, no-cache"}
+    if etag in {each.strip() for each in request.headers.get("If-None-Match", "").split(",")}:
+        return Response(status_code=304, headers=headers)
+    if view == "inseq":
+        headers["Content-Disposition"] = f'attachment; filename="{record.job_id}.json"'
+    zipped = store.read(files["summary"]) if stored else None
+    content = None if zipped is not None else engine.view(store.read(files["raw"]), view, options)
+    if "gzip" in request.headers.get("Accept-Encoding", ""):
+        headers["Content-Encoding"] = "gzip"
+        body = zipped if zipped is not None else gzip.compress(content or b"", 5, mtime=0)
+    else:
+        body = gzip.decompress(zipped) if zipped is not None else content or b""
+    return Response(body, media_type="application/json", headers=headers)
+
+
+# What can be asked for
+
+
+@api.get("/methods")
+def list_methods(engine: Engine) -> dict[str, list[dict[str, Any]]]:
+    """The attribution methods, with their parameters."""
+    return {"methods": engine.methods()}
+
+
+@api.get("/step_functions")
+def list_step_functions(engine: Engine) -> dict[str, list[dict[str, Any]]]:
+    """The step functions: for `step_scores`, and for `attributed_fn`."""
+    return {"step_functions": engine.step_functions()}
+
+
+@api.get("/aggregators")
+def list_aggregators(engine: Engine) -> dict[str, Any]:
+    """The aggregators and aggregation functions of a result's views."""
+    return engine.aggregators()  # type: ignore[no-any-return]
+
+
+@api.get("/models")
+def list_models(engine: Engine) -> dict[str, Any]:
+    """The bundled models, those in memory, and which others the server allows."""
+    return engine.models()  # type: ignore[no-any-return]
+
+
+# The service itself
+
+
+@meta.get("/", include_in_schema=False)
+def index() -> RedirectResponse:
+    return RedirectResponse("/docs")
+
+
+@meta.get("/health/live")
+def live() -> dict[str, str]:
+    """Whether the process answers."""
+    return {"status": "ok"}
+
+
+@meta.get("/health/ready", responses=problem_responses(ShuttingDown))
+def ready(manager: Manager, store: Store) -> dict[str, str]:
+    """Whether jobs are accepted and run: the store is writable and every worker alive."""
+    if not manager.is_alive or not store.is_writable():
+        raise ShuttingDown("The workers are not running or the store cannot be written.")
+    return {"status": "ok"}
+
+
+@meta.get("/problems/{slug}", responses=problem_responses(JobNotFound))
+def describe_problem(slug: str) -> dict[str, Any]:
+    """What a problem's `type` means."""
+    for error in all_errors():
+        if error.slug == slug:
+            return {"type": f"/problems/{slug}", "title": error.title(), "status": int(error.status)}
+    raise JobNotFound(f"There is no problem type {slug!r}.")
+
+
+# Putting it together
+
+
+def create_app(settings: Settings | None = None, engine: AttributionEngine | None = None) -> FastAPI:
+    """The app, with the given settings and engine (Inseq on this machine's devices, if none is given).
+
+    Opening the store and starting the workers happens when the app starts, so that making one costs nothing.
+    """
+    settings = settings or Settings()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        chosen = engine or _inseq_engine(settings)
+        store = JobStore(settings.data_dir)
+        devices = chosen.devices()
+        workers = len(devices) * settings.workers_per_device
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        manager = JobManager(
+            store,
+            chosen.run,
+            devices=devices,
+            workers_per_device=settings.workers_per_device,
+            max_attempts=settings.max_attempts,
+            prepare_worker=lambda: chosen.prepare_worker(threads),
+        )
+        app.state.engine, app.state.store, app.state.manager = chosen, store, manager
+        manager.start()
+        log.info("server_started", devices=list(devices), workers=workers, data_dir=str(settings.data_dir))
+        try:
+            yield
+        finally:
+            manager.stop(settings.shutdown_grace_seconds)
+            store.close()
+            log.info("server_stopped")
+
+    app = FastAPI(
+        title="Attribution as a service",
+        summary="Inseq feature attribution as durable jobs over HTTP.",
+        version=VERSION,
+        lifespan=lifespan,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    )
+    app.include_router(api)
+    app.include_router(meta)
+    install_error_handlers(app)
+    app.add_middleware(RequestGuard, max_bytes=settings.max_body_bytes, allowed_hosts=settings.allowed_hosts)
+    app.add_middleware(RequestIdMiddleware)
+    return app
+
+
+def _inseq_engine(settings: Settings) -> AttributionEngine:
+    # Inseq reads this once, when it is imported: its caches belong to this server's data, not to the user's home.
+    os.environ.setdefault("INSEQ_ARTIFACTS_CACHE", str(settings.data_dir.resolve() / "inseq-artifacts"))
+    from attribution.engine import AttributionEngine
+
+    return AttributionEngine(settings)
+
+
+def _job(record: JobRecord, manager: JobManager) -> Job:
+    location = f"/attribution/jobs/{record.job_id}"
+    return Job(
+        job_id=record.job_id,
+        status=record.status,
+        progress=record.progress,
+        queue_position=manager.queue_position(record),
+        created_at=_utc(record.created_at),
+        started_at=_utc(record.started_at),
+        finished_at=_utc(record.finished_at),
+        attempt=record.attempt,
+        request=record.request,
+        error=record.error,
+        links=Links(self=location, results=f"{location}/results"),
+    )
+
+
+def _no_result(record: JobRecord) -> ServiceError:
+    if not record.status.is_terminal:
+        return ResultNotReady(
+            f"The job is {record.status}; ask again when its status is completed.", headers={"Retry-After": "1"}
+        )
+    cause = record.error
+    return NoResult(f"The job {record.status}: {cause.detail if cause else 'no reason is known'}", cause=cause)
+
+
+def _utc(seconds: float | None) -> Any:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def _write_cursor(seq: int) -> str:
+    return base64.urlsafe_b64encode(str(seq).encode()).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str | None) -> int | None:
+    if cursor is None:
+        return None
+    try:
+        return int(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except ValueError:
+        raise InvalidRequest("The cursor is not one of this server's: use next_cursor of the page before.") from None
+
+
+def _names(value: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in value.split(",") if name.strip()) if value else ()
+
+
+def _json_object(value: str | None) -> dict[str, Any]:
+    if value is None:
+        return {}
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise InvalidRequest('aggregator_args must be a JSON object, such as {"source_spans": [[0, 2]]}.')
+    return parsed
+
+
+# The command line
+
+
+def configure_logging() -> None:
+    """One line of JSON for each event, on standard error."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """`python main.py [--host HOST] [--port PORT] [--data-dir DIR]`."""
+    parser = argparse.ArgumentParser(description="Serve feature attribution jobs over HTTP.")
+    parser.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port to listen on (default: 8000)")
+    parser.add_argument("--data-dir", type=Path, help="where jobs and results are stored (default: data/)")
+    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    settings = Settings(**given)
+    if not settings.is_loopback and not settings.allow_public:
+        parser.error(
+            f"{settings.host} can be reached by other machines, and there is no authentication yet. Set "
+            "INSEQ_API_ALLOW_PUBLIC=true (and INSEQ_API_ALLOWED_HOSTS) if that is what you want."
+        )
+    configure_logging()
+    server = _AnnouncingServer(
+        uvicorn.Config(create_app(settings), host=settings.host, port=settings.port, log_level="warning")
+    )
+    server.run()
+
+
+class _AnnouncingServer(uvicorn.Server):
+    """Prints where it listens, and a first job to paste, once it does."""
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        if not self.started:
+            return
+        port = self.servers[0].sockets[0].getsockname()[1]
+        body = {
+            "model": "lookup-gpt2",
+            "method": "input_x_gradient",
+            "input_text": "Anna likes tea. Ben likes milk. Anna likes",
+            "step_scores": ["probability"],
+        }
+        print(  # noqa: T201 - for the person who started it
+            f"\nServing on http://{self.config.host}:{port}  (interactive documentation at /docs)\n\nA first job:\n\n"
+            f"  curl -s http://{self.config.host}:{port}/attribution/jobs -H 'Content-Type: application/json' \\\n"
+            f"    -d '{json.dumps(body)}'\n",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""What the tests share: a real server on a loopback port, a hub cache with a small GPT-2, Inseq called directly."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+# Before Inseq is imported: its caches go to a folder of this run, and nothing looks for the network.
+_SCRATCH = tempfile.mkdtemp(prefix="inseq-api-tests-")
+os.environ["INSEQ_ARTIFACTS_CACHE"] = f"{_SCRATCH}/inseq-artifacts"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = f"{_SCRATCH}/hf"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+for _name in [name for name in os.environ if name.startswith("INSEQ_API_")]:
+    del os.environ[_name]
+
+import pytest  # noqa: E402
+
+from tests.hub import build_hub_cache  # noqa: E402
+from tests.serving import Server  # noqa: E402
+
+BUNDLED = Path(__file__).parent.parent / "demo_models"
+LOOKUP, PHRASEBOOK = "lookup-gpt2", "phrasebook-t5"
+PROMPT = "Anna likes tea. Ben likes milk. Anna likes"
+SENTENCE = "the red cat sees a dog"
+
+
+@pytest.fixture(scope="session")
+def hub_cache(tmp_path_factory):
+    """A Hugging Face cache that holds a small random GPT-2 and its tokenizer as `distilgpt2`."""
+    return build_hub_cache(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory):
+    """A configured model root; tests that need a model of a family put it there (see `tests.families`)."""
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory, hub_cache, model_dir):
+    """A server in its own process, with two workers, for all tests that do not harm it."""
+    with Server(
+        tmp_path_factory.mktemp("data"),
+        HF_HOME=str(hub_cache),
+        INSEQ_API_MODEL_DIRS=str(model_dir),
+        INSEQ_API_WORKERS_PER_DEVICE="2",
+    ) as running:
+        yield running

@@ -1,0 +1,58 @@
+"""A Hugging Face cache in the hub's own layout, filled with a small random GPT-2: the real loading code runs on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+COMMIT = "2290a62682d06624634c1f46a6ad5be0f47f38aa"
+_TEXT = ["Feature attribution helps explain model predictions.", "The quick brown fox jumps over the lazy dog."]
+
+
+def byte_level_tokenizer(size: int = 400, **special: str) -> PreTrainedTokenizerFast:
+    """A GPT-2-like tokenizer that encodes any text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    names = list(dict.fromkeys(special.values()))
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=names,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_TEXT * 3, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **special)
+
+
+def build_small_gpt2(folder: Path, seed: int = 0) -> None:
+    """A random two-layer GPT-2 that writes something other than its end token."""
+    eos = "<|endoftext|>"
+    tokenizer = byte_level_tokenizer(bos_token=eos, eos_token=eos, unk_token=eos)
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=128,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        initializer_range=0.3,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    GPT2LMHeadModel(config).eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def build_hub_cache(home: Path) -> Path:
+    """`home` as an HF_HOME whose hub cache has the model as `distilgpt2`."""
+    repository = home / "hub" / "models--distilgpt2"
+    snapshot = repository / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    build_small_gpt2(snapshot)
+    return home

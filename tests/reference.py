@@ -1,0 +1,62 @@
+"""Inseq called directly, as a researcher's script would, and the comparison of its output with the service's."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import inseq
+import torch
+from inseq.data import FeatureAttributionOutput
+from transformers import set_seed
+
+from attribution import corrections
+
+# What the service adds to `info`, or says in its own way (the public model name instead of a path).
+_OWN_INFO = {"model_name", "tokenizer_name", "exec_time"}
+
+
+@lru_cache(maxsize=32)
+def load(path: str) -> Any:
+    """A model as Inseq loads it; kept, because Inseq itself is what is being trusted here."""
+    return inseq.load_model(path, "dummy", device="cpu")
+
+
+def attribute(path: Path | str, text: str, method: str, *, seed: int = 0, **arguments: Any) -> FeatureAttributionOutput:
+    """`inseq.load_model(...).attribute(...)` with a seed before it."""
+    model = inseq.load_model(str(path), "dummy", device="cpu")
+    if method == "reagent":
+        corrections.seed_word_classes(model.tokenizer, str(path).split("/")[-1])
+    set_seed(seed)
+    return model.attribute(text, method=method, show_progress=False, **arguments)
+
+
+def assert_same(ours: FeatureAttributionOutput, theirs: FeatureAttributionOutput, *, rtol: float = 1e-5) -> None:
+    """Field by field, to float rounding: relative to the largest score of the field."""
+    assert len(ours.sequence_attributions) == len(theirs.sequence_attributions)
+    for a, b in zip(ours.sequence_attributions, theirs.sequence_attributions, strict=True):
+        assert type(a) is type(b)
+        assert [(t.token, t.id) for t in a.source] == [(t.token, t.id) for t in b.source]
+        assert [(t.token, t.id) for t in a.target] == [(t.token, t.id) for t in b.target]
+        assert (a.attr_pos_start, a.attr_pos_end) == (b.attr_pos_start, b.attr_pos_end)
+        assert a._num_dimensions == b._num_dimensions
+        for name in ("source_attributions", "target_attributions"):
+            assert_close(getattr(a, name), getattr(b, name), name, rtol)
+        for name in ("step_scores", "sequence_scores"):
+            mine, other = getattr(a, name) or {}, getattr(b, name) or {}
+            assert mine.keys() == other.keys()
+            for key in mine:
+                assert_close(mine[key], other[key], f"{name}.{key}", rtol)
+    for key in theirs.info.keys() - _OWN_INFO:
+        assert ours.info[key] == theirs.info[key], key
+
+
+def assert_close(a: torch.Tensor | None, b: torch.Tensor | None, name: str, rtol: float = 1e-5) -> None:
+    assert (a is None) == (b is None), name
+    if a is None or b is None:
+        return
+    assert a.shape == b.shape, (name, a.shape, b.shape)
+    assert torch.equal(a.isnan(), b.isnan()), name
+    scale = float(torch.nan_to_num(b).abs().max()) if b.numel() else 0.0
+    torch.testing.assert_close(a, b, rtol=rtol, atol=rtol * max(scale, 1e-12), equal_nan=True, msg=name)

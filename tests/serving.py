@@ -1,0 +1,109 @@
+"""A real server in a process of its own, and the few calls that tests make of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+ROOT = Path(__file__).parent.parent
+
+
+class Server:
+    """`python main.py` on a free loopback port; `kill` is SIGKILL, `stop` is SIGTERM, `start` starts it again."""
+
+    def __init__(self, data_dir: Path, *arguments: str, **environment: str) -> None:
+        self.data_dir = data_dir
+        self._arguments = arguments
+        self._environment = environment
+        self._process: subprocess.Popen[str] | None = None
+        self._log = tempfile.TemporaryFile("w+")
+        self.client: httpx.Client
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "main.py", "--port", "0", "--data-dir", str(self.data_dir), *self._arguments],
+            cwd=ROOT,
+            env=os.environ | self._environment,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if found := re.search(r"http://[\d.]+:\d+", line):
+                self.url = found.group()
+                self.client = httpx.Client(base_url=self.url, timeout=30)
+                return
+        raise AssertionError(f"the server did not start:\n{self.log}")
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        self.client.close()
+
+    def stop(self, timeout: float = 30) -> int:
+        assert self._process is not None
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+        code = self._process.wait(timeout)
+        self.client.close()
+        return code
+
+    @property
+    def log(self) -> str:
+        self._log.seek(0)
+        return self._log.read()
+
+    def submit(self, **body: Any) -> str:
+        answer = self.client.post("/attribution/jobs", json=body)
+        assert answer.status_code == 202, answer.text
+        return answer.json()["job_id"]
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        answer = self.client.get(f"/attribution/jobs/{job_id}")
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def wait(self, job_id: str, timeout: float = 120) -> dict[str, Any]:
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            job = self.job(job_id)
+            if job["status"] in {"completed", "failed", "cancelled"}:
+                return job
+            time.sleep(0.03)
+        raise AssertionError(f"job {job_id} did not end: {job}\n{self.log[-3000:]}")
+
+    def run(self, **body: Any) -> str:
+        """Submit, wait, and insist that it completed."""
+        job = self.wait(self.submit(**body))
+        assert job["status"] == "completed", job["error"]
+        return job["job_id"]
+
+    def result(self, job_id: str, **parameters: Any) -> dict[str, Any]:
+        answer = self.client.get(f"/attribution/jobs/{job_id}/results", params=parameters)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def refusal(self, **body: Any) -> dict[str, Any]:
+        """The problem with which this request is refused."""
+        answer = self.client.post("/attribution/jobs", json=body)
+        assert answer.status_code == 422, (answer.status_code, answer.text)
+        assert answer.headers["content-type"] == "application/problem+json"
+        return answer.json()
