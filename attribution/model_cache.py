@@ -294,7 +294,7 @@ def load(source: ModelSource, key: ModelKey) -> LoadedModel:
     model.tokenizer_name = source.name
     network.to(key.device)
     model._device = key.device  # noqa: SLF001 - Inseq's setter refuses `cuda:0`
-    network.eval()
+    model.eval()  # the wrapper too, which Inseq leaves in train mode
     network.requires_grad_(False)
     size = sum(t.numel() * t.element_size() for t in (*network.parameters(), *network.buffers()))
     loaded = LoadedModel(key, source, model, size)

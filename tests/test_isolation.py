@@ -1,0 +1,352 @@
+"""Jobs do not disturb each other. Every leak of Inseq in a long-lived process has a test here, and each test shows that
+it would notice: with the guard taken out, the leak is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import sys
+import threading
+
+import inseq
+import orjson
+import pytest
+import torch
+from inseq.attr.feat import FeatureAttribution
+from inseq.models import AttributionModel, HuggingfaceModel
+
+from attribution import isolation, model_cache, results, runner
+from attribution.engine import AttributionEngine
+from attribution.results import ViewOptions
+from models import AttributionRequest, Progress
+from problems import Cancelled, JobError
+from settings import Settings
+from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
+
+INPUTS = {LOOKUP: PROMPT, PHRASEBOOK: SENTENCE}
+
+
+def new_engine(**settings) -> AttributionEngine:
+    return AttributionEngine(Settings(**settings))
+
+
+def run(engine, model, method, *, cancel_at=None, on_forward=lambda: None, report=lambda progress: None, **body):
+    """The scores of a job as plain data, or `Cancelled` at its n-th forward."""
+    request = engine.check(AttributionRequest(model=model, method=method, input_text=INPUTS[model], **body))
+    forwards = 0
+
+    def should_cancel():
+        nonlocal forwards
+        forwards += 1
+        on_forward()
+        return forwards == cancel_at
+
+    parts = engine.run(request, device="cpu", report=report, should_cancel=should_cancel)
+    return scores(parts)
+
+
+def scores(parts):
+    view = orjson.loads(results.json_view(results.decode(parts[0].content), ViewOptions(granular=True)))
+    return view["sequence_attributions"]
+
+
+@contextlib.contextmanager
+def without(monkeypatch, module, name, replacement):
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, replacement)
+        yield
+
+
+def no_snapshot(model):
+    return lambda: None
+
+
+@pytest.fixture
+def engine():
+    return new_engine()
+
+
+# Hooks
+
+
+@pytest.mark.parametrize(("model", "then"), [(PHRASEBOOK, "attention"), (LOOKUP, "saliency"), (PHRASEBOOK, "saliency")])
+def test_a_job_stopped_midway_leaves_no_hooks(engine, monkeypatch, model, then):
+    clean = run(engine, model, then)
+    with pytest.raises(Cancelled):
+        run(engine, model, "value_zeroing", cancel_at=14)
+    assert run(engine, model, then) == clean
+
+    with without(monkeypatch, isolation, "_snapshot", no_snapshot):
+        leaky = new_engine()
+        with pytest.raises(Cancelled):
+            run(leaky, model, "value_zeroing", cancel_at=14)
+        try:
+            spoiled = run(leaky, model, then)
+        except Exception as error:
+            spoiled = error
+    assert spoiled != clean
+
+
+def test_a_stopped_job_leaves_no_trace_function(engine, monkeypatch):
+    before = sys.gettrace()
+    with pytest.raises(Cancelled):
+        run(engine, LOOKUP, "value_zeroing", cancel_at=14)
+    assert sys.gettrace() is before
+
+
+# Modes and attributes
+
+
+def test_dropout_does_not_stay_on(engine, monkeypatch):
+    """`mc_dropout_prob_avg` puts the model into train mode and leaves it there."""
+    clean = run(engine, PHRASEBOOK, "saliency")
+    run(engine, PHRASEBOOK, "dummy", step_scores=["mc_dropout_prob_avg"])
+    assert run(engine, PHRASEBOOK, "saliency") == clean
+
+    with without(monkeypatch, isolation, "_snapshot", no_snapshot):
+        leaky = new_engine()
+        with without(monkeypatch, runner.corrections, "corrected_step_function", lambda name: name):
+            with pytest.raises(Cancelled):  # in the dropout's own forward, before the step is done
+                run(leaky, PHRASEBOOK, "dummy", step_scores=["mc_dropout_prob_avg"], generated_text="il", cancel_at=3)
+            assert run(leaky, PHRASEBOOK, "saliency") != clean
+
+
+def test_the_wrapper_and_its_gradients_are_as_before(engine):
+    with engine._models.lease(LOOKUP, device="cpu", dtype="float32") as loaded:
+        model = loaded.model
+        before = {name: value for name, value in vars(model).items() if name != "_modules"}
+    for method in ("layer_gradient_x_activation", "value_zeroing", "integrated_gradients", "reagent"):
+        run(engine, LOOKUP, method, attribution_args={"max_probe_steps": 5} if method == "reagent" else {})
+        assert {name: value for name, value in vars(model).items() if name != "_modules"} == before, method
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        assert not any(module.training for module in model.modules())
+
+
+# What Inseq shares between all callers
+
+
+def mutable_defaults():
+    functions = [
+        AttributionModel.attribute,
+        HuggingfaceModel.__init__,
+        HuggingfaceModel.load,
+        FeatureAttribution.attribute,
+        inspect.unwrap(FeatureAttribution.prepare_and_attribute),
+        FeatureAttribution.filtered_attribute_step,
+        FeatureAttribution.attribute_step,
+    ]
+    return [
+        (function.__qualname__, parameter.name, parameter.default)
+        for function in functions
+        for parameter in inspect.signature(function).parameters.values()
+        if isinstance(parameter.default, dict | list)
+    ]
+
+
+def test_inseqs_shared_defaults_stay_empty(engine):
+    contrast = {"contrast_targets": PROMPT + " milk.", "contrast_targets_alignments": [[[i, i] for i in range(12)]]}
+    run(engine, LOOKUP, "occlusion", generation_args={"max_new_tokens": 2})
+    run(engine, LOOKUP, "saliency", generated_text=PROMPT + " tea.", step_scores=["contrast_prob"], step_scores_args=contrast)
+    run(engine, PHRASEBOOK, "lime", step_scores=["probability"])
+    assert len(mutable_defaults()) > 5
+    assert [entry for entry in mutable_defaults() if entry[2]] == []
+
+
+def test_another_callers_tokens_do_not_reach_a_job(engine):
+    """After one call with a target prefix, every later `attribute` of any model in the process begins with its tokens."""
+    clean = run(engine, PHRASEBOOK, "saliency")
+    theirs = inseq.load_model(str(BUNDLED / PHRASEBOOK), "saliency", device="cpu")
+    shared = inspect.signature(AttributionModel.attribute).parameters["generation_args"].default
+    try:
+        theirs.attribute("a dog", "il gatto", generate_from_target_prefix=True, show_progress=False)
+        assert "decoder_input_ids" in shared  # the leak in Inseq itself
+        assert run(engine, PHRASEBOOK, "saliency") == clean
+        assert "gatto" in theirs.attribute(SENTENCE, show_progress=False).info["generated_texts"][0].split()[1]
+    finally:
+        shared.clear()
+
+
+def test_one_methods_default_aggregation_is_not_anothers(engine, monkeypatch):
+    """Making a gradient output writes `vnorm` into Inseq's table of defaults, for every class."""
+
+    def attention_by_scores():
+        request = engine.check(AttributionRequest(model=LOOKUP, method="attention", input_text=PROMPT))
+        parts = engine.run(request, device="cpu", report=lambda p: None, should_cancel=lambda: False)
+        return engine.view(parts[0].content, "json", ViewOptions(aggregators=("scores", "scores")))
+
+    expected = orjson.loads(attention_by_scores())["sequence_attributions"]
+    run(engine, LOOKUP, "saliency")
+    assert orjson.loads(attention_by_scores())["sequence_attributions"] == expected
+    request = engine.check(AttributionRequest(model=LOOKUP, method="attention", input_text=PROMPT))
+    parts = engine.run(request, device="cpu", report=lambda p: None, should_cancel=lambda: False)
+    by_mean = engine.view(parts[0].content, "json", ViewOptions(aggregators=("mean", "mean")))
+    assert orjson.loads(by_mean)["sequence_attributions"] == expected
+
+    with without(monkeypatch, results, "_own_functions", lambda sequence: None):
+        run(engine, LOOKUP, "saliency")
+        assert orjson.loads(attention_by_scores())["sequence_attributions"] != expected
+
+
+# Threads
+
+
+def together(*calls):
+    """Run calls in threads that start at once; their results in order."""
+    barrier, found = threading.Barrier(len(calls)), [None] * len(calls)
+
+    def work(index):
+        barrier.wait()
+        found[index] = calls[index]()
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def test_different_models_at_once_give_unchanged_numbers(engine):
+    jobs = [(LOOKUP, "integrated_gradients"), (PHRASEBOOK, "deeplift"), (LOOKUP, "value_zeroing"), (PHRASEBOOK, "lime"),
+            (PHRASEBOOK, "value_zeroing"), (LOOKUP, "gradient_shap")]  # fmt: skip
+    alone = [run(new_engine(), *job) for job in jobs]
+    for _ in range(2):
+        assert together(*[lambda job=job: run(engine, *job) for job in jobs]) == alone
+
+
+def test_random_jobs_do_not_draw_from_each_other(monkeypatch):
+    """The generators are one per process: two jobs that draw at once would change each other's numbers."""
+    alone = [run(new_engine(), model, "lime", attribution_args={"n_samples": 30}) for model in (LOOKUP, PHRASEBOOK)]
+    engine = new_engine()
+    for model in (LOOKUP, PHRASEBOOK):
+        run(engine, model, "dummy")
+    calls = [
+        lambda model=model: run(engine, model, "lime", attribution_args={"n_samples": 30}) for model in (LOOKUP, PHRASEBOOK)
+    ]
+    assert together(*calls) == alone
+
+    class NoLock(contextlib.nullcontext):
+        pass
+
+    with without(monkeypatch, runner, "RANDOM_DRAWS", NoLock()):
+        assert any(together(*calls) != alone for _ in range(5))
+
+
+@pytest.mark.parametrize("method", sorted(set(inseq.list_feature_attribution_methods())))
+def test_methods_said_to_draw_nothing_draw_nothing(engine, method):
+    """Only methods in `RANDOM_METHODS` wait for each other: the others must leave every generator where it is."""
+    if method in {"layer_integrated_gradients", "layer_deeplift"} | runner.checks.RANDOM_METHODS:
+        return
+    run(engine, LOOKUP, "dummy")
+    before = isolation.RandomState()
+    run(engine, LOOKUP, method, attribution_args={"n_steps": 3} if "integrated" in method else {})
+    after = isolation.RandomState()
+    assert before._python == after._python
+    assert str(before._numpy) == str(after._numpy)
+    assert torch.equal(before._torch, after._torch)
+
+
+def test_models_load_one_at_a_time(monkeypatch):
+    """Two `from_pretrained` at once fail with "Cannot copy out of meta tensor"."""
+    inside, most = 0, 0
+    original = model_cache.AutoTokenizer.from_pretrained
+
+    def watched(*args, **kwargs):
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        threading.Event().wait(0.2)
+        try:
+            return original(*args, **kwargs)
+        finally:
+            inside -= 1
+
+    monkeypatch.setattr(model_cache.AutoTokenizer, "from_pretrained", watched)
+    jobs = [lambda model=model: run(engine, model, "dummy") for model in (LOOKUP, PHRASEBOOK)]
+    engine = new_engine()
+    together(*jobs)
+    assert most == 1
+    monkeypatch.setattr(model_cache, "_LOADING", contextlib.nullcontext())
+    monkeypatch.setattr(model_cache, "RANDOM_DRAWS", contextlib.nullcontext())
+    engine = new_engine()
+    with contextlib.suppress(JobError):
+        together(*jobs)
+    assert most == 2
+
+
+def test_loading_another_dtype_waits_for_running_attributions(engine, monkeypatch):
+    """While a bfloat16 model is built, the process's default dtype is bfloat16: entropies would be off."""
+
+    def loaded_meanwhile():
+        loader = threading.Thread(target=lambda: run(engine, PHRASEBOOK, "dummy", dtype="bfloat16"))
+        seen = []
+
+        def at_forward():
+            if not loader.ident:
+                loader.start()
+                loader.join(2.0)
+            seen.append(torch.get_default_dtype())
+            seen.append(loader.is_alive())
+
+        run(engine, LOOKUP, "dummy", step_scores=["entropy"], on_forward=at_forward)
+        loader.join()
+        return set(seen)
+
+    assert loaded_meanwhile() == {torch.float32, True}
+
+    class NoGate:
+        shared = alone = staticmethod(contextlib.nullcontext)
+
+    with (
+        without(monkeypatch, isolation, "DEFAULT_DTYPE", NoGate()),
+        without(monkeypatch, model_cache, "DEFAULT_DTYPE", NoGate()),
+    ):
+        engine = new_engine()
+        assert False in loaded_meanwhile()
+
+
+# Everything after everything
+
+
+@pytest.mark.parametrize("model", [LOOKUP, PHRASEBOOK])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_any_order_with_failures_between_equals_fresh_models(engine, model, backwards):
+    settings = {
+        "integrated_gradients": {"n_steps": 4},
+        "sequential_integrated_gradients": {"n_steps": 3},
+        "lime": {"n_samples": 8},
+        "reagent": {"max_probe_steps": 5, "num_probes": 2},
+    }
+    methods = ["attention", "deeplift", "dummy", "gradient_shap", "input_x_gradient", "integrated_gradients", "lime",
+               "occlusion", "saliency", "sequential_integrated_gradients", "value_zeroing"]  # fmt: skip
+    if model == LOOKUP:
+        methods += ["layer_gradient_x_activation", "reagent"]
+    for index, method in enumerate(sorted(methods, reverse=backwards)):
+        body = {"attribution_args": settings.get(method, {}), "step_scores": ["mc_dropout_prob_avg", "probability"]}
+        ours = run(engine, model, method, **body)
+        fresh = run(new_engine(), model, method, **body)
+        assert orjson.dumps(ours) == orjson.dumps(fresh), method
+        # Three ways to fail: midway, at the tokens, and in Inseq itself.
+        if index % 3 == 0:
+            with pytest.raises(Cancelled):
+                run(engine, model, method, cancel_at=9, **body)
+        elif index % 3 == 1:
+            with pytest.raises(JobError):
+                run(engine, model, method, attr_pos_start=50, **body)
+        else:
+            with pytest.raises(Exception, match=r"."):
+                run(engine, model, "occlusion", attribution_args={"sliding_window_shapes": [99, 99]})
+
+
+def test_progress_is_told_step_by_step(engine):
+    told: list[Progress] = []
+    run(engine, LOOKUP, "saliency", report=told.append)
+    attributing = [(p.steps_done, p.steps_total) for p in told if p.stage == "attributing"]
+    assert attributing == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert [p.stage for p in told][0] == "loading_model"
+    assert told[-1].stage == "saving"
+    told.clear()
+    run(engine, LOOKUP, "value_zeroing", report=told.append)
+    forwards = [(p.steps_done, p.steps_total) for p in told if p.stage == "attributing"]
+    assert forwards[-1][0] == forwards[-1][1] > 10
