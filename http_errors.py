@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import structlog
@@ -49,7 +50,7 @@ _PROBLEM_SCHEMA = "#/components/schemas/Problem"
 def problem_response(problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
     """The problem as a response of its own media type."""
     return JSONResponse(
-        problem.model_dump(mode="json", exclude_none=True),
+        problem.model_dump(mode="json"),
         status_code=problem.status,
         headers=headers,
         media_type=PROBLEM_MEDIA_TYPE,
@@ -65,10 +66,7 @@ async def _service_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    # Of several errors in one place (a union's members) the first says enough.
-    items = list({(item.pointer, item.parameter): item for item in reversed([*map(_item, error.errors())])}.values())[
-        ::-1
-    ]
+    items = _one_per_place(map(_item, error.errors()))
     if any(each["type"] == "json_invalid" for each in error.errors()):
         found: ServiceError = MalformedBody("The body is not valid JSON.", errors=items)
     else:
@@ -76,6 +74,17 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
         more = f" (and {len(items) - 1} more)" if len(items) > 1 else ""
         found = InvalidRequest(f"{where}: {items[0].detail}{more}", errors=items)
     return problem_response(found.to_problem(request.url.path))
+
+
+def _one_per_place(items: Iterable[ProblemItem]) -> list[ProblemItem]:
+    """Errors in one place are those of a union's members: it should be one or another."""
+    merged: dict[tuple[str | None, str | None], ProblemItem] = {}
+    for item in items:
+        place = (item.pointer, item.parameter)
+        before = merged.get(place)
+        detail = f"{before.detail}, or: {item.detail}" if before else item.detail
+        merged[place] = item.model_copy(update={"detail": detail})
+    return list(merged.values())
 
 
 def _item(error: Any) -> ProblemItem:

@@ -214,7 +214,7 @@ class JobStore:
     def fail(self, job: JobRecord, error: Problem) -> bool:
         """Mark the job failed, with the reason. False if the job was no longer this attempt's."""
         with self._write() as connection:
-            return self._finish(connection, job, JobStatus.FAILED, error=error.model_dump_json(exclude_none=True))
+            return self._finish(connection, job, JobStatus.FAILED, error=error.model_dump_json())
 
     def requeue(self, job: JobRecord) -> bool:
         """Put a running job back to pending, because the server stops; it does not count as an attempt."""
@@ -232,7 +232,7 @@ class JobStore:
                 if job.attempt < max_attempts:
                     self._move(connection, job, JobStatus.PENDING, started_at=None)
                 else:
-                    error = give_up(job).model_dump_json(exclude_none=True)
+                    error = give_up(job).model_dump_json()
                     self._finish(connection, job, JobStatus.FAILED, error=error)
         return [_record(row) for row in rows]
 

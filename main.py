@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 VERSION = "0.1.0"
 log = structlog.get_logger(__name__)
 api = APIRouter(prefix="/attribution", tags=["attribution"], responses=problem_responses(InvalidRequest))
-meta = APIRouter(tags=["service"])
+meta = APIRouter(tags=["service"], responses=problem_responses(InvalidRequest))
 
 
 def _manager(request: Request) -> JobManager:
@@ -381,13 +382,19 @@ def main(arguments: list[str] | None = None) -> None:
             "INSEQ_API_ALLOW_PUBLIC=true (and INSEQ_API_ALLOWED_HOSTS) if that is what you want."
         )
     configure_logging()
-    server = _AnnouncingServer(
-        uvicorn.Config(create_app(settings), host=settings.host, port=settings.port, log_level="warning")
-    )
+    serve(create_app(settings), settings.host, settings.port)
+
+
+def serve(app: FastAPI, host: str, port: int) -> None:
+    """Serve until SIGTERM or SIGINT, with the shutdown that the app's lifespan makes; then return."""
+    server = AnnouncingServer(uvicorn.Config(app, host=host, port=port, log_level="warning"))
+    # Uvicorn raises the signal again once it has shut down; by then it is answered, and the exit status is 0.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     server.run()
 
 
-class _AnnouncingServer(uvicorn.Server):
+class AnnouncingServer(uvicorn.Server):
     """Prints where it listens, and a first job to paste, once it does."""
 
     async def startup(self, sockets: Any = None) -> None:

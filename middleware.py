@@ -39,7 +39,7 @@ class RequestIdMiddleware:
 
 
 class RequestGuard:
-    """Refuses a request for another host (DNS rebinding), and a body that is not JSON or too large, while it is read."""
+    """Refuses a request for another host (DNS rebinding), and a body that is no JSON or too large, while it is read."""
 
     def __init__(self, app: ASGIApp, max_bytes: int, allowed_hosts: Sequence[str]) -> None:
         self._app = app

@@ -11,7 +11,16 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 # `name` or `org/name`, optionally `@revision`: never a path. Each part starts with a letter or digit and has no two
 # dots in a row, so neither `..` nor a leading slash can be written.
@@ -148,7 +157,15 @@ class Progress(BaseModel):
     eta_seconds: float | None = None
 
 
-class ProblemItem(BaseModel):
+class _WithoutNulls(BaseModel):
+    """A document in which what does not apply is left out, as RFC 9457's members are."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_nulls(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if value is not None}
+
+
+class ProblemItem(_WithoutNulls):
     """One of several errors in a request: where (a JSON pointer into the body, or a parameter) and what."""
 
     model_config = ConfigDict(frozen=True)
@@ -158,7 +175,7 @@ class ProblemItem(BaseModel):
     detail: str
 
 
-class Problem(BaseModel):
+class Problem(_WithoutNulls):
     """An error, as RFC 9457 `application/problem+json`."""
 
     model_config = ConfigDict(frozen=True)

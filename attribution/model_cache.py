@@ -288,7 +288,9 @@ def load(source: ModelSource, key: ModelKey) -> LoadedModel:
             model = HuggingfaceModel.load(
                 network, "dummy", tokenizer=tokenizer, device="cpu", model_kwargs={}, tokenizer_kwargs={}
             )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file or an unknown architecture raises whatever its reader does
         raise ModelUnavailable(f"{source.name!r} could not be loaded: {_first_line(error)}") from error
     model.model_name = source.name
     model.tokenizer_name = source.name

@@ -182,8 +182,9 @@ class ViewOptions:
         parsed = {}
         for name, value in self.aggregator_args.items():
             if name not in accepted:
+                asked = ", ".join(self.aggregators) or "no aggregator"
                 raise InvalidRequest(
-                    f"aggregator_args: {name!r} is not an argument of {', '.join(self.aggregators) or 'no aggregator'}. "
+                    f"aggregator_args: {name!r} is not an argument of {asked}. "
                     f"Accepted: {', '.join(accepted) or 'none'}."
                 )
             try:

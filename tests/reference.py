@@ -17,7 +17,13 @@ _OWN_INFO = {"model_name", "tokenizer_name", "exec_time"}
 
 
 def attribute(
-    path: Path | str, text: str, method: str, *, seed: int = 0, init_args: dict[str, Any] | None = None, **arguments: Any
+    path: Path | str,
+    text: str,
+    method: str,
+    *,
+    seed: int = 0,
+    init_args: dict[str, Any] | None = None,
+    **arguments: Any,
 ) -> FeatureAttributionOutput:
     """`inseq.load_model(path, method, **init_args).attribute(text, ...)` with a seed before it."""
     if method == "reagent":

@@ -20,12 +20,13 @@ ROOT = Path(__file__).parent.parent
 class Server:
     """`python main.py` on a free loopback port; `kill` is SIGKILL, `stop` is SIGTERM, `start` starts it again."""
 
-    def __init__(self, data_dir: Path, *arguments: str, **environment: str) -> None:
+    def __init__(self, data_dir: Path, *arguments: str, module: str = "main", **environment: str) -> None:
         self.data_dir = data_dir
+        self._module = module
         self._arguments = arguments
         self._environment = environment
         self._process: subprocess.Popen[str] | None = None
-        self._log = tempfile.TemporaryFile("w+")
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the server
         self.client: httpx.Client
 
     def __enter__(self) -> Self:
@@ -37,7 +38,7 @@ class Server:
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "main.py", "--port", "0", "--data-dir", str(self.data_dir), *self._arguments],
+            [sys.executable, "-m", self._module, "--port", "0", "--data-dir", str(self.data_dir), *self._arguments],
             cwd=ROOT,
             env=os.environ | self._environment,
             stdout=subprocess.PIPE,

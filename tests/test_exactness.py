@@ -93,7 +93,9 @@ def assert_array(ours, tensor):
     expected = tensor.float().numpy()
     found = np.array(ours, dtype=np.float64)  # None becomes NaN
     assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * max(np.nanmax(np.abs(expected), initial=0), 1e-9))
+    np.testing.assert_allclose(
+        found, expected, rtol=1e-5, atol=1e-5 * max(np.nanmax(np.abs(expected), initial=0), 1e-9)
+    )
 
 
 @pytest.mark.parametrize("model", [LOOKUP, PHRASEBOOK])

@@ -147,7 +147,14 @@ def mutable_defaults():
 def test_inseqs_shared_defaults_stay_empty(engine):
     contrast = {"contrast_targets": PROMPT + " milk.", "contrast_targets_alignments": [[[i, i] for i in range(12)]]}
     run(engine, LOOKUP, "occlusion", generation_args={"max_new_tokens": 2})
-    run(engine, LOOKUP, "saliency", generated_text=PROMPT + " tea.", step_scores=["contrast_prob"], step_scores_args=contrast)
+    run(
+        engine,
+        LOOKUP,
+        "saliency",
+        generated_text=PROMPT + " tea.",
+        step_scores=["contrast_prob"],
+        step_scores_args=contrast,
+    )
     run(engine, PHRASEBOOK, "lime", step_scores=["probability"])
     assert len(mutable_defaults()) > 5
     assert [entry for entry in mutable_defaults() if entry[2]] == []
@@ -222,7 +229,8 @@ def test_random_jobs_do_not_draw_from_each_other(monkeypatch):
     for model in (LOOKUP, PHRASEBOOK):
         run(engine, model, "dummy")
     calls = [
-        lambda model=model: run(engine, model, "lime", attribution_args={"n_samples": 30}) for model in (LOOKUP, PHRASEBOOK)
+        lambda model=model: run(engine, model, "lime", attribution_args={"n_samples": 30})
+        for model in (LOOKUP, PHRASEBOOK)
     ]
     assert together(*calls) == alone
 
@@ -344,7 +352,7 @@ def test_progress_is_told_step_by_step(engine):
     run(engine, LOOKUP, "saliency", report=told.append)
     attributing = [(p.steps_done, p.steps_total) for p in told if p.stage == "attributing"]
     assert attributing == [(0, 3), (1, 3), (2, 3), (3, 3)]
-    assert [p.stage for p in told][0] == "loading_model"
+    assert told[0].stage == "loading_model"
     assert told[-1].stage == "saving"
     told.clear()
     run(engine, LOOKUP, "value_zeroing", report=told.append)

@@ -1,0 +1,80 @@
+"""An engine without torch: answers at once, slowly, or dies, as its request says. For tests of jobs and HTTP.
+
+`python -m tests.fake_engine --data-dir DIR` serves it, for tests that kill the process many times.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import sys
+import time
+from pathlib import Path
+
+from main import configure_logging, create_app, serve
+from models import Progress, ResultPart, Stage
+from problems import Cancelled, InputRejected
+from settings import Settings
+
+
+class FakeEngine:
+    """`input_text` tells it what to do: `sleep:0.1`, `fail`, `raise`, `die`, `forever`, or anything else for an answer."""
+
+    def __init__(self):
+        self.runs: list[str] = []
+
+    def check(self, request):
+        return request
+
+    def devices(self):
+        return ("cpu",)
+
+    def prepare_worker(self, threads):
+        self.threads = threads
+
+    def run(self, request, *, device, report, should_cancel):
+        text = request.inputs[0]
+        self.runs.append(text)
+        action, _, argument = text.partition(":")
+        seconds = {"sleep": float(argument or 0), "die": 0.3, "forever": 10**6}.get(action, 0)
+        deadline = time.monotonic() + seconds
+        report(Progress(stage=Stage.ATTRIBUTING, steps_done=0, steps_total=4))
+        report(Progress(stage=Stage.ATTRIBUTING, steps_done=1, steps_total=4, fraction=0.25))
+        while time.monotonic() < deadline:
+            if should_cancel():
+                raise Cancelled
+            time.sleep(0.005)
+        if action == "die":
+            os._exit(9)
+        if action == "fail":
+            raise InputRejected("The text says fail.")
+        if action == "raise":
+            raise ZeroDivisionError("division by zero")
+        answer = self.answer(request)
+        return [ResultPart("raw", "text", answer), ResultPart("summary", "json+gzip", gzip.compress(answer, mtime=0))]
+
+    @staticmethod
+    def answer(request):
+        return f'{{"text": "{request.inputs[0]}", "seed": {request.seed}}}'.encode()
+
+    def view(self, raw, view_format, options):
+        return raw
+
+    def models(self):
+        return {}
+
+    def methods(self):
+        return []
+
+    step_functions = methods
+    aggregators = models
+
+
+def main():
+    configure_logging()
+    settings = Settings(data_dir=Path(sys.argv[sys.argv.index("--data-dir") + 1]), workers_per_device=2)
+    serve(create_app(settings, FakeEngine()), "127.0.0.1", 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The tree is what the documents say: imports point one way, modules stay small, names in the README exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from main import api, meta
+from problems import all_errors
+from settings import Settings
+from tests.serving import ROOT
+
+# Who may import whom among our own modules; everything else is against the grain.
+ALLOWED = {
+    "settings": set(),
+    "models": set(),
+    "problems": {"models"},
+    "http_errors": {"models", "problems"},
+    "middleware": {"http_errors", "problems"},
+    "job_store": {"models", "problems"},
+    "job_manager": {"job_store", "models", "problems"},
+    "attribution": {"models", "problems", "settings"},
+    "main": {"attribution", "http_errors", "job_manager", "job_store", "middleware", "models", "problems", "settings"},
+    "migrations": set(),
+    "demo_models": set(),
+}
+MODULES = [
+    path
+    for path in sorted(ROOT.glob("*.py")) + sorted(ROOT.glob("*/*.py"))
+    if path.relative_to(ROOT).parts[0] not in {"tests", "benchmarks", ".venv"}
+]
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    ours = imported(path) & ALLOWED.keys() - {room(path)}
+    assert ours <= ALLOWED[room(path)]
+
+
+def test_the_modules_of_attribution_have_no_cycle():
+    graph = {}
+    for path in (ROOT / "attribution").glob("*.py"):
+        text = path.read_text()
+        graph[path.stem] = set(re.findall(r"^from attribution\.(\w+) import", text, re.MULTILINE))
+        for line in re.findall(r"^from attribution import (.+)$", text, re.MULTILINE):
+            graph[path.stem] |= {name.strip() for name in line.split(",")}
+    while graph:
+        leaves = [name for name, needs in graph.items() if not needs & graph.keys()]
+        assert leaves, f"a cycle among {sorted(graph)}"
+        for leaf in leaves:
+            del graph[leaf]
+
+
+def test_torch_loads_only_behind_attribution():
+    code = "import sys, main, job_manager, job_store; sys.exit(any(n in sys.modules for n in ('torch', 'inseq')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_modules_stay_small():
+    assert {str(path): lines for path in MODULES if (lines := len(path.read_text().splitlines())) > 420} == {}
+
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_readme_names_every_endpoint():
+    for route in (*api.routes, *meta.routes):
+        if route.path != "/":
+            (method,) = route.methods - {"HEAD"}
+            assert f"`{method} {route.path}`" in README, route.path
+
+
+def test_the_readme_names_files_that_exist():
+    named = set(re.findall(r"`([A-Za-z0-9_./-]+\.(?:py|md|toml|lock|ipynb))`", README))
+    assert named
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+
+
+def test_the_documentation_has_every_setting_and_problem():
+    text = (ROOT / "docs" / "settings.md").read_text()
+    for name, field in Settings.model_fields.items():
+        assert f"`INSEQ_API_{name.upper()}`" in text, name
+        assert field.description in text, name
+    problems = (ROOT / "docs" / "problems.md").read_text()
+    for error in all_errors():
+        assert f"`/problems/{error.slug}`" in problems, error
+
+
+def test_the_readme_names_every_method():
+    from attribution import catalogue
+
+    for name in catalogue.methods():
+        assert f"`{name}`" in README

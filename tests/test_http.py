@@ -1,0 +1,327 @@
+"""The HTTP contract: jobs, results in their views, the catalogue, problems."""
+
+from __future__ import annotations
+
+import gzip
+import inspect
+import json
+import re
+
+import httpx
+import inseq
+import numpy as np
+import pytest
+
+from main import api, meta
+from tests import reference
+from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
+
+JOB = {"model": LOOKUP, "method": "saliency", "input_text": PROMPT, "step_scores": ["probability"]}
+
+
+@pytest.fixture(scope="module")
+def done(server):
+    """A completed saliency job."""
+    return server.run(**JOB)
+
+
+# Jobs
+
+
+def test_a_job_says_where_it_is_and_what_it_runs(server):
+    answer = server.client.post("/attribution/jobs", json={**JOB, "method": "deep_lift"})
+    assert answer.status_code == 202
+    job = answer.json()
+    assert answer.headers["location"] == job["links"]["self"] == f"/attribution/jobs/{job['job_id']}"
+    assert job["status"] == "pending"
+    assert job["request"]["method"] == "deeplift"
+    assert job["request"]["seed"] == 0
+    assert job["created_at"].endswith("Z")
+    job = server.wait(job["job_id"])
+    assert job["created_at"] < job["started_at"] < job["finished_at"]
+    assert job["attempt"] == 1
+    assert job["progress"]["fraction"] == 1
+    assert job["progress"]["steps_done"] == job["progress"]["steps_total"] > 0
+    assert job["queue_position"] is None
+    assert job["error"] is None
+
+
+def test_shorthands_and_arguments_are_stored_as_they_run(server):
+    answer = server.client.post(
+        "/attribution/jobs", json={**JOB, "method": "integrated_gradients", "n_steps": 4, "internal_batch_size": 2}
+    )
+    request = answer.json()["request"]
+    assert request["attribution_args"] == {"n_steps": 4, "internal_batch_size": 2}
+    job_id = answer.json()["job_id"]
+    server.wait(job_id)
+    info = server.result(job_id)["info"]
+    assert info["arguments"]["attribution_args"] == {
+        "n_steps": 4, "internal_batch_size": 2, "method": "gausslegendre", "return_convergence_delta": False,
+        "multiply_by_inputs": True,
+    }  # fmt: skip
+    assert (
+        server.result(server.run(**request))["sequence_attributions"] == server.result(job_id)["sequence_attributions"]
+    )
+
+
+def test_listing_pages_are_stable_and_filtered(server, done):
+    ids = [server.run(model=PHRASEBOOK, method="dummy", input_text=SENTENCE) for _ in range(5)]
+    parameters = {"model": PHRASEBOOK, "method": "dummy", "status": "completed", "limit": 2}
+    seen, cursor = [], None
+    while True:
+        page = server.client.get("/attribution/jobs", params=parameters | ({"cursor": cursor} if cursor else {})).json()
+        seen += [job["job_id"] for job in page["jobs"]]
+        if len(seen) == 2:
+            server.run(model=PHRASEBOOK, method="dummy", input_text=SENTENCE)  # arrives while we read
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+    assert seen[:5] == ids[::-1]
+    assert len(seen) == len(set(seen))
+    assert server.client.get("/attribution/jobs", params={"cursor": "!!"}).status_code == 422
+    assert server.client.get("/attribution/jobs", params={"limit": 0}).json()["errors"][0]["parameter"] == "limit"
+
+
+# Results
+
+
+def test_the_default_view_is_inseqs_default_aggregation(server, done):
+    theirs = reference.attribute(BUNDLED / LOOKUP, PROMPT, "saliency").aggregate()
+    found = server.result(done)["sequence_attributions"][0]["target_attributions"]
+    expected = theirs.sequence_attributions[0].target_attributions.numpy()
+    np.testing.assert_allclose(np.array(found, float), expected, rtol=1e-5, atol=1e-7)
+
+
+VIEWS = {
+    "function": ({"aggregator": "sum"}, {"aggregator": "sum"}),
+    "not normalized": ({"normalize": "false"}, {"normalize": False}),
+    "subwords": (
+        {"aggregator": "subwords,vnorm"},
+        {"aggregator": ["subwords", "vnorm"], "special_chars": ("Ġ",)},
+    ),
+    "functions": (
+        {"aggregator": "subwords,scores", "aggregate_fn": "max,mean"},
+        {"aggregator": ["subwords", "scores"], "aggregate_fn": ["max", "mean"], "special_chars": ("Ġ",)},
+    ),
+    "spans": (
+        {"aggregator": "spans,vnorm", "aggregator_args": '{"target_spans": [[0, 4], [4, 8]]}'},
+        {"aggregator": ["spans", "vnorm"], "target_spans": [(0, 4), (4, 8)]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_aggregation_equals_inseqs(server, done, name):
+    parameters, arguments = VIEWS[name]
+    theirs = reference.attribute(BUNDLED / LOOKUP, PROMPT, "saliency").sequence_attributions[0].aggregate(**arguments)
+    ours = server.result(done, **parameters)["sequence_attributions"][0]
+    assert [token["token"] for token in ours["target"]] == [token.token for token in theirs.target]
+    found = np.array(ours["target_attributions"], float)
+    np.testing.assert_allclose(found, theirs.target_attributions.numpy(), rtol=1e-5, atol=1e-7)
+
+
+BAD_VIEWS = {
+    "aggregator=nonsense": "There is no aggregator 'nonsense'",
+    "aggregator=scores&aggregate_fn=nonsense": "There is no aggregation function 'nonsense'",
+    "aggregator=scores&aggregate_fn=max,max": "one function for each aggregator",
+    "granular=true&aggregator=scores": "leave out aggregator",
+    "aggregator=spans&aggregator_args=[]": "must be a JSON object",
+    'aggregator=spans&aggregator_args={"nope":1}': "'nope' is not an argument",
+    'aggregator=spans&aggregator_args={"target_spans":"x"}': "expected",
+    'aggregator=spans&aggregator_args={"target_spans":[[0,99]]}': "cannot be aggregated",
+    "format=pdf": "format",
+    "granular=perhaps": "granular",
+}
+
+
+@pytest.mark.parametrize("query", BAD_VIEWS)
+def test_a_view_that_cannot_be_is_told(server, done, query):
+    answer = server.client.get(f"/attribution/jobs/{done}/results?{query}")
+    assert answer.status_code == 422, answer.text
+    assert BAD_VIEWS[query] in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("method", ["attention", "value_zeroing", "occlusion", "saliency", "dummy"])
+@pytest.mark.parametrize("model", [LOOKUP, PHRASEBOOK])
+def test_inseq_loads_and_aggregates_what_it_is_given(server, tmp_path, model, method):
+    """Inseq's own file loses the number of dimensions, and then aggregates attention wrongly."""
+    job_id = server.run(model=model, method=method, input_text={LOOKUP: PROMPT, PHRASEBOOK: SENTENCE}[model])
+    file = tmp_path / "result.json"
+    file.write_bytes(server.client.get(f"/attribution/jobs/{job_id}/results?format=inseq").content)
+    json.loads(file.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    loaded = inseq.FeatureAttributionOutput.load(file).aggregate().sequence_attributions[0]
+    ours = server.result(job_id)["sequence_attributions"][0]
+    for name in ("source_attributions", "target_attributions"):
+        expected = getattr(loaded, name)
+        assert (expected is None) == (ours[name] is None)
+        if expected is not None:
+            np.testing.assert_allclose(np.array(ours[name], float), expected.numpy(), rtol=1e-6)
+
+
+def test_step_attributions_are_returned_when_asked_for(server):
+    result = server.result(server.run(**JOB, output_step_attributions=True))
+    steps, sequence = result["step_attributions"], result["sequence_attributions"][0]
+    assert len(steps) == sequence["attr_pos_end"] - sequence["attr_pos_start"] + 1  # the EOS that Inseq drops
+    assert steps[0]["target"][0][0] == sequence["target"][sequence["attr_pos_start"]]
+    assert len(steps[0]["target_attributions"][0]) == sequence["attr_pos_start"]
+    assert server.client.get(f"/attribution/jobs/{server.run(**JOB)}/results").json()["step_attributions"] is None
+
+
+def test_results_are_compressed_and_cached(server, done):
+    url = f"{server.url}/attribution/jobs/{done}/results"
+    with httpx.Client() as client:
+        zipped = client.get(url, headers={"Accept-Encoding": "gzip"})
+        plain = client.get(url, headers={"Accept-Encoding": "identity"})
+        assert zipped.headers["content-encoding"] == "gzip"
+        assert "content-encoding" not in plain.headers
+        assert zipped.json() == plain.json()
+        assert int(zipped.headers["content-length"]) < len(plain.content)
+        etag = plain.headers["etag"]
+        assert etag == zipped.headers["etag"]
+        again = client.get(url, headers={"If-None-Match": etag})
+        assert (again.status_code, again.content) == (304, b"")
+        other = client.get(url, params={"granular": "true"}, headers={"If-None-Match": etag})
+        assert other.status_code == 200
+        assert other.headers["etag"] != etag
+
+
+def test_the_default_view_is_stored_as_it_is_sent(server, done):
+    """The second read computes nothing: the bytes on disk are the bytes of the answer."""
+    (file,) = (server.data_dir / "results").glob(f"{done}.*.summary")
+    answer = server.client.get(f"/attribution/jobs/{done}/results", headers={"Accept-Encoding": "identity"})
+    assert gzip.decompress(file.read_bytes()) == answer.content
+
+
+def test_the_record_says_how_to_get_the_result_again(server, done):
+    info = server.result(done)["info"]
+    assert info["model_name"] == LOOKUP
+    assert re.fullmatch(r"[0-9a-f]{12}", info["model_revision"])
+    assert (info["attribution_method"], info["attributed_fn"]) == ("saliency", "probability_fn")
+    assert (info["seed"], info["dtype"], info["device"], info["engine"]) == (0, "float32", "cpu", "inseq")
+    assert info["arguments"]["attribution_args"] == {"abs": True}
+    assert info["corrections"] == []
+    assert info["versions"]["inseq"] == "0.7.1"
+    assert {"torch", "transformers", "captum"} <= info["versions"].keys()
+    assert info["input_texts"] == [PROMPT]
+    assert info["generated_texts"][0].startswith(PROMPT + " tea")
+
+
+# The catalogue
+
+
+def test_the_catalogue_is_inseqs(server):
+    methods = server.client.get("/attribution/methods").json()["methods"]
+    assert [method["name"] for method in methods] == sorted(inseq.list_feature_attribution_methods())
+    functions = server.client.get("/attribution/step_functions").json()["step_functions"]
+    assert [function["name"] for function in functions] == sorted(inseq.list_step_functions())
+    aggregators = server.client.get("/attribution/aggregators").json()
+    assert [each["name"] for each in aggregators["aggregators"]] == sorted({*inseq.list_aggregators()} - {"pair"})
+    assert all(entry["description"] for entry in [*methods, *functions, *aggregators["aggregators"]])
+    steps = next(method for method in methods if method["name"] == "integrated_gradients")["parameters"][0]
+    assert steps == {"name": "n_steps", "type": "int", "required": False, "default": 50}
+
+
+def test_the_catalogue_names_the_operation_that_inseq_runs(server):
+    """The parameters are read without a model; here they are held against methods made with one."""
+    from attribution import catalogue
+
+    model = inseq.load_model(str(BUNDLED / LOOKUP), "dummy", device="cpu")
+    for name, method in catalogue.methods().items():
+        if name in {"reagent", "dummy", "discretized_integrated_gradients"}:
+            continue
+        loaded = model.get_attribution_method(name)
+        assert loaded.is_final_step_method == method.is_final_step, name
+        accepted = inspect.signature(loaded.method.attribute).parameters
+        own = catalogue._parameters(loaded.method.attribute)
+        assert own.items() <= method.call_parameters.items()
+        assert set(own) <= set(accepted)
+
+
+def test_models_in_memory_are_told(server, done):
+    answer = server.client.get("/attribution/models").json()
+    assert answer["bundled"] == [LOOKUP, PHRASEBOOK]
+    (entry,) = [each for each in answer["loaded"] if each["name"] == LOOKUP and each["dtype"] == "float32"]
+    assert (entry["class"], entry["device"], entry["is_encoder_decoder"]) == ("GPT2LMHeadModel", "cpu", False)
+    assert entry["bytes"] == 282_432 * 4
+
+
+# Problems
+
+
+def problem(answer, status):
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body = answer.json()
+    assert body["status"] == status
+    assert {"type", "title", "detail"} <= body.keys()
+    return body
+
+
+def test_every_error_is_a_problem_document(server):
+    client = server.client
+    post = lambda content, **headers: client.post(  # noqa: E731
+        "/attribution/jobs", content=content, headers={"Content-Type": "application/json"} | headers
+    )
+    assert problem(client.get("/nowhere"), 404)["type"] == "about:blank"
+    assert "allow" in client.put("/attribution/jobs").headers
+    problem(client.delete("/attribution/jobs"), 405)
+    assert problem(client.get("/attribution/jobs/nope"), 404)["type"] == "/problems/job-not-found"
+    assert problem(client.get("/attribution/jobs/nope/results"), 404)["type"] == "/problems/job-not-found"
+    assert problem(post("{not json"), 400)["type"] == "/problems/malformed-body"
+    assert problem(post('"text"'), 422)["errors"][0]["pointer"] == ""
+    assert problem(post(b'{"model": "\\ud800"}'), 422)
+    assert problem(post("model=x", **{"Content-Type": "text/plain"}), 415)
+    assert problem(post(" " * 5_000_000), 413)["type"] == "/problems/body-too-large"
+    assert problem(client.get("/health/live", headers={"Host": "evil.example"}), 400)["type"] == "/problems/wrong-host"
+    missing = problem(post("{}"), 422)
+    assert {error["pointer"] for error in missing["errors"]} == {"/model", "/method", "/input_text"}
+
+
+def test_a_body_too_large_is_refused_while_it_is_read(server):
+    """Without a length in front: the limit holds for what arrives."""
+
+    def endless():
+        for _ in range(2000):
+            yield b" " * 65536
+
+    try:
+        answer = server.client.post(
+            "/attribution/jobs", content=endless(), headers={"Content-Type": "application/json"}
+        )
+    except httpx.WriteError:
+        return  # the server hung up on us, as it may
+    problem(answer, 413)
+
+
+def test_problem_types_are_described(server):
+    for path in ("/attribution/jobs/nope",):
+        kind = server.client.get(path).json()["type"]
+        described = server.client.get(kind).json()
+        assert described["type"] == kind
+        assert described["status"] == 404
+
+
+def test_responses_carry_an_id_and_are_not_sniffed(server):
+    answers = [server.client.get("/health/live") for _ in range(2)]
+    assert len({answer.headers["x-request-id"] for answer in answers}) == 2
+    assert answers[0].headers["x-content-type-options"] == "nosniff"
+
+
+def test_health(server):
+    assert server.client.get("/health/live").json() == {"status": "ok"}
+    assert server.client.get("/health/ready").json() == {"status": "ok"}
+
+
+def test_the_openapi_document_describes_errors_too(server):
+    document = server.client.get("/openapi.json").json()
+    responses = document["paths"]["/attribution/jobs"]["post"]["responses"]
+    assert {"202", "413", "415", "422", "503"} <= responses.keys()
+    assert "application/problem+json" in responses["422"]["content"]
+    assert "HTTPValidationError" not in json.dumps(document)
+    assert "Problem" in document["components"]["schemas"]
+
+
+def test_no_route_runs_on_the_event_loop():
+    """Model work, disk and JSON go to threads: FastAPI runs plain functions there, and coroutines on the loop."""
+    for route in (*api.routes, *meta.routes):
+        assert not inspect.iscoroutinefunction(route.endpoint), route.path

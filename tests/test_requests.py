@@ -1,0 +1,177 @@
+"""Bad input: each is told clearly, before it is queued where it can be known, and never as a wrong number."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.conftest import LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
+
+GOOD = {"model": LOOKUP, "method": "saliency", "input_text": PROMPT}
+TRANSLATE = {"model": PHRASEBOOK, "method": "saliency", "input_text": SENTENCE}
+FORCED = {**GOOD, "generated_text": PROMPT + " milk."}
+
+REFUSED = {
+    # names
+    "unknown method": ({**GOOD, "method": "salency"}, "/method", "did you mean 'saliency'"),
+    "unknown step score": ({**GOOD, "step_scores": ["prob"]}, "/step_scores/0", "There is no step function 'prob'"),
+    "unknown attributed_fn": ({**GOOD, "attributed_fn": "logits"}, "/attributed_fn", "did you mean 'logit'"),
+    "unknown field": ({**GOOD, "metod": "saliency"}, "/metod", "Extra inputs are not permitted"),
+    "score twice": ({**GOOD, "step_scores": ["logit", "logit"]}, "/step_scores", "twice"),
+    # model names are never paths
+    "path": ({**GOOD, "model": "../../etc/passwd"}, "/model", "pattern"),
+    "absolute path": ({**GOOD, "model": "/etc"}, "/model", "pattern"),
+    "dots": ({**GOOD, "model": "a/../b"}, "/model", "pattern"),
+    "new line": ({**GOOD, "model": "gpt2\n"}, "/model", "pattern"),
+    # texts
+    "empty input": ({**GOOD, "input_text": ""}, "/input_text", "at least 1 character"),
+    "no input": ({**GOOD, "input_text": []}, "/input_text", "at least 1 item"),
+    "empty among inputs": ({**GOOD, "input_text": ["a", ""]}, "/input_text/1", "at least 1 character"),
+    "target for each": ({**GOOD, "input_text": ["a", "b"], "generated_text": "a b"}, "", "one text per input"),
+    "other beginning": ({**GOOD, "generated_text": "Ben likes milk."}, "/generated_text", "must start with input_text"),
+    # arguments
+    "unknown argument": ({**GOOD, "attribution_args": {"steps": 3}}, "/attribution_args/steps", "It takes: abs"),
+    "wrong type": (
+        {**GOOD, "method": "integrated_gradients", "attribution_args": {"n_steps": "20"}},
+        "/attribution_args/n_steps",
+        "expected int",
+    ),
+    "shorthand not taken": ({**GOOD, "n_steps": 3}, "/n_steps", "has no n_steps"),
+    "shorthand differs": (
+        {**GOOD, "method": "integrated_gradients", "n_steps": 3, "attribution_args": {"n_steps": 4}},
+        "/n_steps",
+        "differ",
+    ),
+    "too many steps": ({**GOOD, "method": "integrated_gradients", "n_steps": 10**6}, "/attribution_args/n_steps", "2000"),
+    "unknown generation argument": (
+        {**GOOD, "generation_args": {"max_tokens": 3}},
+        "/generation_args/max_tokens",
+        "generate() has no argument",
+    ),
+    "generation type": (
+        {**GOOD, "generation_args": {"max_new_tokens": "3"}},
+        "/generation_args/max_new_tokens",
+        "expected int",
+    ),
+    "no room": ({**GOOD, "generation_args": {"max_new_tokens": 0}}, "/generation_args/max_new_tokens", "between 1 and"),
+    "several sequences": (
+        {**GOOD, "generation_args": {"num_return_sequences": 2}},
+        "/generation_args/num_return_sequences",
+        "one sequence",
+    ),
+    "nothing to generate": ({**FORCED, "generation_args": {"max_new_tokens": 3}}, "/generation_args", "leave out"),
+    "score argument": (
+        {**GOOD, "step_scores": ["logit"], "step_scores_args": {"logprob": True}},
+        "/step_scores_args/logprob",
+        "'logit' has no argument",
+    ),
+    "required argument": ({**GOOD, "step_scores": ["top_p_size"]}, "/step_scores_args/top_p", "needs top_p"),
+    "seed": ({**GOOD, "seed": -1}, "/seed", "greater than or equal to 0"),
+    "positions": ({**GOOD, "attr_pos_start": 4, "attr_pos_end": 4}, "", "less than"),
+    "negative position": ({**GOOD, "attr_pos_start": -1}, "/attr_pos_start", "greater than or equal to 0"),
+    "boolean": ({**GOOD, "attribute_target": "yes please"}, "/attribute_target", "boolean"),
+    # what Inseq cannot do rightly
+    "contrast with nothing": (
+        {**GOOD, "step_scores": ["contrast_prob"]},
+        "/step_scores_args/contrast_targets",
+        "silently compare",
+    ),
+    "contrast with steps": (
+        {**FORCED, "method": "integrated_gradients", "attributed_fn": "contrast_prob_diff",
+         "attributed_fn_args": {"contrast_targets": PROMPT + " tea."}},
+        "/attributed_fn",
+        "repeats the input",
+    ),
+    "kl": (
+        {**FORCED, "attributed_fn": "kl_divergence", "attributed_fn_args": {"contrast_targets": PROMPT + " tea."}},
+        "/attributed_fn_args/contrast_force_inputs",
+        "contrast_force_inputs",
+    ),
+    "no gradient": (
+        {**GOOD, "attributed_fn": "top_p_size", "attributed_fn_args": {"top_p": 0.5}}, "/attributed_fn", "no gradient"
+    ),
+    "function ignored": ({**GOOD, "method": "attention", "attributed_fn": "logit"}, "/attributed_fn", "would be ignored"),
+    "zeros": ({**GOOD, "method": "layer_integrated_gradients"}, "/method", "scores are zero"),
+    "layer on encoder-decoder": ({**TRANSLATE, "method": "layer_gradient_x_activation"}, "/method", "decoder-only"),
+    "reagent on encoder-decoder": ({**TRANSLATE, "method": "reagent"}, "/method", "decoder-only"),
+    "target of lime": ({**TRANSLATE, "method": "lime", "attribute_target": True}, "/attribute_target", "cannot"),
+    "end on encoder-decoder": ({**TRANSLATE, "attr_pos_end": 3}, "/attr_pos_end", "shifts the labels"),
+    "half precision": ({**GOOD, "method": "lime", "dtype": "bfloat16"}, "/dtype", "float32"),
+    "contrast sources": (
+        {**GOOD, "step_scores": ["contrast_prob"], "step_scores_args": {"contrast_sources": "x"}},
+        "/step_scores_args/contrast_sources",
+        "encoder-decoder",
+    ),
+    "too many inputs": ({**GOOD, "input_text": ["a"] * 65}, "/input_text", "at most 64"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_before_it_is_queued(server, name):
+    body, pointer, words = REFUSED[name]
+    before = len(server.client.get("/attribution/jobs", params={"limit": 200}).json()["jobs"])
+    problem = server.refusal(**body)
+    assert problem["type"] == "/problems/invalid-request"
+    assert problem["status"] == 422
+    places = {error.get("pointer", ""): error["detail"] for error in problem["errors"]}
+    assert pointer in places, places
+    assert words in places[pointer]
+    assert len(server.client.get("/attribution/jobs", params={"limit": 200}).json()["jobs"]) == before
+
+
+FAILED = {
+    # known only once there are tokens
+    "too long": ({**GOOD, "input_text": "Anna likes tea. " * 80}, "input-rejected", "at most 256"),
+    "too long for T5": ({**TRANSLATE, "input_text": "the red cat " * 60}, "input-rejected", "at most 128"),
+    "no room": (
+        {**GOOD, "generation_args": {"max_new_tokens": 250}}, "input-rejected", "room for 246 new tokens, not 250"
+    ),
+    "pad inside": ({**GOOD, "input_text": "Anna<|endoftext|> likes"}, "input-rejected", "'<|endoftext|>'"),
+    "inside a token": (
+        {**GOOD, "input_text": "Anna li", "generated_text": "Anna likes tea"}, "input-rejected", "inside a token"
+    ),
+    "nothing forced": ({**GOOD, "generated_text": PROMPT}, "input-rejected", "adds nothing"),
+    "start in the prompt": ({**GOOD, "attr_pos_start": 3}, "input-rejected", "between 10 and"),
+    "end too far": ({**FORCED, "attr_pos_end": 99}, "input-rejected", "between 11 and 12"),
+    "contrast lengths": (
+        {**FORCED, "step_scores": ["contrast_prob"], "step_scores_args": {"contrast_targets": PROMPT + " tea. Ben"}},
+        "input-rejected",
+        "contrast_targets_alignments",
+    ),
+    "ended at once": (
+        {**GOOD, "generation_args": {"forced_eos_token_id": 0, "max_new_tokens": 1}}, "nothing-generated", "min_new_tokens"
+    ),
+    "unknown model": ({**GOOD, "model": "no/such-model"}, "model-unavailable", "offline"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAILED)
+def test_failed_with_the_reason(server, name):
+    body, kind, words = FAILED[name]
+    job = server.wait(server.submit(**body))
+    assert job["status"] == "failed"
+    assert job["error"]["type"] == f"/problems/{kind}"
+    assert words in job["error"]["detail"]
+    assert job["error"]["instance"] == job["links"]["self"]
+    answer = server.client.get(job["links"]["results"])
+    assert answer.status_code == 409
+    assert answer.json()["type"] == "/problems/no-result"
+    assert answer.json()["cause"] == job["error"]
+
+
+def test_several_errors_are_all_told(server):
+    problem = server.refusal(**{**GOOD, "step_scores": ["top_p_size"], "n_steps": 3, "generation_args": {"foo": 1}})
+    assert {error["pointer"] for error in problem["errors"]} == {
+        "/n_steps", "/step_scores_args/top_p", "/generation_args/foo"
+    }  # fmt: skip
+    assert problem["detail"].startswith("3 errors")
+
+
+def test_a_failing_method_is_told_without_a_traceback(server):
+    body = {**GOOD, "method": "occlusion", "attribution_args": {"sliding_window_shapes": [99, 99]}}
+    job = server.wait(server.submit(**body))
+    assert job["status"] == "failed"
+    assert job["error"]["type"] == "/problems/attribution-failed"
+    assert "AssertionError" in job["error"]["detail"]
+    assert "Traceback" not in str(job)
+    assert job["job_id"] in server.log
+    assert "Traceback" in server.log
