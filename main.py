@@ -11,18 +11,14 @@ import base64
 import gzip
 import hashlib
 import json
-import logging
 import os
-import signal
-import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import structlog
-import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
@@ -30,7 +26,7 @@ from http_errors import install_error_handlers, problem_responses
 from job_manager import JobManager
 from job_store import JobRecord, JobStore
 from middleware import RequestGuard, RequestIdMiddleware
-from models import AttributionRequest, AttributionResult, Job, JobList, JobStatus, Links
+from models import AttributionRequest, AttributionResult, Job, JobList, JobStatus, Links, Progress, ResultPart
 from problems import (
     BodyTooLarge,
     InvalidRequest,
@@ -43,10 +39,11 @@ from problems import (
     UnsupportedMediaType,
     all_errors,
 )
+from server import configure_logging, serve
 from settings import Settings
 
 if TYPE_CHECKING:
-    from attribution.engine import AttributionEngine
+    from attribution.results import ViewOptions
 
 VERSION = "0.1.0"
 log = structlog.get_logger(__name__)
@@ -54,11 +51,32 @@ api = APIRouter(prefix="/attribution", tags=["attribution"], responses=problem_r
 meta = APIRouter(tags=["service"], responses=problem_responses(InvalidRequest))
 
 
+class Engine(Protocol):
+    """What the service asks of whatever computes: `attribution.engine.AttributionEngine`, or a test's own."""
+
+    def check(self, request: AttributionRequest) -> AttributionRequest: ...
+    def devices(self) -> Sequence[str]: ...
+    def prepare_worker(self, threads: int) -> None: ...
+    def run(
+        self,
+        request: AttributionRequest,
+        *,
+        device: str,
+        report: Callable[[Progress], None],
+        should_cancel: Callable[[], bool],
+    ) -> list[ResultPart]: ...
+    def view(self, raw: bytes, view_format: str, options: ViewOptions) -> bytes: ...
+    def methods(self) -> list[dict[str, Any]]: ...
+    def step_functions(self) -> list[dict[str, Any]]: ...
+    def aggregators(self) -> dict[str, Any]: ...
+    def models(self) -> dict[str, Any]: ...
+
+
 def _manager(request: Request) -> JobManager:
     return request.app.state.manager  # type: ignore[no-any-return]
 
 
-def _engine(request: Request) -> AttributionEngine:
+def _engine(request: Request) -> Engine:
     return request.app.state.engine  # type: ignore[no-any-return]
 
 
@@ -67,7 +85,7 @@ def _store(request: Request) -> JobStore:
 
 
 Manager = Annotated[JobManager, Depends(_manager)]
-Engine = Annotated[Any, Depends(_engine)]
+TheEngine = Annotated[Any, Depends(_engine)]  # an `Engine`; FastAPI cannot read a protocol's methods
 Store = Annotated[JobStore, Depends(_store)]
 
 
@@ -80,7 +98,7 @@ Store = Annotated[JobStore, Depends(_store)]
     response_model=Job,
     responses=problem_responses(InvalidRequest, ModelNotAllowed, BodyTooLarge, UnsupportedMediaType, ShuttingDown),
 )
-def submit_job(body: AttributionRequest, response: Response, manager: Manager, engine: Engine) -> Job:
+def submit_job(body: AttributionRequest, response: Response, manager: Manager, engine: TheEngine) -> Job:
     """Accept an attribution job. It is stored when this answers, and will run whatever happens to the server."""
     record = manager.submit(engine.check(body))
     job = _job(record, manager)
@@ -126,7 +144,7 @@ def get_results(
     job_id: str,
     request: Request,
     manager: Manager,
-    engine: Engine,
+    engine: TheEngine,
     store: Store,
     view: Annotated[
         Literal["json", "inseq"],
@@ -179,25 +197,25 @@ def get_results(
 
 
 @api.get("/methods")
-def list_methods(engine: Engine) -> dict[str, list[dict[str, Any]]]:
+def list_methods(engine: TheEngine) -> dict[str, list[dict[str, Any]]]:
     """The attribution methods, with their parameters."""
     return {"methods": engine.methods()}
 
 
 @api.get("/step_functions")
-def list_step_functions(engine: Engine) -> dict[str, list[dict[str, Any]]]:
+def list_step_functions(engine: TheEngine) -> dict[str, list[dict[str, Any]]]:
     """The step functions: for `step_scores`, and for `attributed_fn`."""
     return {"step_functions": engine.step_functions()}
 
 
 @api.get("/aggregators")
-def list_aggregators(engine: Engine) -> dict[str, Any]:
+def list_aggregators(engine: TheEngine) -> dict[str, Any]:
     """The aggregators and aggregation functions of a result's views."""
     return engine.aggregators()  # type: ignore[no-any-return]
 
 
 @api.get("/models")
-def list_models(engine: Engine) -> dict[str, Any]:
+def list_models(engine: TheEngine) -> dict[str, Any]:
     """The bundled models, those in memory, and which others the server allows."""
     return engine.models()  # type: ignore[no-any-return]
 
@@ -236,7 +254,7 @@ def describe_problem(slug: str) -> dict[str, Any]:
 # Putting it together
 
 
-def create_app(settings: Settings | None = None, engine: AttributionEngine | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, engine: Engine | None = None) -> FastAPI:
     """The app, with the given settings and engine (Inseq on this machine's devices, if none is given).
 
     Opening the store and starting the workers happens when the app starts, so that making one costs nothing.
@@ -283,7 +301,7 @@ def create_app(settings: Settings | None = None, engine: AttributionEngine | Non
     return app
 
 
-def _inseq_engine(settings: Settings) -> AttributionEngine:
+def _inseq_engine(settings: Settings) -> Engine:
     # Inseq reads this once, when it is imported: its caches belong to this server's data, not to the user's home.
     os.environ.setdefault("INSEQ_ARTIFACTS_CACHE", str(settings.data_dir.resolve() / "inseq-artifacts"))
     from attribution.engine import AttributionEngine
@@ -353,21 +371,6 @@ def _json_object(value: str | None) -> dict[str, Any]:
 # The command line
 
 
-def configure_logging() -> None:
-    """One line of JSON for each event, on standard error."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-
-
 def main(arguments: list[str] | None = None) -> None:
     """`python main.py [--host HOST] [--port PORT] [--data-dir DIR]`."""
     parser = argparse.ArgumentParser(description="Serve feature attribution jobs over HTTP.")
@@ -383,37 +386,6 @@ def main(arguments: list[str] | None = None) -> None:
         )
     configure_logging()
     serve(create_app(settings), settings.host, settings.port)
-
-
-def serve(app: FastAPI, host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT, with the shutdown that the app's lifespan makes; then return."""
-    server = AnnouncingServer(uvicorn.Config(app, host=host, port=port, log_level="warning"))
-    # Uvicorn raises the signal again once it has shut down; by then it is answered, and the exit status is 0.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    server.run()
-
-
-class AnnouncingServer(uvicorn.Server):
-    """Prints where it listens, and a first job to paste, once it does."""
-
-    async def startup(self, sockets: Any = None) -> None:
-        await super().startup(sockets)
-        if not self.started:
-            return
-        port = self.servers[0].sockets[0].getsockname()[1]
-        body = {
-            "model": "lookup-gpt2",
-            "method": "input_x_gradient",
-            "input_text": "Anna likes tea. Ben likes milk. Anna likes",
-            "step_scores": ["probability"],
-        }
-        print(  # noqa: T201 - for the person who started it
-            f"\nServing on http://{self.config.host}:{port}  (interactive documentation at /docs)\n\nA first job:\n\n"
-            f"  curl -s http://{self.config.host}:{port}/attribution/jobs -H 'Content-Type: application/json' \\\n"
-            f"    -d '{json.dumps(body)}'\n",
-            flush=True,
-        )
 
 
 if __name__ == "__main__":

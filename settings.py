@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
     allow_public: bool = Field(False, description="Allow an address that other machines can reach.")
     allowed_hosts: CommaList = Field(
-        ("localhost", "127.0.0.1", "[::1]", "testserver"),
+        ("localhost", "127.0.0.1", "[::1]"),
         description="Names the `Host` header may carry (against DNS rebinding); `*` for any.",
     )
     max_body_bytes: int = Field(4 * 1024**2, gt=0, description="Largest request body, in bytes.")

@@ -11,9 +11,10 @@ import sys
 import time
 from pathlib import Path
 
-from main import configure_logging, create_app, serve
+from main import create_app
 from models import Progress, ResultPart, Stage
 from problems import Cancelled, InputRejected
+from server import configure_logging, serve
 from settings import Settings
 
 

@@ -32,6 +32,7 @@ from tests.fake_engine import FakeEngine
 from tests.serving import Server
 
 ERROR = Problem(title="Failed", status=500, detail="because")
+LOCAL = "http://127.0.0.1"  # a name that the server answers to
 PARTS = [ResultPart("raw", "text", b"raw"), ResultPart("summary", "text", b"summary")]
 
 
@@ -52,7 +53,7 @@ def body(text, **more):
 
 @pytest.fixture
 def app(tmp_path):
-    with TestClient(create_app(Settings(data_dir=tmp_path), FakeEngine())) as client:
+    with TestClient(create_app(Settings(data_dir=tmp_path), FakeEngine()), LOCAL) as client:
         yield client
 
 
@@ -279,7 +280,7 @@ def test_shutdown_puts_running_jobs_back(tmp_path):
 
 def test_a_full_disk_fails_no_other_job(tmp_path, monkeypatch):
     engine = FakeEngine()
-    with TestClient(create_app(Settings(data_dir=tmp_path), engine)) as client:
+    with TestClient(create_app(Settings(data_dir=tmp_path), engine), LOCAL) as client:
         original = JobStore._write_file
         monkeypatch.setattr(JobStore, "_write_file", lambda *_: (_ for _ in ()).throw(StorageFailed("No space left.")))
         job = ended(client, client.post("/attribution/jobs", json=body("hello")).json()["job_id"])

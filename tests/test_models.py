@@ -125,7 +125,13 @@ def test_an_unreachable_hub_is_told_within_seconds(tmp_path):
         environment = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "PATH": "/usr/bin",
                        "INSEQ_API_HUB_TIMEOUT_SECONDS": "1"}  # fmt: skip
         answer = subprocess.run(
-            [sys.executable, "-c", UNREACHABLE], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=90
+            [sys.executable, "-c", UNREACHABLE],
+            env=environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=True,
         )
     seconds, detail = answer.stdout.split(maxsplit=1)
     assert float(seconds) < 10
