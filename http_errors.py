@@ -24,11 +24,10 @@ log = structlog.get_logger(__name__)
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Every error of the app, the unexpected ones too, becomes a problem document."""
+    """Every expected error of the app becomes a problem document; `middleware` sees to the unexpected ones."""
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unexpected_error)
 
 
 def problem_responses(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
@@ -105,12 +104,3 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     problem = http_problem(error.status_code, error.detail, request.url.path)
     return problem_response(problem, dict(error.headers or {}))
-
-
-async def _unexpected_error(request: Request, error: Exception) -> JSONResponse:
-    log.error("request_failed", path=request.url.path, exc_info=error)
-    return problem_response(
-        ServiceError("The server failed unexpectedly. The log has the reason under this request's id.").to_problem(
-            request.url.path
-        )
-    )

@@ -60,6 +60,7 @@ class JobManager:
         self._prepare_worker = prepare_worker
         self._clock = clock
         self._work = threading.Condition()
+        self._arrivals = 0  # so that a worker that found nothing does not sleep through a job that just came
         self._stopping = False  # no new jobs, no new claims
         self._aborting = False  # running jobs are to stop
         self._live: dict[str, Progress] = {}  # progress of running jobs, fresher than the store's
@@ -106,6 +107,7 @@ class JobManager:
         job = self._store.add(request)
         log.info("job_accepted", job_id=job.job_id, model=request.model, method=request.method)
         with self._work:
+            self._arrivals += 1
             self._work.notify()
         return job
 
@@ -142,6 +144,7 @@ class JobManager:
     def _work_loop(self, device: str) -> None:
         self._prepare_worker()
         while not self._stopping:
+            arrivals = self._arrivals
             try:
                 job = self._store.claim(busy_models=tuple(self._busy[device]))
             except StorageFailed as error:
@@ -149,8 +152,7 @@ class JobManager:
                 job = None
             if job is None:
                 with self._work:
-                    if not self._stopping:
-                        self._work.wait(_IDLE_WAIT)
+                    self._work.wait_for(lambda: self._stopping or self._arrivals != arrivals, _IDLE_WAIT)  # noqa: B023
                 continue
             self._busy[device].append(job.request.model)
             try:

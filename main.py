@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import structlog
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse
 
 from http_errors import install_error_handlers, problem_responses
@@ -282,7 +283,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         try:
             yield
         finally:
-            manager.stop(settings.shutdown_grace_seconds)
+            await run_in_threadpool(manager.stop, settings.shutdown_grace_seconds)
             store.close()
             log.info("server_stopped")
 

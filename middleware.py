@@ -12,9 +12,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from http_errors import problem_response
 from problems import BodyTooLarge, ServiceError, UnsupportedMediaType, WrongHost
 
+log = structlog.get_logger(__name__)
+
 
 class RequestIdMiddleware:
-    """Gives every request an id, in the log and in the answer (`X-Request-ID`)."""
+    """Gives every request an id, in the log and in the answer (`X-Request-ID`), even when the app fails."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -25,8 +27,12 @@ class RequestIdMiddleware:
             return
         request_id = uuid.uuid4().hex
 
+        started = False
+
         async def send_with_id(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 message["headers"] = [
                     *message.get("headers", []),
                     (b"x-request-id", request_id.encode()),
@@ -35,7 +41,16 @@ class RequestIdMiddleware:
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
-            await self._app(scope, receive, send_with_id)
+            try:
+                await self._app(scope, receive, send_with_id)
+            except Exception:
+                log.exception("request_failed", path=scope["path"])
+                if started:
+                    raise
+                failure = ServiceError(
+                    "The server failed unexpectedly; its log has the reason under this X-Request-ID."
+                )
+                await problem_response(failure.to_problem(scope["path"]))(scope, receive, send_with_id)
 
 
 class RequestGuard:

@@ -23,7 +23,7 @@ from inseq.attr.feat.gradient_attribution import GradientAttributionRegistry
 from inseq.attr.step_functions import STEP_SCORES_MAP, StepFunctionDecoderOnlyArgs, StepFunctionEncoderDecoderArgs
 from inseq.data.aggregation_functions import AggregationFunction
 from inseq.data.aggregator import Aggregator, ContiguousSpanAggregator
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import GenerationConfig
 
 REQUIRED = inspect.Parameter.empty
@@ -318,4 +318,4 @@ def _first_sentence(thing: Any) -> str:
 
 @cache
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(annotation)
+    return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))

@@ -292,6 +292,20 @@ def test_a_full_disk_fails_no_other_job(tmp_path, monkeypatch):
         )
 
 
+def test_an_unexpected_error_is_a_problem_with_an_id_and_no_traceback(tmp_path, capsys):
+    engine = FakeEngine()
+    engine.methods = lambda: 1 / 0
+    with TestClient(create_app(Settings(data_dir=tmp_path), engine), LOCAL) as client:
+        answer = client.get("/attribution/methods")
+    assert answer.status_code == 500
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["type"] == "/problems/internal-error"
+    assert "ZeroDivisionError" not in answer.text
+    logged = capsys.readouterr().out
+    assert "ZeroDivisionError" in logged
+    assert answer.headers["x-request-id"] in logged
+
+
 # Crashes of a real process
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.conftest import LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
@@ -156,6 +158,17 @@ def test_failed_with_the_reason(server, name):
     assert answer.status_code == 409
     assert answer.json()["type"] == "/problems/no-result"
     assert answer.json()["cause"] == job["error"]
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_numbers_that_are_none_are_refused(server, number):
+    """Python's JSON reader takes them, but they could not be stored as JSON again."""
+    text = json.dumps({**GOOD, "method": "gradient_shap", "attribution_args": {"stdevs": 0}})
+    answer = server.client.post(
+        "/attribution/jobs", content=text.replace(": 0}", f": {number}}}"), headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == "/attribution_args/stdevs"
 
 
 def test_several_errors_are_all_told(server):
