@@ -1,8 +1,13 @@
-"""The examples of the README that the project was asked to build, word for word but for the port."""
+"""The examples of the README that the project was asked to build, and of its own, word for word but for the port."""
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
 import time
+
+from tests.serving import ROOT
 
 SUBMIT = """
 import requests
@@ -65,6 +70,24 @@ def test_the_examples_work_as_written(server, capsys):
     assert all(len(row) == generated for row in sequence["target_attributions"])
     assert results["info"]["model_name"] == "distilgpt2"
     assert results["info"]["device"] == "cpu"
+
+
+def test_our_own_first_job_works_as_written(server, capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(example.replace("http://localhost:8000", server.url), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "'Ġtea' depended on:"
+    assert len(lines) == 1 + 10  # the prompt's tokens
+    scores = {line.split()[0]: float(line.split()[1]) for line in lines[1:]}
+    assert scores["Ġtea"] > scores["Ġmilk"]
+
+
+def test_our_own_curl_line_works_as_written(server):
+    (command,) = re.findall(r"```\n(curl .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    printed = subprocess.run(
+        ["bash", "-c", command.replace("http://127.0.0.1:8000", server.url)], capture_output=True, text=True, check=True
+    ).stdout
+    assert server.wait(json.loads(printed)["job_id"])["status"] == "completed"
 
 
 def test_the_methods_it_names_are_served(server):
