@@ -12,6 +12,8 @@ os.environ["INSEQ_ARTIFACTS_CACHE"] = f"{_SCRATCH}/inseq-artifacts"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = f"{_SCRATCH}/hf"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# One intra-op thread here and in every server: sums are then taken in one order, and equal numbers are equal.
+os.environ["OMP_NUM_THREADS"] = "1"
 for _name in [name for name in os.environ if name.startswith("INSEQ_API_")]:
     del os.environ[_name]
 

@@ -145,6 +145,8 @@ def mutable_defaults():
 
 
 def test_inseqs_shared_defaults_stay_empty(engine):
+    for *_, default in mutable_defaults():
+        default.clear()  # of what other tests did with Inseq itself
     contrast = {"contrast_targets": PROMPT + " milk.", "contrast_targets_alignments": [[[i, i] for i in range(12)]]}
     run(engine, LOOKUP, "occlusion", generation_args={"max_new_tokens": 2})
     run(
