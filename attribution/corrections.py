@@ -187,7 +187,9 @@ def check_embeddings(model: HuggingfaceModel) -> None:
     """
     network = model.model
     size = int(network.get_input_embeddings().num_embeddings)
-    ids = torch.arange(min(4, size), device=model.device)[None] % size
+    # Not the pad token: some families count positions from it, which embeddings cannot tell.
+    special = {*model.special_tokens_ids, network.config.pad_token_id}
+    ids = torch.tensor([[index for index in range(size) if index not in special][:4]], device=model.device)
     mask = torch.ones_like(ids)
     by_embeddings = {"inputs_embeds": model.embed_ids(ids), "attention_mask": mask}
     by_ids = {"input_ids": ids, "attention_mask": mask}

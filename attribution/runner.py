@@ -40,6 +40,7 @@ class Text:
     """One input, tokenized, with the ids that are attributed to it."""
 
     text: str
+    forced: str | None
     source: BatchEncoding  # [1, source_len]
     target: BatchEncoding  # [1, target_len]; for decoder-only models the source and what follows it
     first: int  # first target position that is attributed
@@ -148,7 +149,8 @@ class Runner:
         first, end = check_positions(
             self._model, source, target, request.attr_pos_start, request.attr_pos_end, generated=request.targets is None
         )
-        return Text(text, source, target, first, end, random_state, self._contrast(index, target))
+        forced = request.targets[index] if request.targets is not None else None
+        return Text(text, forced, source, target, first, end, random_state, self._contrast(index, target))
 
     def _seeded(self) -> RandomState:
         with RANDOM_DRAWS:
@@ -332,9 +334,9 @@ class Runner:
             "step_scores": list(request.step_scores),
             "step_scores_args": dict(request.step_scores_args),
             "input_texts": [text.text],
-            "generated_texts": self._model.decode(
-                text.target.input_ids, skip_special_tokens=bool(self._model.is_encoder_decoder)
-            ),
+            "generated_texts": [text.forced]
+            if text.forced is not None
+            else self._model.decode(text.target.input_ids, skip_special_tokens=bool(self._model.is_encoder_decoder)),
             "generation_args": dict(request.generation_args),
             "constrained_decoding": request.targets is not None,
             "generate_from_target_prefix": False,

@@ -1,0 +1,112 @@
+"""Tiny random models of the families that people use, each from its real Transformers config class.
+
+`build(name, folder)` writes one. Two layers, hidden size 32, weights large enough that the outputs are not degenerate. The
+tokenizers are small byte-level ones with each family's habits: which special tokens it has, and whether it puts a BOS token
+in front of every text (with which Inseq's own free generation always fails).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as t
+from tokenizers import processors
+
+from tests.hub import byte_level_tokenizer
+
+_SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+          "max_position_embeddings": 128, "initializer_range": 0.25}  # fmt: skip
+_GROUPED = {**_SMALL, "num_key_value_heads": 2}
+_BART = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+         "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 128,
+         "init_std": 0.25}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family's config, model class, size and tokenizer habits."""
+
+    config: type[t.PretrainedConfig]
+    model: type[t.PreTrainedModel]
+    size: dict[str, Any]
+    special: dict[str, str]
+    prepends_bos: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        return "Seq2Seq" in self.model.__name__ or "Conditional" in self.model.__name__ or "MT" in self.model.__name__
+
+
+_GPT = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+_LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+_PADDED = {**_LLAMA, "pad_token": "<pad>"}
+_QWEN = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+_GEMMA = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
+_SEQ2SEQ = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+
+# Tokenizers with a language code in front (mBART, M2M100) are not imitated: their models are, with plain texts.
+FAMILIES = {
+    "gpt2": Family(t.GPT2Config, t.GPT2LMHeadModel,
+                   {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializer_range": 0.25}, _GPT),
+    "llama": Family(t.LlamaConfig, t.LlamaForCausalLM, _GROUPED, _LLAMA, prepends_bos=True),
+    "qwen2": Family(t.Qwen2Config, t.Qwen2ForCausalLM, _GROUPED, _QWEN),
+    "qwen3": Family(t.Qwen3Config, t.Qwen3ForCausalLM, {**_GROUPED, "head_dim": 8}, _QWEN),
+    "mistral": Family(t.MistralConfig, t.MistralForCausalLM, _GROUPED, _LLAMA, prepends_bos=True),
+    "gemma2": Family(t.Gemma2Config, t.Gemma2ForCausalLM, {**_GROUPED, "head_dim": 8}, _GEMMA, prepends_bos=True),
+    "gemma3": Family(t.Gemma3TextConfig, t.Gemma3ForCausalLM, {**_GROUPED, "head_dim": 8}, _GEMMA, prepends_bos=True),
+    "phi3": Family(t.Phi3Config, t.Phi3ForCausalLM, _GROUPED, _PADDED, prepends_bos=True),
+    "gptneox": Family(t.GPTNeoXConfig, t.GPTNeoXForCausalLM, _SMALL, _GPT),
+    "opt": Family(t.OPTConfig, t.OPTForCausalLM,
+                  {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+                   "max_position_embeddings": 128, "word_embed_proj_dim": 32, "init_std": 0.25},
+                  {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>", "pad_token": "<pad>"},
+                  prepends_bos=True),
+    "bloom": Family(t.BloomConfig, t.BloomForCausalLM,
+                    {"hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.25}, _PADDED),
+    "t5": Family(t.T5Config, t.T5ForConditionalGeneration,
+                 {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "initializer_factor": 3.0},
+                 _SEQ2SEQ, extra={"decoder_start_token_id": "pad_token"}),
+    "bart": Family(t.BartConfig, t.BartForConditionalGeneration, _BART, _SEQ2SEQ,
+                   extra={"decoder_start_token_id": "eos_token"}),
+    "mbart": Family(t.MBartConfig, t.MBartForConditionalGeneration, {**_BART, "scale_embedding": True}, _SEQ2SEQ,
+                    extra={"decoder_start_token_id": "eos_token"}),
+    "marian": Family(t.MarianConfig, t.MarianMTModel, {**_BART, "scale_embedding": True}, _SEQ2SEQ,
+                     extra={"decoder_start_token_id": "pad_token"}),
+    "pegasus": Family(t.PegasusConfig, t.PegasusForConditionalGeneration, {**_BART, "scale_embedding": True}, _SEQ2SEQ,
+                      extra={"decoder_start_token_id": "pad_token"}),
+    "m2m100": Family(t.M2M100Config, t.M2M100ForConditionalGeneration, {**_BART, "scale_embedding": True}, _SEQ2SEQ,
+                     extra={"decoder_start_token_id": "eos_token"}),
+}  # fmt: skip
+
+
+def build(name: str, folder: Path) -> Path:
+    """Write the model and its tokenizer into `folder`."""
+    family = FAMILIES[name]
+    tokenizer = byte_level_tokenizer(320, **family.special)
+    if family.prepends_bos:
+        _surround(tokenizer, f"{tokenizer.bos_token} $A", tokenizer.bos_token)
+    elif family.is_encoder_decoder:
+        _surround(tokenizer, f"$A {tokenizer.eos_token}", tokenizer.eos_token)
+    ids = {f"{kind.removesuffix('_token')}_token_id": tokenizer.convert_tokens_to_ids(token)
+           for kind, token in family.special.items() if kind != "unk_token"}  # fmt: skip
+    ids.setdefault("bos_token_id", ids["eos_token_id"])
+    ids.setdefault("pad_token_id", None)
+    ids |= {name: tokenizer.convert_tokens_to_ids(family.special[kind]) for name, kind in family.extra.items()}
+    # Configs have ids of the real vocabularies as defaults, here and there a forced one.
+    ids |= {"forced_eos_token_id": None} if family.is_encoder_decoder else {}
+    torch.manual_seed(11)
+    model = family.model(family.config(vocab_size=len(tokenizer), **family.size, **ids)).eval()
+    model.generation_config = t.GenerationConfig(**{key: value for key, value in ids.items() if value is not None})
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _surround(tokenizer: t.PreTrainedTokenizerFast, template: str, token: str) -> None:
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[(token, tokenizer.convert_tokens_to_ids(token))]
+    )
