@@ -63,6 +63,7 @@ class JobManager:
         self._arrivals = 0  # so that a worker that found nothing does not sleep through a job that just came
         self._stopping = False  # no new jobs, no new claims
         self._aborting = False  # running jobs are to stop
+        self._when_ended: Callable[[str], None] = lambda _: None
         self._live: dict[str, Progress] = {}  # progress of running jobs, fresher than the store's
         self._busy: dict[str, list[str]] = {device: [] for device in devices}  # models being run, by device
         self._workers = [
@@ -98,6 +99,10 @@ class JobManager:
         """Whether every worker runs."""
         return not self._stopping and all(worker.is_alive() for worker in self._workers)
 
+    def tell_of_ends(self, listener: Callable[[str], None]) -> None:
+        """Have `listener` called with the id of every job that ends, on the worker's thread."""
+        self._when_ended = listener
+
     # Jobs
 
     def submit(self, request: AttributionRequest) -> JobRecord:
@@ -105,10 +110,10 @@ class JobManager:
         if self._stopping:
             raise ShuttingDown("The server is shutting down; send the job again in a moment.")
         job = self._store.add(request)
-        log.info("job_accepted", job_id=job.job_id, model=request.model, method=request.method)
         with self._work:
             self._arrivals += 1
             self._work.notify()
+        log.info("job_accepted", job_id=job.job_id, model=request.model, method=request.method)
         return job
 
     def get(self, job_id: str) -> JobRecord:
@@ -160,6 +165,7 @@ class JobManager:
             finally:
                 self._busy[device].remove(job.request.model)
                 self._live.pop(job.job_id, None)
+                self._when_ended(job.job_id)
 
     def _run_job(self, job: JobRecord, device: str) -> None:
         """Run one claimed job to its end, whatever happens: a worker never dies of a job."""

@@ -7,11 +7,13 @@ FastAPI runs on threads, so that nothing ever blocks the event loop.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import base64
 import gzip
 import hashlib
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -42,11 +44,13 @@ from problems import (
 )
 from server import configure_logging, serve
 from settings import Settings
+from waiting import EndOfJobs
 
 if TYPE_CHECKING:
     from attribution.results import ViewOptions
 
 VERSION = "0.1.0"
+MAX_WAIT = 60.0  # seconds a client may have an answer held back
 log = structlog.get_logger(__name__)
 api = APIRouter(prefix="/attribution", tags=["attribution"], responses=problem_responses(InvalidRequest))
 meta = APIRouter(tags=["service"], responses=problem_responses(InvalidRequest))
@@ -73,15 +77,16 @@ class Engine(Protocol):
     def models(self) -> dict[str, Any]: ...
 
 
-def _manager(request: Request) -> JobManager:
+# Coroutines, because FastAPI would take a thread for each of them otherwise.
+async def _manager(request: Request) -> JobManager:
     return request.app.state.manager  # type: ignore[no-any-return]
 
 
-def _engine(request: Request) -> Engine:
+async def _engine(request: Request) -> Engine:
     return request.app.state.engine  # type: ignore[no-any-return]
 
 
-def _store(request: Request) -> JobStore:
+async def _store(request: Request) -> JobStore:
     return request.app.state.store  # type: ignore[no-any-return]
 
 
@@ -124,12 +129,26 @@ def list_jobs(
 
 
 @api.get("/jobs/{job_id}", response_model=Job, responses=problem_responses(JobNotFound))
-def get_job(job_id: str, response: Response, manager: Manager) -> Job:
-    """The job: its status, progress and, if it failed, why."""
-    record = manager.get(job_id)
-    if not record.status.is_terminal:
+async def get_job(
+    job_id: str,
+    request: Request,
+    response: Response,
+    manager: Manager,
+    wait: Annotated[float, Query(ge=0, le=MAX_WAIT, description="Seconds to wait for the job's end.")] = 0,
+) -> Job:
+    """The job: its status, progress and, if it failed, why. With `wait` (or `Prefer: wait`), once it has ended."""
+    ended = request.app.state.ends.expect(job_id)
+    try:
+        job = await run_in_threadpool(_current_job, job_id, manager)
+        patience = wait or _preferred_wait(request)
+        if patience and not job.status.is_terminal:
+            await asyncio.wait([ended], timeout=patience)
+            job = await run_in_threadpool(_current_job, job_id, manager)
+    finally:
+        ended.cancel()
+    if not job.status.is_terminal:
         response.headers["Retry-After"] = "1"
-    return _job(record, manager)
+    return job
 
 
 @api.get(
@@ -268,7 +287,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         store = JobStore(settings.data_dir)
         devices = chosen.devices()
         workers = len(devices) * settings.workers_per_device
-        threads = max(1, (os.cpu_count() or 1) // workers)
+        threads = max(1, _cores() // workers)
         manager = JobManager(
             store,
             chosen.run,
@@ -278,6 +297,8 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
             prepare_worker=lambda: chosen.prepare_worker(threads),
         )
         app.state.engine, app.state.store, app.state.manager = chosen, store, manager
+        app.state.ends = EndOfJobs(asyncio.get_running_loop())
+        manager.tell_of_ends(app.state.ends.tell)
         manager.start()
         log.info("server_started", devices=list(devices), workers=workers, data_dir=str(settings.data_dir))
         try:
@@ -302,12 +323,28 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     return app
 
 
+def _cores() -> int:
+    """Cores that torch's own threads may use: those of this process, or fewer by `OMP_NUM_THREADS`, as torch reads it."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdigit() and int(asked) else len(os.sched_getaffinity(0))
+
+
 def _inseq_engine(settings: Settings) -> Engine:
     # Inseq reads this once, when it is imported: its caches belong to this server's data, not to the user's home.
     os.environ.setdefault("INSEQ_ARTIFACTS_CACHE", str(settings.data_dir.resolve() / "inseq-artifacts"))
     from attribution.engine import AttributionEngine
 
     return AttributionEngine(settings)
+
+
+def _current_job(job_id: str, manager: JobManager) -> Job:
+    return _job(manager.get(job_id), manager)
+
+
+def _preferred_wait(request: Request) -> float:
+    """Seconds of a `Prefer: wait=N` header (RFC 7240), which is a wish: what is not understood is not an error."""
+    found = re.search(r"\bwait=(\d{1,6})\b", request.headers.get("Prefer", ""))
+    return min(float(found.group(1)), MAX_WAIT) if found else 0.0
 
 
 def _job(record: JobRecord, manager: JobManager) -> Job:

@@ -129,7 +129,7 @@ def encode(output: FeatureAttributionOutput) -> list[ResultPart]:
     # Plain JSON types from here on, so that what is read back equals what was written.
     output.info = orjson.loads(orjson.dumps(output.info, option=orjson.OPT_SERIALIZE_NUMPY, default=str))
     raw = results.encode(output)
-    summary = results.json_view(results.decode(raw), ViewOptions())
+    summary = results.json_view(results.with_own_functions(output), ViewOptions())
     return [
         ResultPart(RAW, results.RAW_CODEC, raw),
         ResultPart(SUMMARY, results.JSON_CODEC, results.compress(summary)),

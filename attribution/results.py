@@ -233,6 +233,13 @@ def _aggregate_sequence(
     return sequence
 
 
+def with_own_functions(output: FeatureAttributionOutput) -> FeatureAttributionOutput:
+    """An output fresh from Inseq, freed from the table of functions that all outputs share."""
+    for sequence in output.sequence_attributions:
+        _own_functions(sequence)
+    return output
+
+
 def _own_functions(sequence: FeatureAttributionSequenceOutput) -> None:
     """Give a sequence its own table of aggregation functions, as a fresh process would have it."""
     functions: dict[str, Any] = copy.deepcopy(_AGGREGATE_FUNCTIONS)

@@ -22,12 +22,13 @@ ALLOWED = {
     "problems": {"models"},
     "http_errors": {"models", "problems"},
     "server": set(),
+    "waiting": set(),
     "middleware": {"http_errors", "problems"},
     "job_store": {"models", "problems"},
     "job_manager": {"job_store", "models", "problems"},
     "attribution": {"models", "problems", "settings"},
     "main": {"attribution", "http_errors", "job_manager", "job_store", "middleware", "models", "problems"}
-    | {"server", "settings"},
+    | {"server", "settings", "waiting"},
     "migrations": set(),
     "demo_models": set(),
 }

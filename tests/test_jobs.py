@@ -255,6 +255,36 @@ def test_queue_position_progress_and_results_that_are_not_there_yet(app):
     assert ended(app, second)["status"] == "completed"
 
 
+@pytest.mark.parametrize("ask", [{"params": {"wait": 20}}, {"headers": {"Prefer": "wait=20"}}])
+def test_waiting_for_the_end_of_a_job(app, ask):
+    job_id = app.post("/attribution/jobs", json=body("sleep:0.4")).json()["job_id"]
+    began = time.monotonic()
+    assert app.get(f"/attribution/jobs/{job_id}", **ask).json()["status"] == "completed"
+    assert time.monotonic() - began < 15
+    assert app.get(f"/attribution/jobs/{job_id}", **ask).json()["status"] == "completed"  # at once
+
+
+def test_waiting_no_longer_than_asked(app):
+    job_id = app.post("/attribution/jobs", json=body("sleep:5")).json()["job_id"]
+    answer = app.get(f"/attribution/jobs/{job_id}", params={"wait": 0.2})
+    assert answer.json()["status"] == "running"
+    assert answer.headers["retry-after"] == "1"
+    assert app.get(f"/attribution/jobs/{job_id}", params={"wait": 61}).status_code == 422
+    assert app.get("/attribution/jobs/nope", params={"wait": 5}).status_code == 404
+    assert app.app.state.ends._waiting == {}
+
+
+def test_waiting_clients_cost_no_thread(app):
+    job_id = app.post("/attribution/jobs", json=body("sleep:2")).json()["job_id"]
+    with ThreadPoolExecutor(100) as pool:
+        waiting = [pool.submit(app.get, f"/attribution/jobs/{job_id}", params={"wait": 30}) for _ in range(100)]
+        time.sleep(1)
+        held = [thread for thread in threading.enumerate() if thread.name.startswith("AnyIO worker")]
+        assert len(held) <= 40  # Starlette's pool, idle by now, and answering others meanwhile:
+        assert app.get("/health/live").status_code == 200
+        assert {each.result().json()["status"] for each in waiting} == {"completed"}
+
+
 def test_many_clients_are_answered_while_every_worker_is_busy(app):
     app.post("/attribution/jobs", json=body("sleep:3"))
     time.sleep(0.2)
