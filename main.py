@@ -324,7 +324,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
 
 
 def _cores() -> int:
-    """Cores that torch's own threads may use: those of this process, or fewer by `OMP_NUM_THREADS`, as torch reads it."""
+    """Cores that torch's own threads may use: those of this process, or as many as `OMP_NUM_THREADS` says."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return int(asked) if asked.isdigit() and int(asked) else len(os.sched_getaffinity(0))
 
