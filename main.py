@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import gzip
 import hashlib
-import json
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
@@ -25,11 +22,12 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse
 
+from answers import job_answer, json_object, names, no_result, read_cursor, write_cursor
 from http_errors import install_error_handlers, problem_responses
-from job_manager import JobManager
-from job_store import JobRecord, JobStore
+from job_manager import JobManager, Run
+from job_store import JobStore
 from middleware import RequestGuard, RequestIdMiddleware
-from models import AttributionRequest, AttributionResult, Job, JobList, JobStatus, Links, Progress, ResultPart
+from models import AttributionRequest, AttributionResult, Job, JobList, JobStatus
 from problems import (
     BodyTooLarge,
     InvalidRequest,
@@ -37,7 +35,6 @@ from problems import (
     ModelNotAllowed,
     NoResult,
     ResultNotReady,
-    ServiceError,
     ShuttingDown,
     UnsupportedMediaType,
     all_errors,
@@ -62,14 +59,8 @@ class Engine(Protocol):
     def check(self, request: AttributionRequest) -> AttributionRequest: ...
     def devices(self) -> Sequence[str]: ...
     def prepare_worker(self, threads: int) -> None: ...
-    def run(
-        self,
-        request: AttributionRequest,
-        *,
-        device: str,
-        report: Callable[[Progress], None],
-        should_cancel: Callable[[], bool],
-    ) -> list[ResultPart]: ...
+    @property
+    def run(self) -> Run: ...
     def view(self, raw: bytes, view_format: str, options: ViewOptions) -> bytes: ...
     def methods(self) -> list[dict[str, Any]]: ...
     def step_functions(self) -> list[dict[str, Any]]: ...
@@ -107,7 +98,7 @@ Store = Annotated[JobStore, Depends(_store)]
 def submit_job(body: AttributionRequest, response: Response, manager: Manager, engine: TheEngine) -> Job:
     """Accept an attribution job. It is stored when this answers, and will run whatever happens to the server."""
     record = manager.submit(engine.check(body))
-    job = _job(record, manager)
+    job = job_answer(record, manager)
     response.headers["Location"] = job.links.self
     return job
 
@@ -122,10 +113,10 @@ def list_jobs(
     method: str | None = None,
 ) -> JobList:
     """The jobs, newest first. Pages neither skip nor repeat a job while new ones arrive."""
-    records = manager.page(limit=limit + 1, before=_read_cursor(cursor), status=status, model=model, method=method)
+    records = manager.page(limit=limit + 1, before=read_cursor(cursor), status=status, model=model, method=method)
     page = records[:limit]
-    following = _write_cursor(page[-1].seq) if len(records) > limit else None
-    return JobList(jobs=[_job(record, manager) for record in page], next_cursor=following)
+    following = write_cursor(page[-1].seq) if len(records) > limit else None
+    return JobList(jobs=[job_answer(record, manager) for record in page], next_cursor=following)
 
 
 @api.get("/jobs/{job_id}", response_model=Job, responses=problem_responses(JobNotFound))
@@ -183,13 +174,13 @@ def get_results(
     """The result of a completed job."""
     record = manager.get(job_id)
     if record.status is not JobStatus.COMPLETED:
-        raise _no_result(record)
+        raise no_result(record)
     from attribution.results import ViewOptions
 
     options = ViewOptions(
-        aggregators=_names(aggregator),
+        aggregators=names(aggregator),
         aggregate_fn=tuple(name or None for name in aggregate_fn.split(",")) if aggregate_fn is not None else (),
-        aggregator_args=_json_object(aggregator_args),
+        aggregator_args=json_object(aggregator_args),
         normalize=normalize,
         granular=granular,
     )
@@ -338,72 +329,13 @@ def _inseq_engine(settings: Settings) -> Engine:
 
 
 def _current_job(job_id: str, manager: JobManager) -> Job:
-    return _job(manager.get(job_id), manager)
+    return job_answer(manager.get(job_id), manager)
 
 
 def _preferred_wait(request: Request) -> float:
     """Seconds of a `Prefer: wait=N` header (RFC 7240), which is a wish: what is not understood is not an error."""
     found = re.search(r"\bwait=(\d{1,6})\b", request.headers.get("Prefer", ""))
     return min(float(found.group(1)), MAX_WAIT) if found else 0.0
-
-
-def _job(record: JobRecord, manager: JobManager) -> Job:
-    location = f"/attribution/jobs/{record.job_id}"
-    return Job(
-        job_id=record.job_id,
-        status=record.status,
-        progress=record.progress,
-        queue_position=manager.queue_position(record),
-        created_at=_utc(record.created_at),
-        started_at=_utc(record.started_at),
-        finished_at=_utc(record.finished_at),
-        attempt=record.attempt,
-        request=record.request,
-        error=record.error,
-        links=Links(self=location, results=f"{location}/results"),
-    )
-
-
-def _no_result(record: JobRecord) -> ServiceError:
-    if not record.status.is_terminal:
-        return ResultNotReady(
-            f"The job is {record.status}; ask again when its status is completed.", headers={"Retry-After": "1"}
-        )
-    cause = record.error
-    return NoResult(f"The job {record.status}: {cause.detail if cause else 'no reason is known'}", cause=cause)
-
-
-def _utc(seconds: float | None) -> Any:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
-
-
-def _write_cursor(seq: int) -> str:
-    return base64.urlsafe_b64encode(str(seq).encode()).decode().rstrip("=")
-
-
-def _read_cursor(cursor: str | None) -> int | None:
-    if cursor is None:
-        return None
-    try:
-        return int(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-    except ValueError:
-        raise InvalidRequest("The cursor is not one of this server's: use next_cursor of the page before.") from None
-
-
-def _names(value: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in value.split(",") if name.strip()) if value else ()
-
-
-def _json_object(value: str | None) -> dict[str, Any]:
-    if value is None:
-        return {}
-    try:
-        parsed = json.loads(value)
-    except ValueError:
-        parsed = None
-    if not isinstance(parsed, dict):
-        raise InvalidRequest('aggregator_args must be a JSON object, such as {"source_spans": [[0, 2]]}.')
-    return parsed
 
 
 # The command line

@@ -46,12 +46,12 @@ _FILES = [*_WEIGHTS, "*.json", "*.txt", "*.model", "*.jinja", "*.spm"]
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model's files are. `revision` pins their content: a commit of the hub, or a checksum."""
+    """Where a model's files are. `revision` pins their content: a commit of the hub, a checksum, or a fingerprint."""
 
     name: str
     kind: str  # bundled, directory or hub
     path: Path
-    revision: str | None
+    revision: str
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ModelKey:
     """What makes two loaded models interchangeable."""
 
     name: str
-    revision: str | None
+    revision: str
     device: str
     dtype: str
 
@@ -173,7 +173,7 @@ class ModelCache:
             path = Path(root) / bare
             # A name has no `..`, but a link under the root may point anywhere: it is the operator's.
             if (path / "config.json").is_file():
-                return ModelSource(bare, "directory", path, None)
+                return ModelSource(bare, "directory", path, _fingerprint(path))
         try:
             path = Path(snapshot_download(bare, revision=revision or None, local_files_only=True))
         except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError):
@@ -324,6 +324,13 @@ def _config_kind(path: Path) -> bool | None:
 @lru_cache(maxsize=16)
 def _checksum(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+
+def _fingerprint(path: Path) -> str:
+    """Of a directory's files by size and time of change: weights of many gigabytes are not read for it."""
+    files = sorted(file for file in path.iterdir() if file.is_file())
+    entries = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return "local-" + hashlib.sha256(repr(entries).encode()).hexdigest()[:12]
 
 
 def _has_safetensors(info: Any) -> bool:

@@ -28,9 +28,16 @@ from attribution import catalogue, checks, corrections
 from attribution.catalogue import Method
 from attribution.isolation import RANDOM_DRAWS, RandomState, isolated
 from attribution.model_cache import LoadedModel
-from attribution.texts import check_positions, encode_source, encode_target, from_ids, generation_room
+from attribution.texts import (
+    check_positions,
+    encode_source,
+    encode_target,
+    from_ids,
+    generation_room,
+    refuse_generated_pad,
+)
 from models import AttributionRequest, Progress, Stage
-from problems import Cancelled, InputRejected, NothingGenerated, UnsupportedByModel
+from problems import AttributionFailed, Cancelled, InputRejected, NothingGenerated, UnsupportedByModel
 
 Report = Callable[[Progress], None]
 
@@ -179,13 +186,16 @@ class Runner:
         ids = output.sequences[:1]
         prompt = 1 if self._model.is_encoder_decoder else source.input_ids.shape[1]
         written = ids[0, prompt:].tolist()
-        content = [each for each in written if each not in _ids_of(self._model.eos_token_id, config.eos_token_id)]
+        empty = _ids_of(self._model.eos_token_id, config.eos_token_id, self._loaded.network.config.pad_token_id)
+        content = [each for each in written if each not in empty]
         if not content:
             raise NothingGenerated(
                 f"The model ended at once for input {index}: it generated no token but the end of the text. Give "
                 "another input, generated_text, or generation_args such as min_new_tokens."
             )
-        return from_ids(self._model, ids, include_eos_baseline=self._request.include_eos_baseline), random_state
+        target = from_ids(self._model, ids, include_eos_baseline=self._request.include_eos_baseline)
+        refuse_generated_pad(self._model, target, prompt)
+        return target, random_state
 
     def _contrast(self, index: int, target: BatchEncoding) -> dict[str, Any]:
         """The text's share of contrastive arguments. Raises `InputRejected` where the tokens do not pair up."""
@@ -252,8 +262,22 @@ class Runner:
                 self.corrections.append("final_step_step_scores")
             else:
                 output = self._call_inseq(self._method, text, names, step_done)
+        self._check_numbers(output)
         output.info |= self._info(text)
         return output
+
+    def _check_numbers(self, output: FeatureAttributionOutput) -> None:
+        """Refuse a result without a single number, and warn of one with gaps; `nan` is for positions yet to come."""
+        for sequence in output.sequence_attributions:
+            scores = [each for each in (sequence.source_attributions, sequence.target_attributions) if each is not None]
+            if sequence.target_attributions is not None:
+                scores[-1] = scores[-1][: sequence.attr_pos_start]  # the rows that stand before every step
+            missing = sum(int(each.isnan().sum()) for each in scores)
+            total = sum(each.numel() for each in scores)
+            if total and missing == total:
+                raise AttributionFailed(f"{self._method.name} gave no number for this text: every score is NaN.")
+            if missing:
+                self.warnings.append(f"{missing} of {total} scores are NaN.")
 
     def _forwards_of_final_step(self, text: Text) -> int:
         if self._method.name != "value_zeroing":
@@ -297,7 +321,7 @@ class Runner:
     def _load_method(self, method: Method) -> FeatureAttribution:
         request, model = self._request, self._model
         init_args = checks.typed(request.attribution_args, method.init_parameters) if method.name != "dummy" else {}
-        identity = f"{self._loaded.key.name.replace('/', '--')}@{self._loaded.key.revision or 'local'}"
+        identity = f"{self._loaded.key.name.replace('/', '--')}@{self._loaded.key.revision}"
         if method.name == "reagent":
             self.corrections += corrections.seed_word_classes(model.tokenizer, identity)
         if method.is_layer:

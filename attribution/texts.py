@@ -76,6 +76,15 @@ def encode_target(
     return encoding
 
 
+def refuse_generated_pad(model: HuggingfaceModel, target: BatchEncoding, first: int) -> None:
+    """Refuse a generation with the pad token inside: Inseq would drop it and mislabel what follows."""
+    if model.pad_token in target.input_tokens[0][first:-1]:
+        raise InputRejected(
+            f"The model generated {model.pad_token!r}, its padding, in the middle of the text: Inseq drops such tokens "
+            "and then mislabels the rows. Forbid it with generation_args.suppress_tokens."
+        )
+
+
 def from_ids(model: HuggingfaceModel, ids: torch.Tensor, *, include_eos_baseline: bool) -> BatchEncoding:
     """Generated ids ([1, length]) as the encoding that Inseq makes of a text, baseline included."""
     unk, eos = model.tokenizer.unk_token_id, model.eos_token_id

@@ -12,10 +12,28 @@ import time
 from pathlib import Path
 
 from main import create_app
-from models import Progress, ResultPart, Stage
+from models import AttributionRequest, JobStatus, Progress, ResultPart, Stage
 from problems import Cancelled, InputRejected
 from server import configure_logging, serve
 from settings import Settings
+
+LOCAL = "http://127.0.0.1"  # a name that the server answers to
+
+
+def body(text, **more):
+    """A request's body that the fake engine takes."""
+    return {"model": "m", "method": "saliency", "input_text": text, **more}
+
+
+def request(text="hello", model="m"):
+    return AttributionRequest(**body(text) | {"model": model})
+
+
+def ended(client, job_id):
+    """The job, once it has ended."""
+    job = client.get(f"/attribution/jobs/{job_id}", params={"wait": 20}).json()
+    assert JobStatus(job["status"]).is_terminal, job
+    return job
 
 
 class FakeEngine:

@@ -68,7 +68,7 @@ FAMILIES = {
     "bloom": Family(t.BloomConfig, t.BloomForCausalLM,
                     {"hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.25}, _PADDED),
     "t5": Family(t.T5Config, t.T5ForConditionalGeneration,
-                 {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "initializer_factor": 1.0},
+                 {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "initializer_factor": 2.0},
                  _SEQ2SEQ, extra={"decoder_start_token_id": "pad_token"}),
     "bart": Family(t.BartConfig, t.BartForConditionalGeneration, _BART, _SEQ2SEQ,
                    extra={"decoder_start_token_id": "eos_token"}),

@@ -23,12 +23,13 @@ ALLOWED = {
     "http_errors": {"models", "problems"},
     "server": set(),
     "waiting": set(),
+    "answers": {"job_manager", "job_store", "models", "problems"},
     "middleware": {"http_errors", "problems"},
     "job_store": {"models", "problems"},
     "job_manager": {"job_store", "models", "problems"},
     "attribution": {"models", "problems", "settings"},
     "main": {"attribution", "http_errors", "job_manager", "job_store", "middleware", "models", "problems"}
-    | {"server", "settings", "waiting"},
+    | {"answers", "server", "settings", "waiting"},
     "migrations": set(),
     "demo_models": set(),
 }

@@ -64,6 +64,8 @@ def test_dropout_scores_leave_the_next_step_alone(server):
         server.run(model=PHRASEBOOK, method="dummy", input_text=SENTENCE, generated_text=target, step_scores=names)
     )
     np.testing.assert_allclose(ours["sequence_attributions"][0]["step_scores"]["probability"], expected, rtol=1e-4)
+    first = theirs.sequence_attributions[0].step_scores["mc_dropout_prob_avg"][0]  # still right in Inseq: same draws
+    np.testing.assert_allclose(ours["sequence_attributions"][0]["step_scores"]["mc_dropout_prob_avg"][0], first, 1e-4)
     assert "mc_dropout_restores_eval" in ours["info"]["corrections"]
 
 

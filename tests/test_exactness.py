@@ -115,6 +115,27 @@ def test_step_scores_equal_inseq(server, tmp_path, model):
     compare(server, tmp_path, job_id, theirs)
 
 
+def test_contrastive_sources_and_alignments_equal_inseq(server, tmp_path):
+    """A contrast of another length, paired explicitly; and another source for the same target."""
+    target, longer = "il cane vede un gatto", "il cane nero vede un gatto"
+    alignments = [[[0, 0], [1, 1], [2, 2], [3, 4], [4, 5], [5, 6], [6, 7]]]
+    cases = {
+        "contrast_targets": ({"contrast_targets": longer, "contrast_targets_alignments": alignments}, "contrast_prob"),
+        "contrast_sources": ({"contrast_sources": "the black dog sees a cat"}, "pcxmi"),
+    }
+    for name, (arguments, function) in cases.items():
+        body = {"generated_text": target, "step_scores": [function], "step_scores_args": arguments}
+        job_id = server.run(model=PHRASEBOOK, method="dummy", input_text="the dog sees a cat", **body)
+        pairs = {"contrast_targets_alignments": [[tuple(pair) for pair in alignments[0]]]} if "targets" in name else {}
+        theirs = reference.attribute(
+            BUNDLED / PHRASEBOOK, "the dog sees a cat", "dummy", generated_texts=target, step_scores=[function],
+            step_scores_args={**arguments, **pairs},
+        )  # fmt: skip
+        theirs.info["step_scores_args"] = arguments
+        ours = compare(server, tmp_path, job_id, theirs)
+        assert len(set(ours.sequence_attributions[0].step_scores[function].tolist())) > 1
+
+
 @pytest.mark.parametrize("model", [LOOKUP, PHRASEBOOK])
 @pytest.mark.parametrize("method", ["saliency", "occlusion"])
 @pytest.mark.parametrize("function", ["logit", "entropy", "contrast_prob_diff"])

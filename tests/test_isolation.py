@@ -20,7 +20,7 @@ from attribution import isolation, model_cache, results, runner
 from attribution.engine import AttributionEngine
 from attribution.results import ViewOptions
 from models import AttributionRequest, Progress
-from problems import Cancelled, JobError
+from problems import AttributionFailed, Cancelled, JobError
 from settings import Settings
 from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 
@@ -258,21 +258,26 @@ def test_methods_said_to_draw_nothing_draw_nothing(engine, method):
 
 
 def test_models_load_one_at_a_time(monkeypatch):
-    """Two `from_pretrained` at once fail with "Cannot copy out of meta tensor"."""
+    """Two `from_pretrained` at once fail with "Cannot copy out of meta tensor", and spoil the loads after them."""
     inside, most = 0, 0
-    original = model_cache.AutoTokenizer.from_pretrained
+    really_one_at_a_time = threading.Lock()  # the spoilt state would be this process's
 
-    def watched(*args, **kwargs):
-        nonlocal inside, most
-        inside += 1
-        most = max(most, inside)
-        threading.Event().wait(0.2)
-        try:
-            return original(*args, **kwargs)
-        finally:
-            inside -= 1
+    def watching(original):
+        def from_pretrained(*args, **kwargs):
+            nonlocal inside, most
+            inside += 1
+            most = max(most, inside)
+            threading.Event().wait(0.2)
+            try:
+                with really_one_at_a_time:
+                    return original(*args, **kwargs)
+            finally:
+                inside -= 1
 
-    monkeypatch.setattr(model_cache.AutoTokenizer, "from_pretrained", watched)
+        return from_pretrained
+
+    for auto_class in (model_cache.AutoModelForCausalLM, model_cache.AutoModelForSeq2SeqLM):
+        monkeypatch.setattr(auto_class, "from_pretrained", watching(auto_class.from_pretrained))
     jobs = [lambda model=model: run(engine, model, "dummy") for model in (LOOKUP, PHRASEBOOK)]
     engine = new_engine()
     together(*jobs)
@@ -280,8 +285,7 @@ def test_models_load_one_at_a_time(monkeypatch):
     monkeypatch.setattr(model_cache, "_LOADING", contextlib.nullcontext())
     monkeypatch.setattr(model_cache, "RANDOM_DRAWS", contextlib.nullcontext())
     engine = new_engine()
-    with contextlib.suppress(JobError):
-        together(*jobs)
+    together(*jobs)
     assert most == 2
 
 
@@ -347,6 +351,27 @@ def test_any_order_with_failures_between_equals_fresh_models(engine, model, back
         else:
             with pytest.raises(Exception, match=r"."):
                 run(engine, model, "occlusion", attribution_args={"sliding_window_shapes": [99, 99]})
+
+
+def test_scores_that_are_all_nan_are_refused(engine, monkeypatch):
+    """ReAGent can end without a number; a heatmap of nothing would look like a result."""
+    original = runner.FeatureAttribution.load
+
+    def load(name, **kwargs):
+        method = original(name, **kwargs)
+        attribute_step = method.attribute_step
+
+        def all_nan(*args, **kwargs):
+            step = attribute_step(*args, **kwargs)
+            step.target_attributions = step.target_attributions * float("nan")
+            return step
+
+        method.attribute_step = all_nan
+        return method
+
+    monkeypatch.setattr(runner.FeatureAttribution, "load", load)
+    with pytest.raises(AttributionFailed, match="every score is NaN"):
+        run(engine, LOOKUP, "saliency")
 
 
 def test_progress_is_told_step_by_step(engine):

@@ -83,6 +83,19 @@ def test_the_least_recently_used_goes_first_but_never_one_in_use(small_models):
     assert sum(entry["bytes"] for entry in cache.describe()) <= 2.2 * size
 
 
+def test_a_changed_directory_is_another_revision(small_models, tmp_path):
+    shutil.copytree(small_models / "one", tmp_path / "mine")
+    cache = ModelCache(Settings(model_dirs=[str(tmp_path)]))
+    for _ in range(2):
+        with lease(cache, "mine") as before:
+            first = before.key.revision
+    assert cache.loads == 1
+    build_small_gpt2(tmp_path / "mine", seed=9)
+    with lease(cache, "mine") as after:
+        assert after.key.revision != first
+    assert cache.loads == 2
+
+
 def test_only_allowed_names_are_served(small_models):
     cache = ModelCache(Settings(model_dirs=[str(small_models)], allowed_models="one,org/*"))
     assert cache.resolve("one").kind == "directory"

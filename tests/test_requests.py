@@ -142,6 +142,12 @@ FAILED = {
     "ended at once": (
         {**GOOD, "generation_args": {"forced_eos_token_id": 0, "max_new_tokens": 1}}, "nothing-generated", "min_new_tokens"
     ),
+    "pad generated": (
+        {**TRANSLATE, "generation_args": {"forced_eos_token_id": 0, "max_new_tokens": 3, "suppress_tokens": [1],
+                                          "forced_bos_token_id": 0}},
+        "input-rejected",
+        "suppress_tokens",
+    ),
     "unknown model": ({**GOOD, "model": "no/such-model"}, "model-unavailable", "offline"),
 }  # fmt: skip
 

@@ -1,0 +1,72 @@
+"""Records as clients see them: a job's document, why there is no result, cursors, and what query parameters mean."""
+
+from __future__ import annotations
+
+import base64
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from job_manager import JobManager
+from job_store import JobRecord
+from models import Job, Links
+from problems import InvalidRequest, NoResult, ResultNotReady, ServiceError
+
+
+def job_answer(record: JobRecord, manager: JobManager) -> Job:
+    location = f"/attribution/jobs/{record.job_id}"
+    return Job(
+        job_id=record.job_id,
+        status=record.status,
+        progress=record.progress,
+        queue_position=manager.queue_position(record),
+        created_at=_utc(record.created_at),
+        started_at=_utc(record.started_at),
+        finished_at=_utc(record.finished_at),
+        attempt=record.attempt,
+        request=record.request,
+        error=record.error,
+        links=Links(self=location, results=f"{location}/results"),
+    )
+
+
+def no_result(record: JobRecord) -> ServiceError:
+    if not record.status.is_terminal:
+        return ResultNotReady(
+            f"The job is {record.status}; ask again when its status is completed.", headers={"Retry-After": "1"}
+        )
+    cause = record.error
+    return NoResult(f"The job {record.status}: {cause.detail if cause else 'no reason is known'}", cause=cause)
+
+
+def _utc(seconds: float | None) -> Any:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def write_cursor(seq: int) -> str:
+    return base64.urlsafe_b64encode(str(seq).encode()).decode().rstrip("=")
+
+
+def read_cursor(cursor: str | None) -> int | None:
+    if cursor is None:
+        return None
+    try:
+        return int(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except ValueError:
+        raise InvalidRequest("The cursor is not one of this server's: use next_cursor of the page before.") from None
+
+
+def names(value: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in value.split(",") if name.strip()) if value else ()
+
+
+def json_object(value: str | None) -> dict[str, Any]:
+    if value is None:
+        return {}
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise InvalidRequest('aggregator_args must be a JSON object, such as {"source_spans": [[0, 2]]}.')
+    return parsed

@@ -1,0 +1,134 @@
+"""Processes that are killed: nothing accepted is lost, nothing is half-written."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import threading
+import time
+
+import httpx
+import numpy as np
+
+from tests import reference
+from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
+from tests.fake_engine import body
+from tests.serving import Server
+
+
+def fake_server(data_dir):
+    return Server(data_dir, module="tests.fake_engine")
+
+
+def test_a_job_that_kills_the_process_is_given_up(tmp_path):
+    server = fake_server(tmp_path)
+    server.start()
+    killer = server.submit(**body("die"))
+    for _ in range(2):
+        server._process.wait(30)
+        server.client.close()
+        server.start()
+    server._process.wait(30)
+    server.start()
+    job = server.wait(killer)
+    assert job["attempt"] == 3
+    assert job["error"]["type"] == "/problems/interrupted"
+    assert server.result(server.run(**body("hello"))) == {"text": "hello", "seed": 0}
+    assert server.stop() == 0
+
+
+def test_sigterm_ends_cleanly_and_loses_nothing(tmp_path):
+    with fake_server(tmp_path) as server:
+        ids = [server.submit(**body(f"sleep:{0.2 + index % 3}")) for index in range(6)]
+        time.sleep(0.5)
+        assert server.stop() == 0
+        server.start()
+        assert {server.wait(job_id)["status"] for job_id in ids} == {"completed"}
+        assert {server.job(job_id)["attempt"] for job_id in ids} == {1}
+
+
+def chaos(server, rounds, submit, check, *, pause):
+    """Submit from several threads while the process is killed again and again; then everything accepted is checked."""
+    accepted: dict[str, object] = {}
+    stop = threading.Event()
+    rng = random.Random(5)
+
+    def client(index):
+        numbers = random.Random(index)
+        while not stop.is_set():
+            try:
+                wanted = submit(numbers)
+                answer = httpx.post(f"{server.url}/attribution/jobs", json=wanted, timeout=10)
+                if answer.status_code == 202:
+                    accepted[answer.json()["job_id"]] = wanted
+            except httpx.HTTPError:
+                time.sleep(0.05)  # killed under us: not accepted, as far as we know
+            time.sleep(numbers.uniform(0, pause))
+
+    clients = [threading.Thread(target=client, args=(index,)) for index in range(3)]
+    server.start()
+    for each in clients:
+        each.start()
+    for _ in range(rounds):
+        time.sleep(rng.uniform(0.05, 6 * pause))
+        server.kill()
+        server.start()
+    stop.set()
+    for each in clients:
+        each.join()
+    try:
+        assert len(accepted) > rounds
+        for job_id, wanted in accepted.items():
+            check(job_id, wanted)
+    finally:
+        server.stop()
+    return accepted
+
+
+def test_nothing_is_lost_when_the_process_is_killed_many_times(tmp_path):
+    server = Server(tmp_path, module="tests.fake_engine")
+
+    def check(job_id, wanted):
+        job = server.wait(job_id)
+        if job["status"] == "failed":  # it was running in three kills, as a poisonous job would have been
+            assert job["error"]["type"] == "/problems/interrupted"
+            assert job["attempt"] == 3
+        else:
+            assert server.result(job_id) == {"text": wanted["input_text"], "seed": wanted["seed"]}
+
+    accepted = chaos(
+        server, 10, lambda rng: body(f"sleep:{rng.uniform(0, 0.3):.3f}", seed=rng.randrange(1000)), check, pause=0.2
+    )
+    names = [file.name for file in (tmp_path / "results").iterdir()]
+    assert not any(name.startswith(".") for name in names)
+    with sqlite3.connect(tmp_path / "jobs.sqlite3") as connection:
+        rows = dict(connection.execute("SELECT job_id, status FROM jobs").fetchall())
+        files = {row[0] for row in connection.execute("SELECT name FROM result_files")}
+    assert accepted.keys() <= rows.keys()
+    assert set(rows.values()) <= {"completed", "failed"}
+    assert files == set(names)  # no result without its row, no row without its result
+
+
+def test_real_jobs_survive_sigkill_with_the_right_numbers(tmp_path):
+    """Killed with jobs pending and running, started again: every accepted job ends completed, with Inseq's numbers."""
+    jobs = {
+        LOOKUP: {"input_text": PROMPT, "method": "integrated_gradients", "n_steps": 300},
+        PHRASEBOOK: {"input_text": SENTENCE, "method": "saliency"},
+    }
+    with Server(tmp_path / "data", INSEQ_API_MAX_ATTEMPTS="10") as server:
+        ids = [(model, server.submit(model=model, **jobs[model])) for _ in range(6) for model in jobs]
+        for pause in (0.3, 0.5):
+            time.sleep(pause)
+            server.kill()
+            server.start()
+        views = {}
+        for model, job_id in ids:
+            assert server.wait(job_id)["status"] == "completed"
+            views.setdefault(model, []).append(server.result(job_id, granular=True)["sequence_attributions"])
+    for model, each in views.items():
+        assert all(view == each[0] for view in each)
+        arguments = {"n_steps": 300} if model == LOOKUP else {}
+        theirs = reference.attribute(BUNDLED / model, jobs[model]["input_text"], jobs[model]["method"], **arguments)
+        name = "target_attributions" if model == LOOKUP else "source_attributions"
+        expected = getattr(theirs.sequence_attributions[0], name).numpy()
+        np.testing.assert_allclose(np.array(each[0][0][name], float), expected, rtol=1e-4, atol=1e-6)
