@@ -12,6 +12,8 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+_PATIENCE = 3  # seconds that requests still being answered (clients that wait for a job) hold up a shutdown
+
 
 def configure_logging() -> None:
     """One line of JSON for each event, on standard error."""
@@ -30,7 +32,9 @@ def configure_logging() -> None:
 
 def serve(app: FastAPI, host: str, port: int) -> None:
     """Serve until SIGTERM or SIGINT, with the shutdown that the app's lifespan makes; then return."""
-    server = AnnouncingServer(uvicorn.Config(app, host=host, port=port, log_level="warning"))
+    server = AnnouncingServer(
+        uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=_PATIENCE)
+    )
     # Uvicorn raises the signal again once it has shut down; by then it is answered, and the exit status is 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)

@@ -300,8 +300,9 @@ def load(source: ModelSource, key: ModelKey) -> LoadedModel:
     network.requires_grad_(False)
     size = sum(t.numel() * t.element_size() for t in (*network.parameters(), *network.buffers()))
     loaded = LoadedModel(key, source, model, size)
-    warm_up(loaded)
-    check_embeddings(model)
+    with DEFAULT_DTYPE.shared():
+        warm_up(loaded)
+        check_embeddings(model)
     return loaded
 
 

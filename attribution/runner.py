@@ -182,7 +182,7 @@ class Runner:
                 return_dict_in_generate=True,
                 **arguments,
             )
-            random_state = RandomState() if draws else None
+            random_state = RandomState() if checks.draws_random(self._request) else None
         ids = output.sequences[:1]
         prompt = 1 if self._model.is_encoder_decoder else source.input_ids.shape[1]
         written = ids[0, prompt:].tolist()

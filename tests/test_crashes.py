@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import sqlite3
 import threading
@@ -45,6 +46,23 @@ def test_sigterm_ends_cleanly_and_loses_nothing(tmp_path):
         server.start()
         assert {server.wait(job_id)["status"] for job_id in ids} == {"completed"}
         assert {server.job(job_id)["attempt"] for job_id in ids} == {1}
+
+
+def test_a_waiting_client_does_not_hold_up_a_shutdown(tmp_path):
+    with Server(tmp_path, module="tests.fake_engine", INSEQ_API_SHUTDOWN_GRACE_SECONDS="0.5") as server:
+        job_id = server.submit(**body("forever"))
+        url = f"{server.url}/attribution/jobs/{job_id}?wait=60"
+
+        def wait():
+            with contextlib.suppress(httpx.HTTPError):
+                httpx.get(url, timeout=60)
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        time.sleep(0.5)
+        assert server.stop(timeout=20) == 0
+        waiting.join(5)
+        assert not waiting.is_alive()
 
 
 def chaos(server, rounds, submit, check, *, pause):
