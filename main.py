@@ -317,7 +317,10 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
 def _cores() -> int:
     """Cores that torch's own threads may use: those of this process, or as many as `OMP_NUM_THREADS` says."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdigit() and int(asked) else len(os.sched_getaffinity(0))
+    if asked.isdigit() and int(asked):
+        return int(asked)
+    # A container's share, where the system tells it (Linux); all cores elsewhere (macOS).
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _inseq_engine(settings: Settings) -> Engine:
