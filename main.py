@@ -36,6 +36,7 @@ from problems import (
     NoResult,
     ResultNotReady,
     ShuttingDown,
+    StorageFailed,
     UnsupportedMediaType,
     all_errors,
 )
@@ -357,6 +358,10 @@ def main(arguments: list[str] | None = None) -> None:
             f"{settings.host} can be reached by other machines, and there is no authentication yet. Set "
             "INSEQ_API_ALLOW_PUBLIC=true (and INSEQ_API_ALLOWED_HOSTS) if that is what you want."
         )
+    try:
+        JobStore(settings.data_dir).close()
+    except StorageFailed as error:  # told here on a line of its own, and not in a traceback of the app's start
+        parser.exit(1, f"{error.detail}\n")
     configure_logging()
     serve(create_app(settings), settings.host, settings.port)
 

@@ -23,7 +23,7 @@ from attribution.model_cache import LoadedModel, ModelCache, bundled_models
 from attribution.results import ViewOptions
 from attribution.runner import Runner
 from models import AttributionRequest, Progress, ResultPart, Stage
-from problems import JobError, OutOfMemory
+from problems import OutOfMemory
 from settings import Settings
 
 RAW, SUMMARY = "raw", "summary"
@@ -87,7 +87,7 @@ class AttributionEngine:
                 output = runner.run()
                 output.info |= _record(request, loaded, runner)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error) or isinstance(error, JobError):
+            if not _is_out_of_memory(error):
                 raise
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

@@ -27,7 +27,7 @@ class Server:
         self._environment = environment
         self._process: subprocess.Popen[str] | None = None
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the server
-        self.client: httpx.Client
+        self.client = httpx.Client()
 
     def __enter__(self) -> Self:
         self.start()

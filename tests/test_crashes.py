@@ -10,6 +10,7 @@ import time
 
 import httpx
 import numpy as np
+import pytest
 
 from tests import reference
 from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
@@ -46,6 +47,17 @@ def test_sigterm_ends_cleanly_and_loses_nothing(tmp_path):
         server.start()
         assert {server.wait(job_id)["status"] for job_id in ids} == {"completed"}
         assert {server.job(job_id)["attempt"] for job_id in ids} == {1}
+
+
+def test_a_second_server_on_a_data_directory_is_told_so(tmp_path):
+    with Server(tmp_path) as first:
+        second = Server(tmp_path)
+        with pytest.raises(AssertionError, match="did not start"):
+            second.start()
+        assert second.stop() == 1
+        assert second.log.startswith("Another server is running on")
+        assert "Traceback" not in second.log
+        assert first.client.get("/health/ready").status_code == 200
 
 
 def test_a_waiting_client_does_not_hold_up_a_shutdown(tmp_path):
