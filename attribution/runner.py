@@ -23,6 +23,7 @@ from inseq.data import (
     merge_attributions,
 )
 from inseq.models import HuggingfaceModel
+from inseq.utils import format_input_texts
 
 from attribution import catalogue, checks, corrections
 from attribution.catalogue import Method
@@ -134,7 +135,13 @@ class Runner:
 
     def _prepare(self, index: int) -> Text:
         request = self._request
-        text = request.inputs[index]
+        # Without special tokens, Inseq takes those that the text spells out as well.
+        (text,), targets = format_input_texts(
+            [request.inputs[index]],
+            None if request.targets is None else [request.targets[index]],
+            request.skip_special_tokens,
+            self._model.special_tokens,
+        )
         source = encode_source(
             self._loaded,
             text,
@@ -142,11 +149,11 @@ class Runner:
             include_eos_baseline=request.include_eos_baseline,
             skip_special_tokens=request.skip_special_tokens,
         )
-        if request.targets is not None:
+        if targets is not None:
             random_state = self._seeded() if checks.draws_random(request) else None
             target = encode_target(
                 self._loaded,
-                request.targets[index],
+                targets[0],
                 source,
                 include_eos_baseline=request.include_eos_baseline,
                 skip_special_tokens=request.skip_special_tokens,
@@ -156,7 +163,7 @@ class Runner:
         first, end = check_positions(
             self._model, source, target, request.attr_pos_start, request.attr_pos_end, generated=request.targets is None
         )
-        forced = request.targets[index] if request.targets is not None else None
+        forced = None if targets is None else targets[0]
         return Text(text, forced, source, target, first, end, random_state, self._contrast(index, target))
 
     def _seeded(self) -> RandomState:
@@ -202,6 +209,9 @@ class Runner:
         chosen = {}
         for name in ("attributed_fn_args", "step_scores_args"):
             arguments = dict(getattr(self._request, name))
+            if self._request.skip_special_tokens:
+                # Contrastive functions encode texts of their own, in the same way.
+                arguments.setdefault("skip_special_tokens", True)
             for key in ("contrast_targets", "contrast_sources"):
                 value = arguments.get(key)
                 if isinstance(value, list):

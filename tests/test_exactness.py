@@ -191,6 +191,21 @@ def test_options_reach_inseq(server, tmp_path):
     assert ours.sequence_attributions[0].attr_pos_start == 11
 
 
+def test_without_special_tokens_equals_inseq(server, tmp_path):
+    target, contrast = "il gatto vede un cane", "il cane vede un cane"
+    source = "</s>" + SENTENCE  # Inseq takes special tokens out of the text, too
+    body = {"model": PHRASEBOOK, "method": "saliency", "input_text": source, "generated_text": target,
+            "step_scores": ["contrast_prob", "probability"], "step_scores_args": {"contrast_targets": contrast}}  # fmt: skip
+    job_id = server.run(**body, skip_special_tokens=True)
+    theirs = reference.attribute(
+        BUNDLED / PHRASEBOOK, source, "saliency", generated_texts=target, skip_special_tokens=True,
+        step_scores=body["step_scores"], step_scores_args={"contrast_targets": contrast},
+    )  # fmt: skip
+    theirs.info["step_scores_args"] = {"contrast_targets": contrast}
+    ours = compare(server, tmp_path, job_id, theirs)
+    assert "</s>" not in [token.token for token in ours.sequence_attributions[0].source]
+
+
 @pytest.mark.parametrize("model", [LOOKUP, PHRASEBOOK])
 @pytest.mark.parametrize("method", ["attention", "value_zeroing"])
 def test_final_step_methods_have_step_scores(server, model, method):
