@@ -27,6 +27,7 @@ from inseq.utils import format_input_texts
 
 from attribution import catalogue, checks, corrections
 from attribution.catalogue import Method
+from attribution.contrast import contrast_arguments
 from attribution.isolation import RANDOM_DRAWS, RandomState, isolated
 from attribution.model_cache import LoadedModel
 from attribution.texts import (
@@ -38,7 +39,7 @@ from attribution.texts import (
     refuse_generated_pad,
 )
 from models import AttributionRequest, Progress, Stage
-from problems import AttributionFailed, Cancelled, InputRejected, NothingGenerated, UnsupportedByModel
+from problems import AttributionFailed, Cancelled, NothingGenerated, UnsupportedByModel
 
 Report = Callable[[Progress], None]
 
@@ -164,7 +165,16 @@ class Runner:
             self._model, source, target, request.attr_pos_start, request.attr_pos_end, generated=request.targets is None
         )
         forced = None if targets is None else targets[0]
-        return Text(text, forced, source, target, first, end, random_state, self._contrast(index, target))
+        return Text(
+            text,
+            forced,
+            source,
+            target,
+            first,
+            end,
+            random_state,
+            contrast_arguments(request, self._model, index, target),
+        )
 
     def _seeded(self) -> RandomState:
         with RANDOM_DRAWS:
@@ -203,43 +213,6 @@ class Runner:
         target = from_ids(self._model, ids, include_eos_baseline=self._request.include_eos_baseline)
         refuse_generated_pad(self._model, target, prompt)
         return target, random_state
-
-    def _contrast(self, index: int, target: BatchEncoding) -> dict[str, Any]:
-        """The text's share of contrastive arguments. Raises `InputRejected` where the tokens do not pair up."""
-        chosen = {}
-        for name in ("attributed_fn_args", "step_scores_args"):
-            arguments = dict(getattr(self._request, name))
-            if self._request.skip_special_tokens:
-                # Contrastive functions encode texts of their own, in the same way.
-                arguments.setdefault("skip_special_tokens", True)
-            for key in ("contrast_targets", "contrast_sources"):
-                value = arguments.get(key)
-                if isinstance(value, list):
-                    if len(value) != len(self._request.inputs):
-                        raise InputRejected(f"{name}.{key} needs one text per input ({len(self._request.inputs)}).")
-                    arguments[key] = value[index]
-            alignments = arguments.get("contrast_targets_alignments")
-            if alignments is not None:
-                if len(alignments) != len(self._request.inputs):
-                    raise InputRejected(f"{name}.contrast_targets_alignments needs one list per input.")
-                arguments["contrast_targets_alignments"] = [alignments[index]]
-            elif arguments.get("contrast_targets"):
-                self._check_pairs(arguments["contrast_targets"], target)
-            chosen[name] = arguments
-        return chosen
-
-    def _check_pairs(self, contrast: str, target: BatchEncoding) -> None:
-        encoded = self._model.encode(
-            [contrast],
-            as_targets=self._model.is_encoder_decoder,
-            add_special_tokens=not self._request.skip_special_tokens,
-        )
-        theirs, ours = encoded.input_ids.shape[1], target.input_ids.shape[1]
-        if theirs != ours:
-            raise InputRejected(
-                f"contrast_targets has {theirs} tokens and the target {ours}; Inseq would align them from the right "
-                "without a word. Give contrast_targets_alignments, pairs of [target position, contrast position]."
-            )
 
     # Attribution
 
