@@ -224,6 +224,28 @@ def test_different_models_at_once_give_unchanged_numbers(engine):
         assert together(*[lambda job=job: run(engine, *job) for job in jobs]) == alone
 
 
+def test_jobs_on_one_model_do_not_disturb_each_other():
+    """DeepLIFT hooks the model that its neighbour is using; value zeroing would silently change numbers."""
+    methods = ("deeplift", "value_zeroing", "saliency")
+    alone = [run(new_engine(), PHRASEBOOK, method) for method in methods]
+    engine = new_engine()
+
+    def job(method):
+        try:
+            return run(engine, PHRASEBOOK, method)
+        except Exception as error:
+            return error
+
+    calls = [lambda method=method: job(method) for method in methods]
+    for _ in range(3):
+        assert together(*calls) == alone
+
+    with engine._models.lease(PHRASEBOOK, device="cpu", dtype="float32") as loaded:
+        pass
+    loaded.lock = contextlib.nullcontext()
+    assert any(together(*calls) != alone for _ in range(5))
+
+
 def test_random_jobs_do_not_draw_from_each_other(monkeypatch):
     """The generators are one per process: two jobs that draw at once would change each other's numbers."""
     alone = [run(new_engine(), model, "lime", attribution_args={"n_samples": 30}) for model in (LOOKUP, PHRASEBOOK)]
