@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inseq
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from tests import reference
 from tests.families import FAMILIES, build
@@ -25,6 +27,18 @@ def family(request, model_dir):
 
 def forced(name):
     return TARGET if FAMILIES[name].is_encoder_decoder else f"{TEXT} {TARGET}"
+
+
+def plain(folder):
+    """The model and its tokenizer in plain Transformers."""
+    auto = AutoModelForSeq2SeqLM if FAMILIES[folder.name].is_encoder_decoder else AutoModelForCausalLM
+    network = auto.from_pretrained(folder, attn_implementation="eager").eval()
+    return network, AutoTokenizer.from_pretrained(folder)
+
+
+def all_but_digits(tokenizer):
+    """Digits are in no merge of the tokenizer: a text of them always encodes to the ids that it was decoded from."""
+    return [index for index in range(len(tokenizer)) if not tokenizer.decode([index]).isdigit()]
 
 
 def loaded(server, tmp_path, job_id):
@@ -49,29 +63,70 @@ def test_equals_inseq(server, model_dir, tmp_path, family, method):
     reference.assert_same(loaded(server, tmp_path, job_id), theirs)
 
 
+def test_attention_has_step_scores(server, model_dir, tmp_path, family):
+    """Inseq refuses step scores of attention: they are those of `dummy`, and the weights stay what they are."""
+    job_id = server.run(
+        model=family, method="attention", input_text=TEXT, generated_text=forced(family), step_scores=["probability"]
+    )
+    ours = loaded(server, tmp_path, job_id).sequence_attributions[0]
+    plain, scored = (
+        reference.attribute(model_dir / family, TEXT, method, generated_texts=forced(family), step_scores=scores)
+        for method, scores in (("attention", []), ("dummy", ["probability"]))
+    )
+    theirs = plain.sequence_attributions[0]
+    expected = scored.sequence_attributions[0].step_scores["probability"]
+    reference.assert_close(ours.step_scores["probability"], expected, "probability")
+    for name in ("source_attributions", "target_attributions"):
+        reference.assert_close(getattr(ours, name), getattr(theirs, name), name)
+
+
 def test_free_generation(server, model_dir, tmp_path, family):
     """What is generated is attributed, with tokenizers that prepend BOS too, with which Inseq's own always fails."""
     arguments = {"max_new_tokens": 4}
     job_id = server.run(
         model=family, method="saliency", input_text=TEXT, generation_args=arguments, step_scores=["probability"]
     )
-    ours = loaded(server, tmp_path, job_id)
-    sequence = ours.sequence_attributions[0]
+    sequence = loaded(server, tmp_path, job_id).sequence_attributions[0]
     assert 1 <= sequence.attr_pos_end - sequence.attr_pos_start <= 4
-    assert all(0 <= value <= 1 for value in sequence.step_scores["probability"].tolist())
+    # The probabilities of the very ids that are reported, in plain Transformers.
+    ids = torch.tensor([[token.id for token in sequence.target]])
+    network, tokenizer = plain(model_dir / family)
+    with torch.no_grad():
+        inputs = {"input_ids": tokenizer(TEXT, return_tensors="pt").input_ids, "decoder_input_ids": ids}
+        logits = network(**(inputs if FAMILIES[family].is_encoder_decoder else {"input_ids": ids})).logits[0]
+    expected = logits.softmax(-1)[:-1].gather(-1, ids[0, 1:, None])[sequence.attr_pos_start - 1 :, 0]
+    reference.assert_close(sequence.step_scores["probability"], expected, "probability", rtol=1e-4)
     if FAMILIES[family].prepends_bos:
         with pytest.raises(AssertionError, match="must start with the input texts"):
             reference.attribute(model_dir / family, TEXT, "saliency", generation_args=arguments)
-    # The same ids, put to Inseq as a forced target, where they survive being decoded and encoded again.
-    skip = FAMILIES[family].is_encoder_decoder or FAMILIES[family].prepends_bos
-    model = inseq.load_model(str(model_dir / family), "saliency", device="cpu")
-    ids = [token.id for token in sequence.target]
-    text = model.tokenizer.decode(ids, skip_special_tokens=skip)
-    again = model.encode([text], as_targets=FAMILIES[family].is_encoder_decoder).input_ids[0].tolist()
-    if again == ids:
-        theirs = model.attribute(TEXT, text, step_scores=["probability"], show_progress=False)
-        theirs.info |= {key: ours.info[key] for key in ("constrained_decoding", "generation_args", "generated_texts")}
-        reference.assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("method", ["saliency", "integrated_gradients"])
+def test_generated_equals_inseq_constrained(server, model_dir, tmp_path, family, method):
+    """The ids that were generated, put to Inseq as a forced target; integrated gradients use their baseline, too."""
+    is_encoder_decoder = FAMILIES[family].is_encoder_decoder
+    tokenizer = plain(model_dir / family)[1]
+    suppressed = all_but_digits(tokenizer)
+    generation_args = {"max_new_tokens": 4, "suppress_tokens": suppressed}
+    if is_encoder_decoder:  # the end, with which Inseq's encoded target always closes
+        suppressed.remove(tokenizer.eos_token_id)
+        generation_args |= {"forced_eos_token_id": tokenizer.eos_token_id, "min_new_tokens": 2}
+    attribution_args = {"n_steps": 4} if method == "integrated_gradients" else {}
+    job_id = server.run(
+        model=family, method=method, input_text=TEXT, generation_args=generation_args,
+        attribution_args=attribution_args, step_scores=["probability"],
+    )  # fmt: skip
+    ours = loaded(server, tmp_path, job_id)
+    ids = [token.id for token in ours.sequence_attributions[0].target]
+    text = tokenizer.decode(ids, skip_special_tokens=is_encoder_decoder or FAMILIES[family].prepends_bos)
+    theirs = reference.attribute(
+        model_dir / family, TEXT, method, generated_texts=text, attribution_args=dict(attribution_args),
+        step_scores=["probability"],
+    )  # fmt: skip
+    assert [token.id for token in theirs.sequence_attributions[0].target] == ids, "the text does not encode to the ids"
+    own = ("constrained_decoding", "generation_args", "generated_texts", "attribution_args")
+    theirs.info |= {key: ours.info[key] for key in own}
+    reference.assert_same(ours, theirs)
 
 
 def test_value_zeroing(server, family):
