@@ -66,6 +66,7 @@ class Engine(Protocol):
     def methods(self) -> list[dict[str, Any]]: ...
     def step_functions(self) -> list[dict[str, Any]]: ...
     def aggregators(self) -> dict[str, Any]: ...
+    def corrections(self) -> list[dict[str, str]]: ...
     def models(self) -> dict[str, Any]: ...
 
 
@@ -171,6 +172,9 @@ def get_results(
     aggregator_args: Annotated[str | None, Query(description="Arguments of the aggregators, as a JSON object.")] = None,
     normalize: Annotated[bool | None, Query(description="Whether scores sum to 1 over the attributed tokens.")] = None,
     granular: Annotated[bool, Query(description="The scores as they were computed, not aggregated.")] = False,
+    decode_tokens: Annotated[
+        bool, Query(description="Each token as people read it (`text`) beside the raw one.")
+    ] = False,
 ) -> Response:
     """The result of a completed job."""
     record = manager.get(job_id)
@@ -184,6 +188,7 @@ def get_results(
         aggregator_args=json_object(aggregator_args),
         normalize=normalize,
         granular=granular,
+        decode_tokens=decode_tokens,
     )
     options.check()
     files = store.files(record.job_id)
@@ -218,6 +223,12 @@ def list_methods(engine: TheEngine) -> dict[str, list[dict[str, Any]]]:
 def list_step_functions(engine: TheEngine) -> dict[str, list[dict[str, Any]]]:
     """The step functions: for `step_scores`, and for `attributed_fn`."""
     return {"step_functions": engine.step_functions()}
+
+
+@api.get("/corrections")
+def list_corrections(engine: TheEngine) -> list[dict[str, str]]:
+    """Where Inseq is wrong or fails, and what is done instead; `info.corrections` names those applied to a result."""
+    return engine.corrections()  # type: ignore[no-any-return]
 
 
 @api.get("/aggregators")

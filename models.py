@@ -17,6 +17,7 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     StringConstraints,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
@@ -52,11 +53,35 @@ class Stage(StrEnum):
 
     QUEUED = "queued"  # waiting for a worker
     LOADING_MODEL = "loading_model"  # reading weights, or waiting for another job on the same model
+    PREPARING = "preparing"  # what the method needs of the model once, e.g. the vocabulary's nearest neighbours
     GENERATING = "generating"  # the model writes what will be attributed; a step is a token
     ATTRIBUTING = (
         "attributing"  # the attribution loop; a step is a generated token (or a forward, for final-step methods)
     )
     SAVING = "saving"  # the result is being written
+
+
+class ChatMessage(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: Annotated[str, StringConstraints(min_length=1, max_length=50)] = Field(
+        description="Who speaks, as the model's chat template knows it: `system`, `user`, `assistant`."
+    )
+    content: Annotated[str, StringConstraints(min_length=1)]
+
+
+class TokenizerArguments(BaseModel):
+    """Languages of a multilingual translation model, by the tokenizer's own codes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    src_lang: str | None = Field(None, max_length=50, examples=["eng_Latn"])
+    tgt_lang: str | None = Field(None, max_length=50, examples=["fra_Latn"])
+
+
+Conversation = Annotated[list[ChatMessage], Field(min_length=1)]
 
 
 class AttributionRequest(BaseModel):
@@ -84,11 +109,18 @@ class AttributionRequest(BaseModel):
         Field(description="A bundled model, a Hub id (`name` or `org/name`, optionally `@revision`), or a local name."),
     ]
     method: str = Field(max_length=100, description="An identifier of `inseq.list_feature_attribution_methods()`.")
-    input_text: Text | Annotated[list[Text], Field(min_length=1)] = Field(description="The text or texts to attribute.")
+    messages: Conversation | Annotated[list[Conversation], Field(min_length=1)] | None = Field(
+        None,
+        description="Instead of `input_text`: a conversation or several, rendered by the tokenizer's own chat "
+        "template. One that ends with the assistant's turn is continued.",
+    )
+    input_text: Text | Annotated[list[Text], Field(min_length=1)] | None = Field(
+        None, validate_default=True, description="The text or texts to attribute."
+    )
     generated_text: Text | Annotated[list[Text], Field(min_length=1)] | None = Field(
         None,
         description="The target, for constrained decoding: one per input. For a decoder-only model it starts with the "
-        "input. Without it the model generates.",
+        "input; behind messages it is the assistant's reply alone. Without it the model generates.",
     )
     step_scores: list[str] = Field([], max_length=32, description="Step functions to report for each generated token.")
     attributed_fn: str | None = Field(
@@ -98,6 +130,12 @@ class AttributionRequest(BaseModel):
     attributed_fn_args: Arguments = Field({}, description="Arguments of the attributed function.")
     step_scores_args: Arguments = Field({}, description="Arguments of the step score functions.")
     generation_args: Arguments = Field({}, description="Arguments of Transformers' `generate`, e.g. `max_new_tokens`.")
+    tokenizer_args: TokenizerArguments = Field(
+        TokenizerArguments(), description="Languages: `src_lang`, and `tgt_lang`, which generation then begins with."
+    )
+    chat_template_args: Arguments = Field(
+        {}, description="Variables for the chat template, e.g. `enable_thinking`; with `messages` only."
+    )
     n_steps: int | None = Field(None, ge=1, description="Shorthand for `attribution_args.n_steps`.")
     internal_batch_size: int | None = Field(
         None, ge=1, description="Shorthand for `attribution_args.internal_batch_size`."
@@ -111,6 +149,9 @@ class AttributionRequest(BaseModel):
     output_step_attributions: bool = Field(False, description="Return the attributions of each step as well.")
     force_cpu: bool = Field(False, description="Run on the CPU even where there is a GPU.")
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Precision of weights and scores.")
+    corrections: bool = Field(
+        True, description="False gives Inseq's own numbers where it is wrong, for comparison; `info` says which."
+    )
     engine: Literal["auto", "inseq"] = Field("auto", description="How it is computed; `auto` is Inseq's own loop.")
     seed: int = Field(
         0,
@@ -124,11 +165,26 @@ class AttributionRequest(BaseModel):
     def _resolve_alias(cls, value: str) -> str:
         return METHOD_ALIASES.get(value, value)
 
+    @field_validator("input_text")
+    @classmethod
+    def _one_kind_of_input(cls, value: str | list[str] | None, info: ValidationInfo) -> str | list[str] | None:
+        if "messages" in info.data and (value is None) == (info.data["messages"] is None):
+            raise ValueError("give either input_text or messages")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_its_kind_of_input(self) -> AttributionRequest:
+        if self.messages is None and self.chat_template_args:
+            raise ValueError("chat_template_args are for messages")
+        if self.messages is not None and self.skip_special_tokens:
+            raise ValueError("skip_special_tokens would take away what the chat template writes; leave it out")
+        return self
+
     @model_validator(mode="after")
     def _one_target_per_input(self) -> AttributionRequest:
-        if self.generated_text is not None and len(self.targets or ()) != len(self.inputs):
+        if self.generated_text is not None and len(self.targets or ()) != self.count:
             raise ValueError(
-                f"generated_text needs one text per input: {len(self.inputs)} inputs, {len(self.targets or ())} targets"
+                f"generated_text needs one text per input: {self.count} inputs, {len(self.targets or ())} targets"
             )
         if None not in (start := self.attr_pos_start, end := self.attr_pos_end) and start >= end:  # type: ignore[operator]
             raise ValueError("attr_pos_start must be less than attr_pos_end")
@@ -136,8 +192,25 @@ class AttributionRequest(BaseModel):
 
     @property
     def inputs(self) -> list[str]:
-        """The input texts, as a list whatever way they were written."""
-        return [self.input_text] if isinstance(self.input_text, str) else list(self.input_text)
+        """The input texts, as a list whatever way they were written; none where there are conversations."""
+        return [self.input_text] if isinstance(self.input_text, str) else list(self.input_text or ())
+
+    @property
+    def conversations(self) -> list[list[ChatMessage]] | None:
+        """The conversations, as a list whatever way they were written, or None where the input is text."""
+        if self.messages is None:
+            return None
+        return [self.messages] if isinstance(self.messages[0], ChatMessage) else list(self.messages)
+
+    @property
+    def count(self) -> int:
+        """How many inputs there are."""
+        return len(self.conversations or self.inputs)
+
+    @property
+    def languages(self) -> dict[str, str]:
+        """The tokenizer's languages that are asked for."""
+        return self.tokenizer_args.model_dump(exclude_none=True)
 
     @property
     def targets(self) -> list[str] | None:
@@ -222,10 +295,12 @@ class JobList(BaseModel):
 
 
 class Token(BaseModel):
-    """A token and its id in the model's vocabulary."""
+    """A token as it is in the model's vocabulary, and its id there (-1 for one that was merged)."""
 
     token: str
     token_id: int
+    text: str | None = Field(None, description="With `decode_tokens=true`: as people read it.")
+    template: bool | None = Field(None, description="In a conversation: whether the chat template added it.")
 
 
 class SequenceAttribution(BaseModel):

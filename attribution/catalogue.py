@@ -84,6 +84,10 @@ class Parameter:
         return entry
 
 
+# Inseq takes it among other keyword arguments: a module's name, such as `transformer.h.0`; by default the embedding.
+_LAYER = {"target_layer": Parameter("target_layer", str | None, None)}
+
+
 @dataclass(frozen=True)
 class Method:
     """An attribution method. `call_parameters` go to its `attribute`, `init_parameters` to its constructor."""
@@ -257,7 +261,7 @@ def _method(name: str, cls: type[FeatureAttribution]) -> Method:
         description=description,
         reference=references[0] if references else None,
         call_parameters=call_parameters,
-        init_parameters=_parameters(cls.__init__),
+        init_parameters=_parameters(cls.__init__) | (_LAYER if name.startswith("layer_") else {}),
         is_gradient=issubclass(cls, GradientAttributionRegistry),
         is_layer=name.startswith("layer_"),
         is_final_step="is_final_step_method" in mentioned and name != "dummy",

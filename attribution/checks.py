@@ -6,11 +6,12 @@ that is known. What can be known only from the tokens is checked by the `runner`
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any
 
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from attribution import catalogue
 from attribution.catalogue import Method, Parameter, StepFunction
@@ -20,12 +21,11 @@ from settings import Settings
 
 # Methods whose draws come from the process's random generators; a test holds the others to drawing nothing.
 RANDOM_METHODS = frozenset({"gradient_shap", "lime", "reagent"})
-# Methods that repeat the input along the batch, which contrastive functions cannot follow.
-_EXPANDING_METHODS = frozenset(
+# Methods that repeat the input along the batch.
+EXPANDING_METHODS = frozenset(
     {"integrated_gradients", "discretized_integrated_gradients", "sequential_integrated_gradients", "gradient_shap",
      "deeplift", "layer_integrated_gradients", "layer_deeplift"}
 )  # fmt: skip
-_FLOAT32_METHODS = frozenset({"lime", "gradient_shap", "discretized_integrated_gradients"})
 _STEP_LIMITED = ("n_steps", "n_samples", "max_probe_steps", "num_probes", "n_mcd_steps")
 _DEFAULT_FN = "probability"
 
@@ -54,6 +54,7 @@ def resolve(request: AttributionRequest, settings: Settings, *, is_encoder_decod
         if is_encoder_decoder is not None:
             errors += kind_refusals(request, method, is_encoder_decoder=is_encoder_decoder)
     errors += _generation_errors(request, settings)
+    errors += _template_errors(request)
     errors += _limit_errors(request, attribution_args, settings)
     if errors:
         detail = errors[0].detail if len(errors) == 1 else f"{len(errors)} errors; the first: {errors[0].detail}"
@@ -77,19 +78,9 @@ def kind_refusals(request: AttributionRequest, method: Method, *, is_encoder_dec
     """What this kind of model cannot do."""
     if is_encoder_decoder and method.name == "reagent":
         yield _at("/method", "reagent supports decoder-only models only: Inseq's fails on encoder-decoder models.")
-    if is_encoder_decoder and method.name == "layer_gradient_x_activation":
-        yield _at(
-            "/method",
-            f"{method.name} supports decoder-only models only: on encoder-decoder models Inseq hooks the shared "
-            "embedding instead of the encoder's. Use input_x_gradient, which is the same product at the embeddings.",
-        )
-    if is_encoder_decoder and request.attr_pos_end is not None:
-        yield _at(
-            "/attr_pos_end",
-            "attr_pos_end is not supported for encoder-decoder models: Inseq attributes one step more and shifts the "
-            "labels. Leave it out.",
-        )
-    if not is_encoder_decoder and request.targets is not None:
+    if not is_encoder_decoder and request.languages:
+        yield _at("/tokenizer_args", "Languages are for multilingual translation models, which are encoder-decoders.")
+    if not is_encoder_decoder and request.targets is not None and request.conversations is None:
         for index, (text, target) in enumerate(zip(request.inputs, request.targets, strict=True)):
             if not target.startswith(text):
                 pointer = "/generated_text" if isinstance(request.generated_text, str) else f"/generated_text/{index}"
@@ -105,6 +96,13 @@ def kind_refusals(request: AttributionRequest, method: Method, *, is_encoder_dec
                 "contrast_sources needs an encoder-decoder model. For a decoder-only one put the other context into "
                 "contrast_targets.",
             )
+    forced = request.attributed_fn_args.get("contrast_force_inputs", False)
+    if not is_encoder_decoder and forced and request.attributed_fn in {"contrast_logits", "contrast_prob"}:
+        yield _at(
+            "/attributed_fn",
+            f"With contrast_force_inputs {request.attributed_fn} of a decoder-only model is a function of the contrast "
+            f"alone: no token of the input has a part in it. Attribute {request.attributed_fn}_diff.",
+        )
 
 
 def _functions(request: AttributionRequest, errors: list[ProblemItem]) -> list[StepFunction | None]:
@@ -173,12 +171,6 @@ def _refusals(
     request: AttributionRequest, method: Method, attribution_args: Arguments, functions: list[StepFunction]
 ) -> Iterator[ProblemItem]:
     """Combinations that Inseq 0.7.1 gets wrong or fails on, whatever the model."""
-    if method.name in {"layer_integrated_gradients", "layer_deeplift"}:
-        yield _at(
-            "/method",
-            f"{method.name} is refused: Inseq's forward ignores the layer's tensor, so all its scores are zero. "
-            f"Use {method.name.removeprefix('layer_')}, which attributes to the same embeddings.",
-        )
     attributed = functions[0] if request.attributed_fn is not None else None
     if attributed is not None and attributed.name != _DEFAULT_FN and method.ignores_attributed_fn:
         yield _at(
@@ -190,8 +182,6 @@ def _refusals(
         yield from _attributed_fn_refusals(request, method, attributed)
     if request.attribute_target and (method.is_layer or method.name in {"lime", "sequential_integrated_gradients"}):
         yield _at("/attribute_target", f"{method.name} cannot attribute the target prefix.")
-    if request.dtype != "float32" and method.name in _FLOAT32_METHODS:
-        yield _at("/dtype", f"{method.name} needs float32 weights.")
     if method.name == "dummy" and attribution_args:
         yield _at("/attribution_args", "dummy computes no attribution and takes no arguments.")
 
@@ -210,11 +200,17 @@ def _attributed_fn_refusals(
             "/attributed_fn_args/contrast_force_inputs",
             "kl_divergence compares two forwards: set contrast_force_inputs to true to attribute it.",
         )
-    if attributed.is_contrastive and method.name in _EXPANDING_METHODS:
+    if method.is_layer and (attributed.is_contrastive or attributed.name == "mc_dropout_prob_avg"):
         yield _at(
             "/attributed_fn",
-            f"{attributed.name} cannot be attributed with {method.name}: it repeats the input along the batch, which "
-            "contrastive functions do not follow. Use saliency, input_x_gradient or occlusion.",
+            f"{attributed.name} runs the model once more within its forward, which a layer method would take for the "
+            f"input's. Use {method.name.removeprefix('layer_').replace('gradient_x_activation', 'input_x_gradient')}.",
+        )
+    elif forced and attributed.is_contrastive and method.name == "deeplift":
+        yield _at(
+            "/attributed_fn_args/contrast_force_inputs",
+            f"{method.name} compares the activations of one forward with its baseline's; the contrast's own forward "
+            "would take their place. Use integrated_gradients.",
         )
 
 
@@ -244,10 +240,16 @@ def _generation_errors(request: AttributionRequest, settings: Settings) -> Itera
             yield _at(f"/generation_args/{name}", f"{name} must be between 1 and {settings.max_new_tokens}.")
 
 
+def _template_errors(request: AttributionRequest) -> Iterator[ProblemItem]:
+    reserved = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys()
+    for name in request.chat_template_args.keys() & (reserved - {"tools", "documents"}):
+        yield _at(f"/chat_template_args/{name}", f"{name} is set by the service; variables of the template go here.")
+
+
 def _limit_errors(
     request: AttributionRequest, attribution_args: Arguments, settings: Settings
 ) -> Iterator[ProblemItem]:
-    if len(request.inputs) > settings.max_inputs:
+    if request.count > settings.max_inputs:
         yield _at("/input_text", f"A job takes at most {settings.max_inputs} texts; send several jobs.")
     for pointer, values in (
         ("/attribution_args", attribution_args),

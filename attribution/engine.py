@@ -19,6 +19,8 @@ from inseq.data import FeatureAttributionOutput
 from transformers.utils import logging as transformers_logging
 
 from attribution import catalogue, checks, results
+from attribution.corrections import registry
+from attribution.corrections.registry import Ledger
 from attribution.model_cache import LoadedModel, ModelCache, bundled_models
 from attribution.results import ViewOptions
 from attribution.runner import Runner
@@ -113,6 +115,9 @@ class AttributionEngine:
     def aggregators(self) -> dict[str, Any]:
         return catalogue.describe_aggregators()
 
+    def corrections(self) -> list[dict[str, str]]:
+        return registry.describe()
+
     def models(self) -> dict[str, Any]:
         """The models that ship with the project, those in memory, and what else this server allows."""
         return {
@@ -153,16 +158,26 @@ def _record(request: AttributionRequest, loaded: LoadedModel, runner: Runner) ->
         "device": loaded.key.device,
         "dtype": loaded.key.dtype,
         "engine": "inseq",
+        **({"languages": request.languages} if request.languages else {}),
         "seed": request.seed,
         "arguments": {
             name: {k: None if p.is_required else p.default for k, p in parameters.items()} | getattr(request, name)
             for name, parameters in defaults.items()
         }
         | {"attributed_fn": attributed.name, "skip_special_tokens": request.skip_special_tokens},
-        "corrections": sorted(set(runner.corrections)),
-        "warnings": runner.warnings,
+        "corrections": runner.ledger.applied,
+        "warnings": [*_corrections_off(runner.ledger), *runner.warnings],
+        **({"convergence": runner.convergence} if runner.convergence else {}),
+        results.NOTES: runner.token_notes,
         "versions": versions(),
     }
+
+
+def _corrections_off(ledger: Ledger) -> list[str]:
+    if not ledger.withheld:
+        return []
+    names = ", ".join(ledger.withheld)
+    return [f"corrections is false: these are Inseq's own numbers, without {names} (see /attribution/corrections)."]
 
 
 @cache

@@ -30,7 +30,7 @@ from huggingface_hub.errors import (
 from inseq.models import HuggingfaceModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
-from attribution.corrections import check_embeddings
+from attribution.corrections.embeddings import EmbeddingsFix, embeddings_fix
 from attribution.isolation import DEFAULT_DTYPE, RANDOM_DRAWS
 from problems import ModelNotAllowed, ModelUnavailable
 from settings import PROJECT_ROOT, Settings
@@ -72,6 +72,7 @@ class LoadedModel:
     source: ModelSource
     model: HuggingfaceModel
     size: int  # bytes of parameters and buffers
+    embeddings_fix: EmbeddingsFix = field(default_factory=EmbeddingsFix)
     lock: threading.Lock = field(default_factory=threading.Lock)
     leases: int = 0
     hits: int = 0
@@ -285,9 +286,10 @@ def load(source: ModelSource, key: ModelKey) -> LoadedModel:
             tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=False)
             # `device` and the mutable defaults of Inseq's constructor are avoided: the first moves the model to a GPU
             # of its own choice, the second are shared by all models of the process.
-            model = HuggingfaceModel.load(
-                network, "dummy", tokenizer=tokenizer, device="cpu", model_kwargs={}, tokenizer_kwargs={}
-            )
+            with _some_bos(network):
+                model = HuggingfaceModel.load(
+                    network, "dummy", tokenizer=tokenizer, device="cpu", model_kwargs={}, tokenizer_kwargs={}
+                )
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # a damaged file or an unknown architecture raises whatever its reader does
@@ -296,14 +298,30 @@ def load(source: ModelSource, key: ModelKey) -> LoadedModel:
     model.tokenizer_name = source.name
     network.to(key.device)
     model._device = key.device  # noqa: SLF001 - Inseq's setter refuses `cuda:0`
+    if not model.is_encoder_decoder and network.config.bos_token_id is None:
+        model.bos_token_id = None
     model.eval()  # the wrapper too, which Inseq leaves in train mode
     network.requires_grad_(False)
     size = sum(t.numel() * t.element_size() for t in (*network.parameters(), *network.buffers()))
     loaded = LoadedModel(key, source, model, size)
     with DEFAULT_DTYPE.shared():
         warm_up(loaded)
-        check_embeddings(model)
+        loaded.embeddings_fix = embeddings_fix(model)
     return loaded
+
+
+@contextmanager
+def _some_bos(network: PreTrainedModel) -> Iterator[None]:
+    """Inseq cannot wrap a model that has no BOS token, as some chat models have none: another stands in meanwhile."""
+    config = network.config
+    if config.is_encoder_decoder or config.bos_token_id is not None:
+        yield
+        return
+    config.bos_token_id = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id or 0
+    try:
+        yield
+    finally:
+        config.bos_token_id = None
 
 
 @torch.no_grad()

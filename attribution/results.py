@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import inseq.data.attribution as inseq_classes
@@ -31,8 +32,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from attribution import catalogue
+from attribution.tokens import merged_annotations
 from problems import InvalidRequest
 
+NOTES = "tokens"  # where `info` keeps what is known of tokens, see `attribution.tokens`
 RAW_CODEC = "safetensors+zstd"
 JSON_CODEC = "json+gzip"
 
@@ -149,6 +152,7 @@ class ViewOptions:
     aggregator_args: dict[str, Any] = field(default_factory=dict)
     normalize: bool | None = None
     granular: bool = False
+    decode_tokens: bool = False  # each token as people read it, beside the raw one
 
     @property
     def is_default(self) -> bool:
@@ -265,13 +269,20 @@ def _word_marks(sequence: FeatureAttributionSequenceOutput) -> dict[str, Any]:
 def json_view(output: FeatureAttributionOutput, options: ViewOptions) -> bytes:
     """The JSON view: nested lists of scores, `null` for NaN (positions that were not yet generated)."""
     aggregated = aggregate(output, options)
+    notes = output.info.get(NOTES, [{}] * len(output.sequence_attributions))
     return orjson.dumps(
         {
-            "sequence_attributions": [_sequence_json(each) for each in aggregated.sequence_attributions],
+            "sequence_attributions": [
+                _sequence_json(merged, _notes_json(raw, merged, note, options))
+                for raw, merged, note in zip(
+                    output.sequence_attributions, aggregated.sequence_attributions, notes, strict=True
+                )
+            ],
             "step_attributions": None
             if output.step_attributions is None
             else [_step_json(each) for each in output.step_attributions],
-            "info": output.info,
+            # Told with the tokens themselves.
+            "info": {name: value for name, value in output.info.items() if name != NOTES},
         },
         option=orjson.OPT_SERIALIZE_NUMPY,
     )
@@ -300,10 +311,35 @@ def compress(content: bytes) -> bytes:
     return gzip.compress(content, compresslevel=6, mtime=0)
 
 
-def _sequence_json(sequence: FeatureAttributionSequenceOutput) -> dict[str, Any]:
+def _notes_json(
+    raw: FeatureAttributionSequenceOutput,
+    merged: FeatureAttributionSequenceOutput,
+    notes: dict[str, Any],
+    options: ViewOptions,
+) -> dict[str, list[dict[str, Any]]]:
+    """What is told of each token beside its id: `template` in a conversation, `text` where it is asked for."""
+    found = {}
+    for side, side_notes in notes.items():
+        entries = merged_annotations(side_notes, getattr(raw, side), getattr(merged, side))
+        found[side] = [
+            {name: value for name, value in entry.items() if name != "text" or options.decode_tokens}
+            for entry in entries
+        ]
+    return found
+
+
+def _sequence_json(
+    sequence: FeatureAttributionSequenceOutput, notes: dict[str, list[dict[str, Any]]]
+) -> dict[str, Any]:
+    tokens = {
+        side: [
+            entry | note
+            for entry, note in zip(_tokens_json(getattr(sequence, side)), notes.get(side) or repeat({}), strict=False)
+        ]
+        for side in ("source", "target")
+    }
     return {
-        "source": _tokens_json(sequence.source),
-        "target": _tokens_json(sequence.target),
+        **tokens,
         "source_attributions": _array(sequence.source_attributions),
         "target_attributions": _array(sequence.target_attributions),
         "step_scores": {name: _array(scores) for name, scores in (sequence.step_scores or {}).items()},

@@ -1,98 +1,172 @@
-"""Texts and ids as Inseq's encodings, and what must hold for them: lengths, positions, pad tokens, token boundaries.
+"""Texts and ids as Inseq's encodings, and what must hold for them: lengths, positions, token boundaries.
 
 Every check here needs a tokenizer, and so happens when the job runs. Raises `InputRejected` with what to do about it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from inseq.data import BatchEncoding
 from inseq.models import HuggingfaceModel
+from inseq.utils import format_input_texts
 
+from attribution import chat
 from attribution.model_cache import LoadedModel
+from models import AttributionRequest
 from problems import InputRejected
 
 # A tokenizer without a limit reports a very large number.
 _NO_LIMIT = 10**9
-_DEFAULT_NEW_TOKENS = 20  # Transformers' own default
 
 
-def encode_source(
-    loaded: LoadedModel, text: str, *, max_tokens: int, include_eos_baseline: bool, skip_special_tokens: bool
-) -> BatchEncoding:
-    """The input, tokenized as Inseq does it ([1, source_len]), after counting: some tokenizers truncate silently."""
+@dataclass(frozen=True)
+class Prompt:
+    """One input: its text, its ids, and which of its tokens a chat template added (None without a conversation)."""
+
+    text: str
+    encoding: BatchEncoding  # [1, source_len]
+    from_template: list[bool] | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Text:
+    """One input, with the ids that are attributed to it."""
+
+    prompt: Prompt
+    forced: str | None
+    target: BatchEncoding  # [1, target_len]; for decoder-only models the prompt and what follows it
+    first: int  # first target position that is attributed
+    end: int  # one behind the last
+
+    @property
+    def source(self) -> BatchEncoding:
+        return self.prompt.encoding
+
+    @property
+    def steps(self) -> int:
+        return self.end - self.first
+
+
+def read_input(
+    loaded: LoadedModel, request: AttributionRequest, index: int, *, max_tokens: int
+) -> tuple[Prompt, str | None]:
+    """Input number `index` as a prompt, and its forced target, if there is one."""
+    target = None if request.targets is None else request.targets[index]
+    if request.conversations is not None:
+        return _encode_conversation(loaded, request, index, max_tokens), target
     model = loaded.model
-    count = _count(model, text, as_targets=False, skip_special_tokens=skip_special_tokens)
-    if count == 0:
-        raise InputRejected("The input text has no tokens.")
-    limit = min(_tokenizer_limit(model), loaded.limit or _NO_LIMIT, max_tokens)
-    if count > limit:
-        raise InputRejected(f"The input text has {count} tokens; at most {limit} are possible here. Shorten it.")
+    # Without special tokens, Inseq takes those that the text spells out as well.
+    (text,), targets = format_input_texts(
+        [request.inputs[index]], None if target is None else [target], request.skip_special_tokens, model.special_tokens
+    )
+    prompt = _encode_text(loaded, request, text, max_tokens)
+    return prompt, None if targets is None else targets[0]
+
+
+def _encode_text(loaded: LoadedModel, request: AttributionRequest, text: str, max_tokens: int) -> Prompt:
+    """The input, tokenized as Inseq does it, after counting: some tokenizers truncate silently."""
+    model = loaded.model
+    count = _count(model, text, as_targets=False, skip_special_tokens=request.skip_special_tokens)
+    _check_length(loaded, count, "The input text", max_tokens)
     encoding = model.encode(
         [text],
         return_baseline=True,
-        include_eos_baseline=include_eos_baseline,
-        add_special_tokens=not skip_special_tokens,
+        include_eos_baseline=request.include_eos_baseline,
+        add_special_tokens=not request.skip_special_tokens,
     )
-    _refuse_pad(model, encoding.input_tokens[0], "The input text")
-    return encoding
+    prompt = Prompt(text, encoding)
+    if encoding.input_ids.shape[1] < count:
+        prompt.warnings.append("The text began with two BOS tokens, the tokenizer's and its own: one was left out.")
+    return prompt
 
 
-def encode_target(
-    loaded: LoadedModel, text: str, source: BatchEncoding, *, include_eos_baseline: bool, skip_special_tokens: bool
-) -> BatchEncoding:
+def _encode_conversation(loaded: LoadedModel, request: AttributionRequest, index: int, max_tokens: int) -> Prompt:
+    assert request.conversations is not None
+    messages = [message.model_dump() for message in request.conversations[index]]
+    conversation = chat.render(loaded.model.tokenizer, messages, request.chat_template_args)
+    _check_length(loaded, conversation.ids.shape[1], "The conversation", max_tokens)
+    encoding = from_ids(
+        loaded.model, conversation.ids.to(loaded.model.device), include_eos_baseline=request.include_eos_baseline
+    )
+    prompt = Prompt(conversation.text, encoding, conversation.from_template)
+    if conversation.from_template is None:
+        prompt.warnings.append("The chat template changes the messages, so its own tokens could not be marked.")
+    return prompt
+
+
+def _check_length(loaded: LoadedModel, count: int, what: str, max_tokens: int) -> None:
+    if count == 0:
+        raise InputRejected(f"{what} has no tokens.")
+    limit = min(_tokenizer_limit(loaded.model), loaded.limit or _NO_LIMIT, max_tokens)
+    if count > limit:
+        raise InputRejected(f"{what} has {count} tokens; at most {limit} are possible here. Shorten it.")
+
+
+def encode_target(loaded: LoadedModel, request: AttributionRequest, prompt: Prompt, text: str) -> BatchEncoding:
     """A forced target, tokenized as Inseq does it ([1, target_len])."""
     model, as_targets = loaded.model, bool(loaded.model.is_encoder_decoder)
-    count = _count(model, text, as_targets=as_targets, skip_special_tokens=skip_special_tokens)
-    limit = min(_tokenizer_limit(model), loaded.limit or _NO_LIMIT)
-    if count > limit:
-        raise InputRejected(f"generated_text has {count} tokens; the model allows {limit}.")
+    if request.conversations is not None and not as_targets:
+        return _encode_reply(loaded, request, prompt, text)
+    if as_targets and getattr(model.tokenizer, "tgt_lang", "none") is None:
+        raise InputRejected("Give tokenizer_args.tgt_lang: this model must be told the language of generated_text.")
+    count = _count(model, text, as_targets=as_targets, skip_special_tokens=request.skip_special_tokens)
+    _check_target_length(loaded, count)
     encoding = model.encode(
         [text],
         as_targets=as_targets,
         return_baseline=True,
-        include_eos_baseline=include_eos_baseline,
-        add_special_tokens=not skip_special_tokens,
+        include_eos_baseline=request.include_eos_baseline,
+        add_special_tokens=not request.skip_special_tokens,
     )
-    tokens = encoding.input_tokens[0]
     if as_targets:
-        _refuse_pad(model, tokens[1:], "generated_text")
-        if len(tokens) <= 1:  # the start token alone
+        if encoding.input_ids.shape[1] <= 1:  # the start token alone
             raise InputRejected("generated_text has no tokens.")
         return encoding
-    _refuse_pad(model, tokens[:-1], "generated_text")  # a closing EOS may be the pad token, as in GPT-2
-    prompt = source.input_ids[0].tolist()
-    ids = encoding.input_ids[0].tolist()
-    if ids[: len(prompt)] != prompt:
+    ids, prompt_ids = encoding.input_ids[0].tolist(), prompt.encoding.input_ids[0].tolist()
+    if ids[: len(prompt_ids)] != prompt_ids:
         # A tokenizer that ends texts (with EOS) does so to the prompt as well.
         raise InputRejected(
             "generated_text does not tokenize to the input's tokens and more: the border between them falls inside a "
             "token. Move it to a token's border, such as before a space."
         )
-    if len(ids) == len(prompt):
+    if len(ids) == len(prompt_ids):
         raise InputRejected("generated_text adds nothing to input_text: there is no token to attribute.")
     return encoding
 
 
-def refuse_generated_pad(model: HuggingfaceModel, target: BatchEncoding, first: int) -> None:
-    """Refuse a generation with the pad token inside: Inseq would drop it and mislabel what follows."""
-    if model.pad_token in target.input_tokens[0][first:-1]:
-        raise InputRejected(
-            f"The model generated {model.pad_token!r}, its padding, in the middle of the text: Inseq drops such tokens "
-            "and then mislabels the rows. Forbid it with generation_args.suppress_tokens."
-        )
+def _encode_reply(loaded: LoadedModel, request: AttributionRequest, prompt: Prompt, text: str) -> BatchEncoding:
+    """The conversation and the assistant's forced reply behind it, token by token as they would be generated."""
+    model = loaded.model
+    reply = model.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    if not reply:
+        raise InputRejected("generated_text has no tokens.")
+    prompt_ids = prompt.encoding.input_ids
+    _check_target_length(loaded, prompt_ids.shape[1] + len(reply))
+    ids = torch.cat([prompt_ids, prompt_ids.new_tensor([reply])], dim=1)
+    return from_ids(model, ids, include_eos_baseline=request.include_eos_baseline)
 
 
-def from_ids(model: HuggingfaceModel, ids: torch.Tensor, *, include_eos_baseline: bool) -> BatchEncoding:
-    """Generated ids ([1, length]) as the encoding that Inseq makes of a text, baseline included."""
+def _check_target_length(loaded: LoadedModel, count: int) -> None:
+    limit = min(_tokenizer_limit(loaded.model), loaded.limit or _NO_LIMIT)
+    if count > limit:
+        raise InputRejected(f"generated_text has {count} tokens; the model allows {limit}.")
+
+
+def from_ids(
+    model: HuggingfaceModel, ids: torch.Tensor, *, include_eos_baseline: bool, keep_first: bool = False
+) -> BatchEncoding:
+    """Ids ([1, length]) as the encoding that Inseq makes of a text, baseline included.
+
+    `keep_first`: the first is a decoder's start token, which Inseq puts in front of the baseline as it is.
+    """
     unk, eos = model.tokenizer.unk_token_id, model.eos_token_id
     baseline = torch.full_like(ids, unk)
     if not include_eos_baseline:
         baseline = torch.where(ids == eos, ids, baseline)
-    if model.is_encoder_decoder:
-        # The start token is not replaced: Inseq puts it in front of the baseline as it is.
+    if keep_first:
         baseline[:, 0] = ids[:, 0]
     return BatchEncoding(
         input_ids=ids,
@@ -100,41 +174,6 @@ def from_ids(model: HuggingfaceModel, ids: torch.Tensor, *, include_eos_baseline
         input_tokens=model.convert_ids_to_tokens(ids, skip_special_tokens=False),
         baseline_ids=baseline,
     )
-
-
-def generation_room(
-    loaded: LoadedModel, source: BatchEncoding, arguments: dict[str, Any], warnings: list[str]
-) -> dict[str, Any]:
-    """The `max_new_tokens` that makes generation stay within the model's positions.
-
-    An explicit wish that does not fit is refused; a default is cut, with a warning.
-    """
-    prompt = 0 if loaded.model.is_encoder_decoder else source.input_ids.shape[1]
-    config = loaded.network.generation_config
-    asked = arguments.get("max_new_tokens")
-    if asked is None and arguments.get("max_length") is not None:
-        asked = int(arguments["max_length"]) - prompt
-        if asked < 1:
-            raise InputRejected(
-                f"max_length is {arguments['max_length']} but the input alone has {prompt} tokens. Use max_new_tokens."
-            )
-    room = loaded.limit - prompt if loaded.limit else None
-    if asked is not None:
-        if room is not None and asked > room:
-            raise InputRejected(
-                f"The input has {prompt} tokens and the model {loaded.limit} positions: there is room for {room} new "
-                f"tokens, not {asked}."
-            )
-        return {}
-    default = config.max_new_tokens or (config.max_length - prompt if config.max_length else _DEFAULT_NEW_TOKENS)
-    if room is not None and default > room:
-        if room < 1:
-            raise InputRejected(
-                f"The input fills all of the model's {loaded.limit} positions: there is no room to generate."
-            )
-        warnings.append(f"Generation was cut to the {room} tokens that the model has room for.")
-        return {"max_new_tokens": room}
-    return {"max_new_tokens": max(1, default)}
 
 
 def check_positions(
@@ -173,11 +212,3 @@ def _count(model: HuggingfaceModel, text: str, *, as_targets: bool, skip_special
 
 def _tokenizer_limit(model: HuggingfaceModel) -> int:
     return min(int(model.tokenizer.model_max_length), _NO_LIMIT)
-
-
-def _refuse_pad(model: HuggingfaceModel, tokens: list[str], what: str) -> None:
-    if model.pad_token in tokens:
-        raise InputRejected(
-            f"{what} contains {model.pad_token!r}, which is this model's padding: Inseq drops such tokens and then "
-            "mislabels the rows. Take it out of the text."
-        )

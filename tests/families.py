@@ -84,10 +84,21 @@ FAMILIES = {
                      extra={"decoder_start_token_id": "eos_token"}),
 }  # fmt: skip
 
+# Relatives with a peculiarity, for the tests of it.
+RELATIVES = {
+    "marian-own": Family(t.MarianConfig, t.MarianMTModel,
+                         {**_BART, "scale_embedding": True, "share_encoder_decoder_embeddings": False,
+                          "decoder_vocab_size": 320, "tie_word_embeddings": False},
+                         _SEQ2SEQ, extra={"decoder_start_token_id": "pad_token"}),
+    "fsmt": Family(t.FSMTConfig, t.FSMTForConditionalGeneration,
+                   {**_BART, "scale_embedding": True, "langs": ["en", "de"], "src_vocab_size": 320, "tgt_vocab_size": 320},
+                   _SEQ2SEQ, extra={"decoder_start_token_id": "eos_token"}),
+}  # fmt: skip
+
 
 def build(name: str, folder: Path) -> Path:
     """Write the model and its tokenizer into `folder`."""
-    family = FAMILIES[name]
+    family = (FAMILIES | RELATIVES)[name]
     tokenizer = byte_level_tokenizer(320, **family.special)
     if family.prepends_bos:
         _surround(tokenizer, f"{tokenizer.bos_token} $A", tokenizer.bos_token)
@@ -101,7 +112,7 @@ def build(name: str, folder: Path) -> Path:
     # Configs have ids of the real vocabularies as defaults, here and there a forced one.
     ids |= {"forced_eos_token_id": None} if family.is_encoder_decoder else {}
     torch.manual_seed(11)
-    model = family.model(family.config(vocab_size=len(tokenizer), **family.size, **ids)).eval()
+    model = family.model(family.config(**{"vocab_size": len(tokenizer), **family.size, **ids})).eval()
     model.generation_config = t.GenerationConfig(**{key: value for key, value in ids.items() if value is not None})
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

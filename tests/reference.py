@@ -8,9 +8,10 @@ from typing import Any
 import inseq
 import torch
 from inseq.data import FeatureAttributionOutput
+from inseq.data.attribution import FeatureAttributionSequenceOutput
 from transformers import AutoTokenizer, set_seed
 
-from attribution import corrections
+from attribution.corrections.reagent import seed_word_classes
 
 # What the service adds to `info`, or says in its own way (the public model name instead of a path).
 _OWN_INFO = {"model_name", "tokenizer_name", "exec_time"}
@@ -29,7 +30,7 @@ def attribute(
     if method == "reagent":
         # The word classes that Inseq would otherwise download a tagger for.
         tokenizer = AutoTokenizer.from_pretrained(str(path))
-        corrections.seed_word_classes(tokenizer, str(path).split("/")[-1])
+        seed_word_classes(tokenizer, str(path).split("/")[-1])
     model = inseq.load_model(str(path), method, device="cpu", **(init_args or {}))
     set_seed(seed)
     return model.attribute(text, show_progress=False, **arguments)
@@ -39,20 +40,27 @@ def assert_same(ours: FeatureAttributionOutput, theirs: FeatureAttributionOutput
     """Field by field, to float rounding: relative to the largest score of the field."""
     assert len(ours.sequence_attributions) == len(theirs.sequence_attributions)
     for a, b in zip(ours.sequence_attributions, theirs.sequence_attributions, strict=True):
-        assert type(a) is type(b)
-        assert [(t.token, t.id) for t in a.source] == [(t.token, t.id) for t in b.source]
-        assert [(t.token, t.id) for t in a.target] == [(t.token, t.id) for t in b.target]
-        assert (a.attr_pos_start, a.attr_pos_end) == (b.attr_pos_start, b.attr_pos_end)
-        assert a._num_dimensions == b._num_dimensions
-        for name in ("source_attributions", "target_attributions"):
-            assert_close(getattr(a, name), getattr(b, name), name, rtol)
-        for name in ("step_scores", "sequence_scores"):
-            mine, other = getattr(a, name) or {}, getattr(b, name) or {}
-            assert mine.keys() == other.keys()
-            for key in mine:
-                assert_close(mine[key], other[key], f"{name}.{key}", rtol)
+        assert_same_sequence(a, b, rtol=rtol)
     for key in theirs.info.keys() - _OWN_INFO:
         assert ours.info[key] == theirs.info[key], key
+
+
+def assert_same_sequence(
+    a: FeatureAttributionSequenceOutput, b: FeatureAttributionSequenceOutput, *, rtol: float = 1e-5
+) -> None:
+    """One text's attribution, as `assert_same`."""
+    assert type(a) is type(b)
+    assert [(t.token, t.id) for t in a.source] == [(t.token, t.id) for t in b.source]
+    assert [(t.token, t.id) for t in a.target] == [(t.token, t.id) for t in b.target]
+    assert (a.attr_pos_start, a.attr_pos_end) == (b.attr_pos_start, b.attr_pos_end)
+    assert a._num_dimensions == b._num_dimensions
+    for name in ("source_attributions", "target_attributions"):
+        assert_close(getattr(a, name), getattr(b, name), name, rtol)
+    for name in ("step_scores", "sequence_scores"):
+        mine, other = getattr(a, name) or {}, getattr(b, name) or {}
+        assert mine.keys() == other.keys()
+        for key in mine:
+            assert_close(mine[key], other[key], f"{name}.{key}", rtol)
 
 
 def assert_close(a: torch.Tensor | None, b: torch.Tensor | None, name: str, rtol: float = 1e-5) -> None:

@@ -1,6 +1,6 @@
-"""Try every method on every model family and print what happened: `python -m tests.support_table > docs/support.md`.
+"""Try every method on every model family in five ways and print what happened: `make support-table` writes docs/support.md.
 
-Over HTTP, on the tiny random models of `tests.families`. Constrained results are compared with Inseq called directly.
+Over HTTP, on the tiny random models of `tests.families`, each result compared with Inseq called directly.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import defaultdict
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "INSEQ_ARTIFACTS_CACHE": tempfile.mkdtemp()}
 
 import inseq
+from inseq.data import FeatureAttributionOutput
 from transformers.utils import logging as transformers_logging
 
 from attribution import catalogue
@@ -23,9 +25,11 @@ from tests import reference
 from tests.families import FAMILIES, build
 from tests.serving import Server
 
-TEXT, TARGET = "The quick brown", "fox jumps over"
+# (input, target) pairs; the first alone for everything but several inputs.
+TEXTS = [("The quick brown", "fox jumps over"), ("Feature attribution", "helps explain")]
 SETTINGS: dict[str, dict[str, Any]] = {
     "integrated_gradients": {"n_steps": 4},
+    "layer_integrated_gradients": {"n_steps": 4},
     "sequential_integrated_gradients": {"n_steps": 4},
     "discretized_integrated_gradients": {"n_steps": 4},
     "gradient_shap": {"n_samples": 8},
@@ -34,33 +38,46 @@ SETTINGS: dict[str, dict[str, Any]] = {
     # Inseq then divides 0 by 0: all is NaN. The whole vocabulary lets every probe count.
     "reagent": {"max_probe_steps": 20, "num_probes": 2, "stopping_condition_top_k": 320},
 }
+WAYS: dict[str, dict[str, Any]] = {
+    "a forced target": {},
+    "free generation": {"generation_args": {"max_new_tokens": 3}},
+    "several inputs": {},
+    "step scores": {"step_scores": ["probability", "entropy"]},
+    "attribute_target": {"attribute_target": True},
+}
 INTRO = """# What works on which model family
 
 Written by `make support-table`, which runs it: every method on tiny random models made from each family's real Transformers
-config (`tests/families.py`), over HTTP, with Inseq {inseq}, Transformers {transformers} and torch {torch}. Two marks a cell:
-with a forced target, and with free generation; one where both are refused or failed alike.
+config (`tests/families.py`), over HTTP, each result compared with Inseq called directly with the same seed. With Inseq {inseq},
+Transformers {transformers} and torch {torch}. Five marks a cell, in this order: a forced target, free generation, several inputs,
+step scores (probability and entropy), `attribute_target` (which has no effect on decoder-only models, in Inseq neither).
 
 | mark | meaning |
 |---|---|
-| `=` | completed with numbers, and equal to Inseq called directly with the same seed, to float rounding |
-| `ok` | completed; Inseq called directly fails (below), or the target was generated (`tests/test_families.py` compares) |
-| `≠` | completed, but not equal to Inseq |
-| `nan` | completed, but some scores are NaN |
-| `refused` | told before it ran, or by the check of the model, with a reason below |
-| `failed` | accepted, and ended with an error, below |
+| `=` | equal to Inseq, to float rounding |
+| `c` | corrected: Inseq fails, or is other because it is wrong; which corrections, below and in [corrections.md](corrections.md) |
+| `r` | refused, with a reason below |
+| `n` | completed, but some scores are NaN |
+| `f` | accepted, and ended with an error, below |
+| `≠` | not equal to Inseq, and not because of a correction |
 """
-
-
-Reasons = dict[str, set[tuple[str, str]]]  # what was said -> the families and methods that met it
 _REFUSALS = {"/problems/unsupported-by-model", "/problems/input-rejected"}
+
+
+@dataclass
+class Told:
+    """What was said -> the families, methods and ways that met it."""
+
+    refusals: dict[str, set[tuple[str, str, str]]] = field(default_factory=lambda: defaultdict(set))
+    corrections: dict[str, set[tuple[str, str, str]]] = field(default_factory=lambda: defaultdict(set))
+    inseq_fails: dict[str, set[tuple[str, str, str]]] = field(default_factory=lambda: defaultdict(set))
 
 
 def main() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     methods = sorted(catalogue.methods())
-    reasons: Reasons = defaultdict(set)
-    inseq_fails: Reasons = defaultdict(set)
+    told = Told()
     cells = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -69,67 +86,80 @@ def main() -> None:
         with Server(folder / "data", INSEQ_API_MODEL_DIRS=str(folder / "models")) as server:
             for name in FAMILIES:
                 for method in methods:
-                    forced = constrained(server, folder, name, method, reasons, inseq_fails)
-                    free, _ = run(server, name, method, reasons, generation_args={"max_new_tokens": 3})
-                    cells[name, method] = forced if forced == free != "ok" else f"{forced} {free}"
+                    cells[name, method] = "".join(mark(server, folder, name, method, way, told) for way in WAYS)
     print(INTRO.format(**{package: version(package) for package in ("inseq", "transformers", "torch")}))
     print(f"| method | {' | '.join(FAMILIES)} |")
     print("|---" * (len(FAMILIES) + 1) + "|")
     for method in methods:
-        print(f"| {method} | {' | '.join(cells[name, method] for name in FAMILIES)} |")
-    print_reasons("Refusals and failures", reasons)
-    print_reasons("Where Inseq called directly fails and the service completes", inseq_fails)
+        print(f"| {method} | {' | '.join(f'`{cells[name, method]}`' for name in FAMILIES)} |")
+    print_told("Refused, failed, or with NaN", told.refusals)
+    print_told("Corrections that were applied", told.corrections)
+    print_told("Where Inseq called directly fails and the service completes", told.inseq_fails)
 
 
-def print_reasons(title: str, reasons: Reasons) -> None:
+def print_told(title: str, told: dict[str, set[tuple[str, str, str]]]) -> None:
     print(f"\n## {title}\n")
-    for reason, where in sorted(reasons.items()):
-        families = sorted({family for family, _ in where})
-        named = sorted({method for _, method in where})
-        subject = f"{len(named)} methods" if len(named) > 4 else ", ".join(f"`{method}`" for method in named)
-        print(f"- {subject} on {'every family' if len(families) == len(FAMILIES) else ', '.join(families)}: {reason}")
+    for reason, where in sorted(told.items()):
+        families, methods, ways = (
+            [each for each in every if each in {row[index] for row in where}]
+            for index, every in enumerate((FAMILIES, sorted(catalogue.methods()), WAYS))
+        )
+        subject = f"{len(methods)} methods" if len(methods) > 4 else ", ".join(f"`{method}`" for method in methods)
+        on = "every family" if len(families) == len(FAMILIES) else ", ".join(families)
+        how = "" if len(ways) == len(WAYS) else f" ({', '.join(ways)})"
+        print(f"- {subject} on {on}{how}: {reason}")
 
 
-def run(server: Server, name: str, method: str, reasons: Reasons, **more: Any) -> tuple[str, str]:
-    """The mark, and the id of the completed job; the reason remembered where it is not completed or has gaps."""
-    body = {"model": name, "method": method, "input_text": TEXT, "attribution_args": SETTINGS.get(method, {}), **more}
-    answer = server.client.post("/attribution/jobs", json=body)
+def mark(server: Server, folder: Path, name: str, method: str, way: str, told: Told) -> str:
+    """One job, and what became of it."""
+    texts = TEXTS if way == "several inputs" else TEXTS[:1]
+    targets = [target if FAMILIES[name].is_encoder_decoder else f"{text} {target}" for text, target in texts]
+    forced = {} if way == "free generation" else {"generated_text": targets}
+    body = {"model": name, "method": method, "input_text": [text for text, _ in texts], **forced, **WAYS[way]}
+    answer = server.client.post("/attribution/jobs", json={**body, "attribution_args": SETTINGS.get(method, {})})
+    where = (name, method, way)
     if answer.status_code != 202:
-        reasons[answer.json()["errors"][0]["detail"]].add((name, method))
-        return "refused", ""
+        told.refusals[answer.json()["errors"][0]["detail"]].add(where)
+        return "r"
     job = server.wait(answer.json()["job_id"])
-    if job["status"] == "completed":
-        gaps = [each for each in server.result(job["job_id"])["info"]["warnings"] if "NaN" in each]
-        for gap in gaps:
-            reasons[gap].add((name, method))
-        return "nan" if gaps else "ok", str(job["job_id"])
-    reasons[job["error"]["detail"].splitlines()[0]].add((name, method))
-    return "refused" if job["error"]["type"] in _REFUSALS else "failed", ""
-
-
-def constrained(server: Server, folder: Path, name: str, method: str, reasons: Reasons, inseq_fails: Reasons) -> str:
-    """The mark of a forced target, compared with Inseq where Inseq can do it."""
-    target = TARGET if FAMILIES[name].is_encoder_decoder else f"{TEXT} {TARGET}"
-    mark, job_id = run(server, name, method, reasons, generated_text=target)
-    if mark != "ok":
-        return mark
-    arguments = SETTINGS.get(method, {})
-    call = {k: v for k, v in arguments.items() if k in catalogue.methods()[method].call_parameters}
-    try:
-        theirs = reference.attribute(
-            folder / "models" / name, TEXT, method, generated_texts=target, attribution_args=call,
-            init_args=arguments if method == "reagent" else {},
-        )  # fmt: skip
-    except Exception as error:  # whatever Inseq raises is told in the table
-        inseq_fails[f"{type(error).__name__}: {' '.join(str(error).splitlines()[:1])}"].add((name, method))
-        return "ok"
-    theirs.info["attribution_args"] = arguments
+    if job["status"] != "completed":
+        told.refusals[job["error"]["detail"].splitlines()[0]].add(where)
+        return "r" if job["error"]["type"] in _REFUSALS else "f"
     file = folder / "result.json"
-    file.write_bytes(server.client.get(f"/attribution/jobs/{job_id}/results?format=inseq").content)
-    try:
-        reference.assert_same(inseq.FeatureAttributionOutput.load(file), theirs)
-    except AssertionError:
-        return "≠"
+    file.write_bytes(server.client.get(f"/attribution/jobs/{job['job_id']}/results?format=inseq").content)
+    ours = inseq.FeatureAttributionOutput.load(file)
+    for gap in (each for each in ours.info["warnings"] if "scores are NaN" in each):
+        told.refusals[gap].add(where)
+        return "n"
+    return compared(folder, where, ours, [text for text, _ in texts], targets if forced else [None], told)
+
+
+def compared(
+    folder: Path,
+    where: tuple[str, str, str],
+    ours: FeatureAttributionOutput,
+    texts: list[str],
+    targets: list[Any],
+    told: Told,
+) -> str:
+    name, method, way = where
+    for correction in ours.info["corrections"]:
+        told.corrections[f"`{correction}`"].add(where)
+    arguments = SETTINGS.get(method, {})
+    call = {key: value for key, value in arguments.items() if key in catalogue.methods()[method].call_parameters}
+    for text, target, sequence in zip(texts, targets, ours.sequence_attributions, strict=True):
+        try:
+            theirs = reference.attribute(
+                folder / "models" / name, text, method, generated_texts=target, attribution_args=dict(call),
+                init_args=arguments if method == "reagent" else {}, **WAYS[way],
+            )  # fmt: skip
+        except Exception as error:  # whatever Inseq raises is told in the table
+            told.inseq_fails[f"{type(error).__name__}: {' '.join(str(error).splitlines()[:1])}"].add(where)
+            return "c"
+        try:
+            reference.assert_same_sequence(sequence, theirs.sequence_attributions[0])
+        except AssertionError:
+            return "c" if ours.info["corrections"] else "≠"
     return "="
 
 

@@ -35,7 +35,7 @@ ALLOWED = {
 }
 MODULES = [
     path
-    for path in sorted(ROOT.glob("*.py")) + sorted(ROOT.glob("*/*.py"))
+    for path in [*sorted(ROOT.glob("*.py")), *sorted(ROOT.glob("*/*.py")), *sorted(ROOT.glob("attribution/*/*.py"))]
     if path.relative_to(ROOT).parts[0] not in {"tests", "benchmarks", ".venv"}
 ]
 
@@ -62,11 +62,12 @@ def test_imports_point_one_way(path):
 
 def test_the_modules_of_attribution_have_no_cycle():
     graph = {}
-    for path in (ROOT / "attribution").glob("*.py"):
+    for path in (ROOT / "attribution").rglob("*.py"):
         text = path.read_text()
-        graph[path.stem] = set(re.findall(r"^from attribution\.(\w+) import", text, re.MULTILINE))
-        for line in re.findall(r"^from attribution import (.+)$", text, re.MULTILINE):
-            graph[path.stem] |= {name.strip() for name in line.split(",")}
+        needs = set(re.findall(r"^from attribution\.([\w.]+) import", text, re.MULTILINE))
+        for package, line in re.findall(r"^from attribution(\.corrections)? import (.+)$", text, re.MULTILINE):
+            needs |= {f"{package}.{name.strip()}".lstrip(".") for name in line.split(",")}
+        graph[".".join(path.relative_to(ROOT / "attribution").with_suffix("").parts)] = needs
     while graph:
         leaves = [name for name, needs in graph.items() if not needs & graph.keys()]
         assert leaves, f"a cycle among {sorted(graph)}"
@@ -107,6 +108,15 @@ def test_the_documentation_has_every_setting_and_problem():
     problems = (ROOT / "docs" / "problems.md").read_text()
     for error in all_errors():
         assert f"`/problems/{error.slug}`" in problems, error
+
+
+def test_the_documentation_has_every_correction():
+    import attribution.engine  # noqa: F401 - corrections are declared where they are made
+    from attribution.corrections import registry
+
+    text = (ROOT / "docs" / "corrections.md").read_text()
+    for each in registry.describe():
+        assert f"| `{each['name']}` | {each['reason']} | {each['remedy']} | `{each['proof']}` |" in text
 
 
 def test_the_readme_names_every_method():

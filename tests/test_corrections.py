@@ -1,27 +1,25 @@
-"""Where the service differs from Inseq: Inseq's value or failure, the value from first principles, and ours.
+"""Texts, steps and step functions that Inseq gets wrong: its value or failure, first principles' value, and ours.
 
-When Inseq no longer differs, the first part of a test fails and the correction can go.
+`test_corrections_methods` has the attribution methods. When Inseq no longer differs, the first part of a test fails and the correction can go.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import set_seed
 
-from attribution import corrections
 from tests import reference
 from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
+from tests.families import FAMILIES, build
+from tests.first_principles import Plain
+from tests.test_corrections_methods import assert_scores, run, scores
 
 FORCED = PROMPT + " milk. Ben"
-
-
-def plain(name):
-    """The bundled model in plain Transformers."""
-    auto = AutoModelForCausalLM if name == LOOKUP else AutoModelForSeq2SeqLM
-    network = auto.from_pretrained(BUNDLED / name, attn_implementation="eager").eval()
-    return network, AutoTokenizer.from_pretrained(BUNDLED / name)
+TRANSLATED = "il gatto rosso vede un cane"
 
 
 @pytest.mark.parametrize("name", ["crossentropy", "perplexity"])
@@ -29,13 +27,8 @@ def test_crossentropy_of_one_sequence(server, name):
     with pytest.raises(Exception, match=r"dim|shape|batch|target|Expected"):
         reference.attribute(BUNDLED / LOOKUP, PROMPT, "dummy", generated_texts=FORCED, step_scores=[name])
 
-    network, tokenizer = plain(LOOKUP)
-    ids = tokenizer(FORCED, return_tensors="pt").input_ids
-    prompt = len(tokenizer(PROMPT).input_ids)
-    with torch.no_grad():
-        log_probabilities = network(ids).logits[0].log_softmax(-1)
-    entropies = [-log_probabilities[position - 1, ids[0, position]].item() for position in range(prompt, ids.shape[1])]
-    expected = entropies if name == "crossentropy" else [2**value for value in entropies]
+    entropies = -Plain(BUNDLED / LOOKUP, PROMPT, FORCED).log_probabilities()
+    expected = entropies if name == "crossentropy" else 2**entropies
 
     job = {"model": LOOKUP, "input_text": PROMPT, "generated_text": FORCED, "step_scores": [name]}
     for method in ("dummy", "saliency"):
@@ -50,14 +43,9 @@ def test_crossentropy_of_one_sequence(server, name):
 
 def test_dropout_scores_leave_the_next_step_alone(server):
     """Inseq's later probabilities of the same job come from a model in train mode; ours are the model's own."""
-    names = ["mc_dropout_prob_avg", "probability"]
-    target = "il gatto rosso vede un cane"
+    names, target = ["mc_dropout_prob_avg", "probability"], TRANSLATED
     theirs = reference.attribute(BUNDLED / PHRASEBOOK, SENTENCE, "dummy", generated_texts=target, step_scores=names)
-    network, tokenizer = plain(PHRASEBOOK)
-    source, wanted = tokenizer(SENTENCE, return_tensors="pt"), tokenizer(target, return_tensors="pt").input_ids
-    with torch.no_grad():
-        logits = network(**source, labels=wanted).logits[0]
-    expected = logits.softmax(-1).gather(-1, wanted[0][:, None])[:, 0].numpy()
+    expected = Plain(BUNDLED / PHRASEBOOK, SENTENCE, target).probabilities()
 
     assert not np.allclose(theirs.sequence_attributions[0].step_scores["probability"], expected, rtol=1e-3)
     ours = server.result(
@@ -69,68 +57,193 @@ def test_dropout_scores_leave_the_next_step_alone(server):
     assert "mc_dropout_restores_eval" in ours["info"]["corrections"]
 
 
-def test_value_zeroing_of_gpt2(server):
-    """Zero one token's value vector in one block, feed the block clean states, and see how far its output turns."""
-    with pytest.raises(ValueError, match="assignment to value"):
-        reference.attribute(BUNDLED / LOOKUP, PROMPT, "value_zeroing", generated_texts=FORCED)
+@pytest.mark.parametrize(("model", "text", "target", "contrast"), [
+    (LOOKUP, PROMPT, FORCED, PROMPT + " tea. Emma"),
+    (PHRASEBOOK, SENTENCE, TRANSLATED, "un cane nero vede il gatto"),
+])  # fmt: skip
+def test_contrastive_function_with_integrated_gradients(server, tmp_path, model, text, target, contrast):
+    """P(target) - P(contrast), given the target's own prefix, integrated by hand."""
+    arguments = {"contrast_targets": contrast}
+    with pytest.raises(ValueError, match="Contrastive batch size"):
+        reference.attribute(
+            BUNDLED / model, text, "integrated_gradients", generated_texts=target, attributed_fn="contrast_prob_diff",
+            attributed_fn_args=dict(arguments), attribution_args={"n_steps": 20},
+        )  # fmt: skip
+    plain = Plain(BUNDLED / model, text, target)
+    other = Plain(BUNDLED / model, text, contrast).target[0]
 
-    network, tokenizer = plain(LOOKUP)
-    ids = tokenizer(FORCED, return_tensors="pt").input_ids[:, :-1]  # the states that predict the last token
-    width, length, layers = network.config.n_embd, ids.shape[1], network.config.n_layer
-    causal = torch.full((1, 1, length, length), torch.finfo(torch.float32).min).triu(1)
-    with torch.no_grad():
-        states = network(ids, output_hidden_states=True).hidden_states
-        distances = torch.full((length, length, layers), float("nan"))  # [zeroed, generated, layer]
-        for token in range(length):
+    def difference(logits, step):
+        probabilities = logits.softmax(-1)
+        return probabilities[:, plain.target[0, step]] - probabilities[:, other[step]]
 
-            def zero_value(module, args, output, token=token):
-                output = output.clone()
-                output[:, token, 2 * width :] = 0
-                return output
+    ours = run(
+        server, tmp_path, model=model, method="integrated_gradients", input_text=text, generated_text=target, n_steps=20,
+        attributed_fn="contrast_prob_diff", attributed_fn_args=arguments,
+    )  # fmt: skip
+    assert_scores(ours, plain.scores(lambda step: plain.integrated(step, 20, difference)))
+    assert ours.info["corrections"] == ["contrast_expanded_rows"]
 
-            for layer, block in enumerate(network.transformer.h):
-                handle = block.attn.c_attn.register_forward_hook(zero_value)
-                output = block(states[layer], attention_mask=causal)
-                handle.remove()
-                output = output[0] if isinstance(output, tuple) else output
-                if layer == layers - 1:
-                    output = network.transformer.ln_f(output)
-                turned = 1 - torch.cosine_similarity(states[layer + 1], output, dim=-1)[0]
-                distances[token, token:, layer] = turned[token:]
-    distances[distances < 1e-5] = 0
-    total = distances.nansum(0, keepdim=True)
-    expected = distances / torch.where(total == 0, 1, total)
 
-    result = server.result(
-        server.run(model=LOOKUP, method="value_zeroing", input_text=PROMPT, generated_text=FORCED), granular=True
+def test_contrast_before_attr_pos_end(server, tmp_path):
+    """The probability of the contrast's token at the same position, behind the contrast's own prefix."""
+    contrast = PROMPT + " tea. Emma likes"
+    target = PROMPT + " milk. Ben likes"
+    plain = Plain(BUNDLED / LOOKUP, PROMPT, contrast)
+    end = plain.first + 2
+    arguments = {"contrast_targets": contrast}
+    theirs = reference.attribute(
+        BUNDLED / LOOKUP, PROMPT, "dummy", generated_texts=target, attr_pos_end=end, step_scores=["contrast_prob"],
+        step_scores_args=dict(arguments),
+    )  # fmt: skip
+    expected = plain.probabilities()[:2]
+    assert not np.allclose(theirs[0].step_scores["contrast_prob"].numpy(), expected, rtol=0.01)
+    ours = run(
+        server, tmp_path, model=LOOKUP, method="dummy", input_text=PROMPT, generated_text=target, attr_pos_end=end,
+        step_scores=["contrast_prob"], step_scores_args=arguments,
+    )  # fmt: skip
+    np.testing.assert_allclose(ours[0].step_scores["contrast_prob"].numpy(), expected, rtol=1e-4)
+    assert ours.info["corrections"] == ["contrast_positions"]
+
+
+@pytest.mark.parametrize("model", [LOOKUP, PHRASEBOOK])
+@pytest.mark.parametrize("method", ["attention", "value_zeroing"])
+def test_step_scores_of_final_step_methods(server, tmp_path, model, method):
+    text, target = (PROMPT, FORCED) if model == LOOKUP else (SENTENCE, TRANSLATED)
+    if (model, method) != (LOOKUP, "value_zeroing"):  # which fails before it comes to scores
+        with pytest.raises(ValueError, match=r"tep.scores are not supported"):
+            reference.attribute(BUNDLED / model, text, method, generated_texts=target, step_scores=["probability"])
+    body = {"model": model, "method": method, "input_text": text, "generated_text": target}
+    ours = run(server, tmp_path, **body, step_scores=["probability"])
+    expected = Plain(BUNDLED / model, text, target).probabilities()
+    np.testing.assert_allclose(ours[0].step_scores["probability"].numpy(), expected, rtol=1e-4)
+    assert "final_step_step_scores" in ours.info["corrections"]
+    alone = run(server, tmp_path, **body)
+    assert torch.equal(scores(ours).nan_to_num(), scores(alone).nan_to_num())
+
+
+@pytest.mark.parametrize("attribute_target", [False, True])
+def test_attr_pos_end_of_an_encoder_decoder(server, tmp_path, attribute_target):
+    """Two tokens asked for; Inseq gives three, and calls the second's probability the first's."""
+    body = {"attr_pos_start": 2, "attr_pos_end": 4, "attribute_target": attribute_target}
+    plain = Plain(BUNDLED / PHRASEBOOK, SENTENCE, TRANSLATED)
+    expected = plain.probabilities()[1:3]
+    theirs = reference.attribute(
+        BUNDLED / PHRASEBOOK, SENTENCE, "saliency", generated_texts=TRANSLATED, step_scores=["probability"], **body
+    )[0]
+    assert (theirs.attr_pos_start, theirs.attr_pos_end) == (1, 4)
+    assert len(theirs.step_scores["probability"]) == 3
+    ours = run(
+        server, tmp_path, model=PHRASEBOOK, method="saliency", input_text=SENTENCE, generated_text=TRANSLATED,
+        step_scores=["probability"], **body,
+    )  # fmt: skip
+    sequence = ours[0]
+    assert (sequence.attr_pos_start, sequence.attr_pos_end) == (2, 4)
+    assert [token.token for token in sequence.target] == [token.token for token in theirs.target]
+    np.testing.assert_allclose(sequence.step_scores["probability"].numpy(), expected, rtol=1e-4)
+    gradients = plain.scores(lambda step: plain.gradient(plain.embedded(step), step)[0].abs())[:, 1:3]
+    assert_scores(ours, gradients)
+    if attribute_target:
+        assert sequence.target_attributions.shape[:2] == (4, 2)
+    assert ours.info["corrections"] == ["attr_pos_end_encoder_decoder"]
+
+
+@pytest.mark.parametrize("model", ["gpt2", "llama", "t5", "marian"])
+def test_pad_token_inside_the_text(server, model_dir, tmp_path, model):
+    """GPT-2's end of text is its padding; every token of the text has its row, and its gradient."""
+    path = model_dir / model
+    if not path.exists():
+        build(model, path)
+    pad = "<|endoftext|>" if model == "gpt2" else "</s>" if model == "llama" else "<pad>"
+    text = f"The{pad} quick"
+    target = "fox jumps" if FAMILIES[model].is_encoder_decoder else text + " fox jumps"
+    theirs = reference.attribute(path, text, "saliency", generated_texts=target)[0]
+    plain = Plain(path, text, target)
+    rows = plain.source if plain.is_encoder_decoder else plain.target
+    attributed = theirs.source if plain.is_encoder_decoder else theirs.target
+    assert pad not in [token.token for token in attributed[1:-1]]
+    ours = run(
+        server, tmp_path, model=model, method="saliency", input_text=text, generated_text=target,
+        step_scores=["probability"],
+    )  # fmt: skip
+    attributed = ours[0].source if plain.is_encoder_decoder else ours[0].target
+    assert [token.id for token in attributed] == rows[0].tolist()
+    np.testing.assert_allclose(ours[0].step_scores["probability"].numpy(), plain.probabilities(), rtol=1e-4)
+    assert_scores(ours, plain.scores(lambda step: plain.gradient(plain.embedded(step), step)[0].abs()))
+    assert "pad_tokens_inside_text" in ours.info["corrections"]
+
+
+def test_a_pad_token_in_front_is_no_padding(server, model_dir, tmp_path):
+    """GPT-2's usual start of a text: Inseq has it right, and so it is left alone."""
+    path = model_dir / "gpt2"
+    if not path.exists():
+        build("gpt2", path)
+    text, target = "<|endoftext|>The quick", "<|endoftext|>The quick fox"
+    theirs = reference.attribute(path, text, "saliency", generated_texts=target)
+    ours = run(server, tmp_path, model="gpt2", method="saliency", input_text=text, generated_text=target)
+    reference.assert_same(ours, theirs)
+    assert ours.info["corrections"] == []
+
+
+def test_pad_tokens_that_the_model_itself_takes_for_padding_are_refused(server, model_dir):
+    """M2M100 counts positions from its pad token, which embeddings cannot tell it."""
+    if not (model_dir / "m2m100").exists():
+        build("m2m100", model_dir / "m2m100")
+    job = server.wait(
+        server.submit(model="m2m100", method="saliency", input_text="The<pad> quick", generated_text="fox")
     )
-    ours = np.array(result["sequence_attributions"][0]["target_attributions"], float)
-    prompt = len(tokenizer(PROMPT).input_ids)
-    np.testing.assert_allclose(ours[:length], expected[:, prompt - 1 :].numpy(), rtol=1e-3, atol=1e-5)
-    assert result["info"]["corrections"] == ["value_zeroing_tensor_blocks"]
+    assert job["error"]["type"] == "/problems/input-rejected"
+    assert "'<pad>'" in job["error"]["detail"]
 
 
-def test_reagent_needs_no_download():
-    """Every token of the vocabulary has one word class, and classes are what they say."""
-    tokenizer = AutoTokenizer.from_pretrained(BUNDLED / LOOKUP)
-    classes = corrections.word_classes(tokenizer)
-    ids = sorted(index for each in classes.values() for index in each)
-    assert ids == list(range(tokenizer.vocab_size))
-    words = {tag: {tokenizer.decode([index]).strip() for index in indices} for tag, indices in classes.items()}
-    assert {"Anna", "Ben"} <= words["NNP"]
-    assert "." in words["PUNCT"]
-    assert {"tea", "milk"} <= words["NN"]
-    assert "plums" in words["NNS"]
+def test_generated_ids_are_attributed_as_they_are(server, model_dir, tmp_path):
+    """What generation wrote is what is attributed; decoding and encoding again gives other tokens."""
+    path = model_dir / "gpt2"
+    if not path.exists():
+        build("gpt2", path)
+    arguments = {"do_sample": True, "temperature": 2.0, "max_new_tokens": 12}
+    text = "Feature attribution"
+    body = {"model": "gpt2", "method": "saliency", "input_text": text, "seed": 4, "generation_args": arguments,
+            "step_scores": ["probability"]}  # fmt: skip
+    plain = Plain(path, text, text)
+    set_seed(4)
+    written = plain.network.generate(plain.source, attention_mask=torch.ones_like(plain.source), **arguments)
+    theirs = reference.attribute(path, text, "saliency", seed=4, generation_args=dict(arguments))[0]
+    assert [token.id for token in theirs.target] != written[0].tolist()
+    ours = run(server, tmp_path, **body)
+    assert [token.id for token in ours[0].target] == written[0].tolist()
+    assert ours.info["generated_texts"] == [plain.tokenizer.decode(written[0])]
+    plain.target = written
+    plain.steps = range(plain.first, written.shape[1])
+    np.testing.assert_allclose(ours[0].step_scores["probability"].numpy(), plain.probabilities(), rtol=1e-3)
+    assert ours.info["corrections"] == ["generated_ids"]
+    off = run(server, tmp_path, **body, corrections=False)
+    assert [token.id for token in off[0].target] == [token.id for token in theirs.target]
+    assert "generated_ids" in off.info["warnings"][0]
 
 
-def test_generated_ids_are_attributed_as_they_are(server):
-    """What generation wrote is what is attributed: no decoding and encoding again, which may change the tokens."""
-    body = {"model": "distilgpt2", "method": "saliency", "input_text": "Feature attribution", "seed": 4,
-            "generation_args": {"do_sample": True, "temperature": 2.0, "max_new_tokens": 12}}  # fmt: skip
-    result = server.result(server.run(**body))
-    sequence = result["sequence_attributions"][0]
-    assert sequence["attr_pos_end"] - sequence["attr_pos_start"] == 12
-    ids = [token["token_id"] for token in sequence["target"]]
-    assert result["info"]["generated_texts"][0].startswith("Feature attribution")
-    tokens = [token["token"] for token in sequence["target"]]
-    assert len(ids) == len(tokens) == sequence["attr_pos_end"]
+def test_corrections_off_gives_inseq_s_own(server, tmp_path):
+    """Its zeros, its shifted labels and its failures, for comparison; and the result says what was withheld."""
+    body = {"model": PHRASEBOOK, "input_text": SENTENCE, "generated_text": TRANSLATED, "corrections": False}
+    theirs = reference.attribute(
+        BUNDLED / PHRASEBOOK, SENTENCE, "saliency", generated_texts=TRANSLATED, attr_pos_start=2, attr_pos_end=4
+    )
+    ours = run(server, tmp_path, **body, method="saliency", attr_pos_start=2, attr_pos_end=4)
+    reference.assert_same(ours, theirs)
+    assert ours.info["corrections"] == []
+    assert "attr_pos_end_encoder_decoder" in ours.info["warnings"][0]
+    lookup = {"model": LOOKUP, "input_text": PROMPT, "generated_text": FORCED, "corrections": False}
+    zeros = run(server, tmp_path, **lookup, method="layer_integrated_gradients", n_steps=4)
+    assert not scores(zeros).nan_to_num().any()
+    for more in ({"method": "dummy", "step_scores": ["crossentropy"]}, {"method": "value_zeroing"},
+                 {"method": "attention", "step_scores": ["logit"]}):  # fmt: skip
+        job = server.wait(server.submit(**lookup, **more))
+        assert job["error"]["type"] == "/problems/attribution-failed", more
+
+
+def test_every_correction_is_listed_with_its_proof(server):
+    listed = server.client.get("/attribution/corrections").json()
+    assert len(listed) >= 16
+    for correction in listed:
+        assert correction.keys() == {"name", "reason", "remedy", "proof", "inseq"}
+        file, _, test = correction["proof"].partition("::")
+        assert f"def {test}(" in Path(file).read_text(), correction

@@ -16,20 +16,28 @@ from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 # Small settings: the same numbers, sooner.
 SETTINGS = {
     "integrated_gradients": {"n_steps": 6},
+    "layer_integrated_gradients": {"n_steps": 6},
     "sequential_integrated_gradients": {"n_steps": 4},
     "discretized_integrated_gradients": {"n_steps": 4},
     "gradient_shap": {"n_samples": 4, "stdevs": 0.1},
     "lime": {"n_samples": 12},
     "reagent": {"max_probe_steps": 20, "num_probes": 2},
 }
-REFUSED = {
-    LOOKUP: {"layer_integrated_gradients", "layer_deeplift"},
-    PHRASEBOOK: {"layer_integrated_gradients", "layer_deeplift", "layer_gradient_x_activation", "reagent"},
-}
+REFUSED = {(PHRASEBOOK, "reagent")}
 INPUTS = {LOOKUP: PROMPT, PHRASEBOOK: SENTENCE}
 TARGETS = {LOOKUP: PROMPT + " milk. Ben", PHRASEBOOK: "il cane vede un gatto"}
-# Inseq 0.7.1 fails on these with Transformers 5; `test_corrections` proves ours from first principles.
-BROKEN_IN_INSEQ = {(LOOKUP, "value_zeroing")}
+# Inseq 0.7.1 fails on these with Transformers 5, or gives zeros; `test_corrections_methods` proves ours.
+BROKEN_IN_INSEQ = {
+    (LOOKUP, "value_zeroing"),
+    *((model, method) for model in (LOOKUP, PHRASEBOOK) for method in ("layer_integrated_gradients", "layer_deeplift")),
+    (PHRASEBOOK, "layer_gradient_x_activation"),
+}
+# At the embedding layer a layer method is the method itself, which Inseq has right.
+SAME_AS = {
+    "layer_integrated_gradients": "integrated_gradients",
+    "layer_deeplift": "deeplift",
+    "layer_gradient_x_activation": "input_x_gradient",
+}
 METHODS = inseq.list_feature_attribution_methods()
 
 
@@ -50,21 +58,23 @@ def test_equals_inseq(server, tmp_path, model, method, constrained):
     call = {}
     if constrained:
         body["generated_text"] = call["generated_texts"] = TARGETS[model]
-    if method in REFUSED[model]:
-        assert "decoder-only" in (detail := server.refusal(**body)["detail"]) or "zero" in detail
+    if (model, method) in REFUSED:
+        assert "decoder-only" in server.refusal(**body)["detail"]
         return
     job_id = server.run(**body)
+    right = method
     if (model, method) in BROKEN_IN_INSEQ:
-        with pytest.raises((ValueError, RuntimeError, TypeError, IndexError)):
-            reference.attribute(BUNDLED / model, INPUTS[model], method, **call)
-        return
-    parameters = catalogue.methods()[method]
+        if method not in SAME_AS:
+            return
+        right = SAME_AS[method]
+    parameters = catalogue.methods()[right]
     inseq_arguments = {"attribution_args": {k: v for k, v in arguments.items() if k in parameters.call_parameters}}
     theirs = reference.attribute(
-        BUNDLED / model, INPUTS[model], method, seed=7, init_args=arguments if method == "reagent" else {}, **call,
+        BUNDLED / model, INPUTS[model], right, seed=7, init_args=arguments if method == "reagent" else {}, **call,
         **inseq_arguments,
     )  # fmt: skip
     theirs.info["attribution_args"] = arguments  # Inseq has constructor arguments elsewhere
+    theirs.info["attribution_method"] = method
     ours = compare(server, tmp_path, job_id, theirs)
     check_json_views(server, job_id, theirs)
     sequence = ours.sequence_attributions[0]

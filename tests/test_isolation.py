@@ -106,10 +106,12 @@ def test_dropout_does_not_stay_on(engine, monkeypatch):
 
     with without(monkeypatch, isolation, "_snapshot", no_snapshot):
         leaky = new_engine()
-        with without(monkeypatch, runner.corrections, "corrected_step_function", lambda name: name):
-            with pytest.raises(Cancelled):  # in the dropout's own forward, before the step is done
-                run(leaky, PHRASEBOOK, "dummy", step_scores=["mc_dropout_prob_avg"], generated_text="il", cancel_at=3)
-            assert run(leaky, PHRASEBOOK, "saliency") != clean
+        with pytest.raises(Cancelled):  # in the dropout's own forward, before the step is done
+            run(
+                leaky, PHRASEBOOK, "dummy", step_scores=["mc_dropout_prob_avg"], generated_text="il", cancel_at=3,
+                corrections=False,
+            )  # fmt: skip
+        assert run(leaky, PHRASEBOOK, "saliency") != clean
 
 
 def test_the_wrapper_and_its_gradients_are_as_before(engine):
@@ -377,7 +379,7 @@ def test_any_order_with_failures_between_equals_fresh_models(engine, model, back
 
 def test_scores_that_are_all_nan_are_refused(engine, monkeypatch):
     """ReAGent can end without a number; a heatmap of nothing would look like a result."""
-    original = runner.FeatureAttribution.load
+    original = FeatureAttribution.load
 
     def load(name, **kwargs):
         method = original(name, **kwargs)
@@ -391,7 +393,7 @@ def test_scores_that_are_all_nan_are_refused(engine, monkeypatch):
         method.attribute_step = all_nan
         return method
 
-    monkeypatch.setattr(runner.FeatureAttribution, "load", load)
+    monkeypatch.setattr(FeatureAttribution, "load", load)
     with pytest.raises(AttributionFailed, match="every score is NaN"):
         run(engine, LOOKUP, "saliency")
 
@@ -417,3 +419,14 @@ def test_progress_is_told_step_by_step(engine):
     run(engine, LOOKUP, "value_zeroing", report=told.append)
     forwards = [(p.steps_done, p.steps_total) for p in told if p.stage == "attributing"]
     assert forwards[-1][0] == forwards[-1][1] > 10
+
+
+def test_what_a_method_needs_once_is_a_stage_of_its_own(engine):
+    """The vocabulary's nearest neighbours take a minute on a large one: the job says that it is preparing."""
+    stages = []
+    run(
+        engine, PHRASEBOOK, "discretized_integrated_gradients", attribution_args={"n_steps": 4}, generated_text="il",
+        report=lambda progress: stages.append(progress.stage.value),
+    )  # fmt: skip
+    assert list(dict.fromkeys(stages)) == ["loading_model", "attributing", "preparing", "saving"]
+    assert stages[stages.index("preparing") + 1] == "attributing"

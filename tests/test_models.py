@@ -190,7 +190,9 @@ def test_the_bundled_models_are_small_and_load_quickly(small_models):
 # what was measured when the models were trained (docs/demo-models.md); chance is about 1 in 4 and 1 in 7.
 LOOKUP_SHARES = {"value_zeroing": 0.95, "input_x_gradient": 0.7, "layer_gradient_x_activation": 0.7}
 PHRASEBOOK_SHARES = {"attention": 0.95, "value_zeroing": 0.95, "saliency": 0.95, "input_x_gradient": 0.95,
-                     "integrated_gradients": 0.95, "deeplift": 0.95, "occlusion": 0.85, "lime": 0.8}  # fmt: skip
+                     "integrated_gradients": 0.95, "deeplift": 0.95, "occlusion": 0.85, "lime": 0.8,
+                     "layer_gradient_x_activation": 0.95, "layer_integrated_gradients": 0.95,
+                     "layer_deeplift": 0.95}  # fmt: skip
 
 
 def lookup_share(server, method, examples):

@@ -11,6 +11,7 @@ from tests.conftest import LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 GOOD = {"model": LOOKUP, "method": "saliency", "input_text": PROMPT}
 TRANSLATE = {"model": PHRASEBOOK, "method": "saliency", "input_text": SENTENCE}
 FORCED = {**GOOD, "generated_text": PROMPT + " milk."}
+CHAT = {"model": LOOKUP, "method": "saliency", "messages": [{"role": "user", "content": PROMPT}]}
 
 REFUSED = {
     # names
@@ -77,11 +78,23 @@ REFUSED = {
         "/step_scores_args/contrast_targets",
         "silently compare",
     ),
-    "contrast with steps": (
-        {**FORCED, "method": "integrated_gradients", "attributed_fn": "contrast_prob_diff",
+    "contrast with a layer": (
+        {**FORCED, "method": "layer_integrated_gradients", "attributed_fn": "contrast_prob_diff",
          "attributed_fn_args": {"contrast_targets": PROMPT + " tea."}},
         "/attributed_fn",
-        "repeats the input",
+        "Use integrated_gradients",
+    ),
+    "contrast of activations": (
+        {**FORCED, "method": "deeplift", "attributed_fn": "kl_divergence",
+         "attributed_fn_args": {"contrast_targets": PROMPT + " tea.", "contrast_force_inputs": True}},
+        "/attributed_fn_args/contrast_force_inputs",
+        "Use integrated_gradients",
+    ),
+    "contrast alone": (
+        {**FORCED, "attributed_fn": "contrast_prob",
+         "attributed_fn_args": {"contrast_targets": PROMPT + " tea.", "contrast_force_inputs": True}},
+        "/attributed_fn",
+        "contrast_prob_diff",
     ),
     "kl": (
         {**FORCED, "attributed_fn": "kl_divergence", "attributed_fn_args": {"contrast_targets": PROMPT + " tea."}},
@@ -92,12 +105,17 @@ REFUSED = {
         {**GOOD, "attributed_fn": "top_p_size", "attributed_fn_args": {"top_p": 0.5}}, "/attributed_fn", "no gradient"
     ),
     "function ignored": ({**GOOD, "method": "attention", "attributed_fn": "logit"}, "/attributed_fn", "would be ignored"),
-    "zeros": ({**GOOD, "method": "layer_integrated_gradients"}, "/method", "scores are zero"),
-    "layer on encoder-decoder": ({**TRANSLATE, "method": "layer_gradient_x_activation"}, "/method", "decoder-only"),
     "reagent on encoder-decoder": ({**TRANSLATE, "method": "reagent"}, "/method", "decoder-only"),
     "target of lime": ({**TRANSLATE, "method": "lime", "attribute_target": True}, "/attribute_target", "cannot"),
-    "end on encoder-decoder": ({**TRANSLATE, "attr_pos_end": 3}, "/attr_pos_end", "shifts the labels"),
-    "half precision": ({**GOOD, "method": "lime", "dtype": "bfloat16"}, "/dtype", "float32"),
+    "language of a decoder-only": ({**GOOD, "tokenizer_args": {"src_lang": "en"}}, "/tokenizer_args", "translation"),
+    "unknown tokenizer argument": ({**TRANSLATE, "tokenizer_args": {"lang": "en"}}, "/tokenizer_args/lang", "Extra"),
+    "two kinds of input": ({**GOOD, "messages": [{"role": "user", "content": "x"}]}, "/input_text", "either"),
+    "neither kind of input": ({"model": LOOKUP, "method": "saliency"}, "/input_text", "either input_text or messages"),
+    "no messages": ({**CHAT, "messages": []}, "/messages", "at least 1"),
+    "message without content": ({**CHAT, "messages": [{"role": "user"}]}, "/messages/0/content", "required"),
+    "template variables without messages": ({**GOOD, "chat_template_args": {"x": 1}}, "", "for messages"),
+    "messages without special tokens": ({**CHAT, "skip_special_tokens": True}, "", "leave it out"),
+    "conversations and targets": ({**CHAT, "generated_text": ["a", "b"]}, "", "one text per input"),
     "contrast sources": (
         {**GOOD, "step_scores": ["contrast_prob"], "step_scores_args": {"contrast_sources": "x"}},
         "/step_scores_args/contrast_sources",
@@ -127,7 +145,11 @@ FAILED = {
     "no room": (
         {**GOOD, "generation_args": {"max_new_tokens": 250}}, "input-rejected", "room for 246 new tokens, not 250"
     ),
-    "pad inside": ({**GOOD, "input_text": "Anna<|endoftext|> likes"}, "input-rejected", "'<|endoftext|>'"),
+    "no chat template": (CHAT, "input-rejected", "no chat template"),
+    "no languages": ({**TRANSLATE, "tokenizer_args": {"src_lang": "en"}}, "input-rejected", "takes no src_lang"),
+    "unknown layer": (
+        {**GOOD, "method": "layer_deeplift", "attribution_args": {"target_layer": "h.7"}}, "input-rejected", "no 'h.7'"
+    ),
     "inside a token": (
         {**GOOD, "input_text": "Anna li", "generated_text": "Anna likes tea"}, "input-rejected", "inside a token"
     ),
@@ -139,14 +161,21 @@ FAILED = {
         "input-rejected",
         "contrast_targets_alignments",
     ),
+    "contrast pair outside": (
+        {**FORCED, "step_scores": ["contrast_prob"],
+         "step_scores_args": {"contrast_targets": PROMPT + " tea. Ben",
+                              "contrast_targets_alignments": [[[10, 10], [11, 99]]]}},
+        "input-rejected",
+        "[11, 99] is no pair",
+    ),
+    "contrast pair missing": (
+        {**FORCED, "step_scores": ["contrast_prob"],
+         "step_scores_args": {"contrast_targets": PROMPT + " tea. Ben", "contrast_targets_alignments": [[[10, 10]]]}},
+        "input-rejected",
+        "no pair for target position 11",
+    ),
     "ended at once": (
         {**GOOD, "generation_args": {"forced_eos_token_id": 0, "max_new_tokens": 1}}, "nothing-generated", "min_new_tokens"
-    ),
-    "pad generated": (
-        {**TRANSLATE, "generation_args": {"forced_eos_token_id": 0, "max_new_tokens": 3, "suppress_tokens": [1],
-                                          "forced_bos_token_id": 0}},
-        "input-rejected",
-        "suppress_tokens",
     ),
     "unknown model": ({**GOOD, "model": "no/such-model"}, "model-unavailable", "offline"),
 }  # fmt: skip

@@ -1,0 +1,97 @@
+"""Conversations: a tokenizer's own chat template renders them, and what it added is told from what people wrote.
+
+See https://huggingface.co/docs/transformers/chat_templating. Knows tokenizers only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from problems import InputRejected
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A rendered conversation: its text, its ids ([1, length]), and which tokens the template added."""
+
+    text: str
+    ids: torch.Tensor
+    from_template: list[bool] | None  # None where it cannot be told
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], variables: dict[str, Any]) -> Conversation:
+    """The prompt for the assistant's next turn; a conversation that ends with the assistant's turn is continued.
+
+    `variables` go to the template (`enable_thinking`, say). Raises `InputRejected` where there is no template, or where
+    it refuses the messages.
+    """
+    if not tokenizer.chat_template:
+        raise InputRejected(
+            "This model's tokenizer has no chat template, so it takes no messages: send the prompt as input_text."
+        )
+    text = _render(tokenizer, messages, variables)
+    # The template writes the special tokens, BOS included: the tokenizer must add none.
+    fast = bool(tokenizer.is_fast)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
+    spans = _written(tokenizer, messages, variables, text) if fast else None
+    marks = None
+    if spans is not None:
+        marks = [
+            not any(start < end_written and end > start_written for start_written, end_written in spans)
+            for start, end in encoded["offset_mapping"]
+        ]
+    return Conversation(text, torch.tensor([encoded["input_ids"]]), marks)
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], variables: dict[str, Any]) -> str:
+    continues = messages[-1]["role"] == "assistant"
+    try:
+        text: str = tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=not continues,
+            continue_final_message=continues,
+            **variables,
+        )
+    except (TemplateError, ValueError, TypeError, KeyError) as error:
+        raise InputRejected(f"The model's chat template refuses these messages: {error}") from error
+    return text
+
+
+def _written(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], variables: dict[str, Any], text: str
+) -> list[tuple[int, int]] | None:
+    """Where the messages' own words are in the rendered text; None where the template changes them.
+
+    Rendered once more with a mark in the place of each message: what lies between the marks is the template's. A search
+    for the words themselves would take a message "user" for the name of its role.
+    """
+    marks = [f"\ue000{index}\ue001" for index in range(len(messages))]
+    marked = [{**message, "content": mark} for message, mark in zip(messages, marks, strict=True)]
+    try:
+        rest = _render(tokenizer, marked, variables)
+    except InputRejected:
+        return None
+    spans: list[tuple[int, int]] = []
+    position = 0
+    for mark, message in zip(marks, messages, strict=True):
+        before, found, rest = rest.partition(mark)
+        if not found or not text.startswith(before, position):
+            return None
+        start = position + len(before)
+        # Templates may trim what people wrote.
+        content = next(
+            (each for each in (message["content"], message["content"].strip()) if text.startswith(each, start)), None
+        )
+        if content is None:
+            return None
+        position = start + len(content)
+        spans.append((start, position))
+    return spans if text[position:] == rest else None

@@ -1,0 +1,172 @@
+"""Models that are given embeddings instead of ids, as Inseq gives them: they must compute the same logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from inseq.models import HuggingfaceModel
+
+from attribution.corrections.registry import Correction, Ledger, declare
+from problems import UnsupportedByModel
+
+EMBEDDINGS_SCALED_ONCE = declare(
+    "embeddings_scaled_once",
+    reason="MarianMT and Pegasus scale the decoder's embeddings although Inseq has scaled them already: logits and "
+    "scores are silently wrong.",
+    remedy="Embeddings that the model is given are not scaled again.",
+    proof="test_corrections_methods.py::test_embeddings_are_scaled_once",
+)
+DECODER_EMBEDDINGS = declare(
+    "decoder_embeddings_of_its_own",
+    reason="Targets are given the encoder's embeddings also where the decoder has its own (some MarianMT).",
+    remedy="Targets are given the decoder's.",
+    proof="test_corrections_methods.py::test_embeddings_are_scaled_once",
+)
+HALF_PRECISION = declare(
+    "half_precision_inputs",
+    reason="lime, gradient_shap and discretized_integrated_gradients fail on bfloat16 or float16 weights: they make "
+    "float32 inputs, or need types that numpy has.",
+    remedy="Inputs are float32 copies of the embeddings, cast to the model's type when it is called.",
+    proof="test_corrections_methods.py::test_half_precision",
+)
+# Relative to the largest logit: far above float rounding, far below a wrong scale.
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class EmbeddingsFix:
+    """What it takes for a model to compute the same from its embeddings as from ids: nothing for most models."""
+
+    scalers: tuple[torch.nn.Module, ...] = ()  # modules whose own scaling must be left out
+    own_decoder: bool = False  # targets have an embedding of their own
+
+    @property
+    def corrections(self) -> list[Correction]:
+        return [EMBEDDINGS_SCALED_ONCE] * bool(self.scalers) + [DECODER_EMBEDDINGS] * self.own_decoder
+
+    @contextmanager
+    def applied(self, model: HuggingfaceModel) -> Iterator[None]:
+        """The model as it should be, for the block; the caller holds its lock."""
+        with ExitStack() as stack:
+            for module in self.scalers:
+                _scale_what_is_looked_up(module, stack)
+            if self.own_decoder:
+                layer = embedding_of(model.get_decoder())
+                # Inseq's own place for it, which multiplies by the scale as well.
+                model.decoder_int_embeds = SimpleNamespace(indices_to_embeddings=layer)
+                stack.callback(setattr, model, "decoder_int_embeds", None)
+            yield
+
+
+def embeddings_fix(model: HuggingfaceModel) -> EmbeddingsFix:
+    """What this model needs. Raises `UnsupportedByModel` where it computes something else either way."""
+    for fix in _candidates(model):
+        with fix.applied(model):
+            difference, scale = _difference(model)
+        if difference <= _TOLERANCE * scale:
+            return fix
+    raise UnsupportedByModel(
+        f"{type(model.model).__name__} computes other logits from its embeddings than from its token ids (off by "
+        f"{difference:.2g} where they are about {scale:.2g}), so Inseq's scores for it would be wrong."
+    )
+
+
+def _candidates(model: HuggingfaceModel) -> Iterator[EmbeddingsFix]:
+    yield EmbeddingsFix()
+    if not model.is_encoder_decoder:
+        return
+    encoder, decoder = model.get_encoder(), model.get_decoder()
+    own = embedding_of(encoder).weight is not embedding_of(decoder).weight
+    for scalers in ((), (decoder,)) if hasattr(decoder, "embed_scale") else ((),):
+        yield EmbeddingsFix(scalers, own)
+
+
+def embedding_of(half: torch.nn.Module) -> torch.nn.Module:
+    """The embedding of an encoder's or a decoder's own ids; not all of them have Transformers' getter."""
+    found: torch.nn.Module = getattr(half, "embed_tokens", None) or half.get_input_embeddings()  # type: ignore[operator]
+    return found
+
+
+def _scale_what_is_looked_up(module: torch.nn.Module, stack: ExitStack) -> None:
+    """Have a module scale the embeddings that it looks up, but not those that it is given."""
+    scale = module.embed_scale
+
+    def before(called: Any, _: Any, arguments: dict[str, Any]) -> None:
+        called.embed_scale = scale if arguments.get("inputs_embeds") is None else 1.0
+
+    handle = module.register_forward_pre_hook(before, with_kwargs=True)
+    stack.callback(setattr, module, "embed_scale", scale)
+    stack.callback(handle.remove)
+
+
+@contextmanager
+def cast_to_half(model: HuggingfaceModel) -> Iterator[None]:
+    """Have the network cast the float32 embeddings that it is given to its own type."""
+    dtype = model.model.dtype
+
+    def before(_: Any, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        for name in ("inputs_embeds", "decoder_inputs_embeds"):
+            if named.get(name) is not None:
+                named[name] = named[name].to(dtype)
+        return arguments, named
+
+    handle = model.model.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def float32_vocabulary(model: HuggingfaceModel) -> Iterator[None]:
+    """Show Inseq the vocabulary's embeddings in float32 while it loads a method that looks for neighbours in it."""
+    weight = model.get_embedding_layer().weight
+    model.get_embedding_layer = lambda: SimpleNamespace(weight=weight.float())
+    try:
+        yield
+    finally:
+        del model.get_embedding_layer
+
+
+@torch.no_grad()
+def _difference(model: HuggingfaceModel) -> tuple[float, float]:
+    """As `_logits_difference`, for a few ordinary tokens."""
+    network = model.model
+    size = int(network.get_input_embeddings().num_embeddings)
+    # Not the pad token: some families count positions from it, which embeddings cannot tell.
+    special = {*model.special_tokens_ids, network.config.pad_token_id}
+    ids = torch.tensor([[index for index in range(size) if index not in special][:4]], device=model.device)
+    return _logits_difference(model, ids, ids if model.is_encoder_decoder else None)
+
+
+def computes_the_same(model: HuggingfaceModel, ids: torch.Tensor, decoder_ids: torch.Tensor | None) -> bool:
+    """Whether the logits of these ids ([1, length] each) are the same from the ids and from their embeddings."""
+    difference, scale = _logits_difference(model, ids, decoder_ids)
+    return difference <= _TOLERANCE * scale
+
+
+@torch.no_grad()
+def _logits_difference(
+    model: HuggingfaceModel, ids: torch.Tensor, decoder_ids: torch.Tensor | None
+) -> tuple[float, float]:
+    """The largest difference between logits from ids and from embeddings, and the largest logit."""
+    mask = torch.ones_like(ids)
+    by_ids = {"input_ids": ids, "attention_mask": mask}
+    by_embeddings = {"inputs_embeds": model.embed_ids(ids), "attention_mask": mask}
+    if decoder_ids is not None:
+        by_ids |= {"decoder_input_ids": decoder_ids}
+        by_embeddings |= {"decoder_inputs_embeds": model.embed_ids(decoder_ids, as_targets=True)}
+    # Without a cache, with which FSMT would look ahead.
+    expected, found = (model.model(**each, use_cache=False).logits.float() for each in (by_ids, by_embeddings))
+    return float((expected - found).abs().max()), max(float(expected.abs().max()), 1e-6)
+
+
+def needs_float32_inputs(method: str, dtype: torch.dtype, ledger: Ledger) -> bool:
+    """Whether a method must be given float32 copies of half-precision embeddings."""
+    methods = {"lime", "gradient_shap", "discretized_integrated_gradients"}
+    return method in methods and dtype != torch.float32 and ledger.apply(HALF_PRECISION)

@@ -1,0 +1,70 @@
+"""Layer methods: the layer must depend on the ids that the method hands over, and be the encoder's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from captum.attr import LayerDeepLift, LayerGradientXActivation, LayerIntegratedGradients
+from inseq.attr.feat import FeatureAttribution
+from inseq.models import HuggingfaceModel
+
+from attribution.corrections.embeddings import embedding_of
+from attribution.corrections.registry import Ledger, declare
+
+LAYER_INPUT = declare(
+    "layer_methods_follow_their_input",
+    reason="layer_integrated_gradients and layer_deeplift are zero everywhere: the forward ignores the ids that it is "
+    "given, so that the baseline equals the input.",
+    remedy="The forward runs on the ids that it is given.",
+    proof="test_corrections_methods.py::test_layer_methods",
+)
+LAYER_OF_ENCODER = declare(
+    "layer_methods_hook_the_encoder",
+    reason="On most encoder-decoder models the layer methods fail: they hook the shared embedding, which is never "
+    "called, instead of the encoder's.",
+    remedy="The encoder's own embedding is the layer.",
+    proof="test_corrections_methods.py::test_layer_methods",
+)
+
+_METHODS = {
+    "layer_integrated_gradients": LayerIntegratedGradients,
+    "layer_deeplift": LayerDeepLift,
+    "layer_gradient_x_activation": LayerGradientXActivation,
+}
+
+
+class FollowingForward(torch.nn.Module):
+    """Inseq's model as a function of ids: those that come first replace the ids among the other arguments."""
+
+    def __init__(self, model: HuggingfaceModel) -> None:
+        super().__init__()
+        self.inner = model
+        # (ids, input_ids, ...) for decoder-only models, (ids, decoder_embeds, encoder_ids, ...) for the others.
+        self._position = 2 if model.is_encoder_decoder else 1
+
+    def forward(self, ids: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        rest = list(arguments)
+        rest[self._position - 1] = ids
+        value: torch.Tensor = self.inner(ids, *rest)
+        return value
+
+
+def layer_of(model: HuggingfaceModel) -> torch.nn.Module:
+    """The embedding that is called when the model is given source ids."""
+    if model.is_encoder_decoder:
+        return embedding_of(model.get_encoder())
+    embedding: torch.nn.Module = model.get_embedding_layer()
+    return embedding
+
+
+def correct_layer_method(method: FeatureAttribution, model: HuggingfaceModel, ledger: Ledger) -> None:
+    """Make a loaded layer method follow its input, at the encoder's embedding where there is an encoder."""
+    layer, forward = method.target_layer, method.attribution_model
+    if layer is model.get_embedding_layer() is not layer_of(model) and ledger.apply(LAYER_OF_ENCODER):
+        layer = layer_of(model)
+    # Gradient times activation has no baseline, and so nothing to be misled by.
+    if method.use_baselines and ledger.apply(LAYER_INPUT):
+        forward = FollowingForward(model)
+    method.target_layer = layer
+    method.method = _METHODS[method.method_name](forward, layer, multiply_by_inputs=method.method.multiplies_by_inputs)

@@ -1,0 +1,70 @@
+"""Languages of multilingual translation models: the tokenizer's, and the token that the translation begins with.
+
+mBART-50, NLLB and M2M100 put the language's token first in source and target; generation is made to begin with it
+(forced BOS). mBART puts it last, and its decoder starts with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from inseq.models import HuggingfaceModel
+from transformers import PreTrainedTokenizerBase
+
+from problems import InputRejected
+
+_EXAMPLES = 12  # codes that an error names
+_ARGUMENTS = ("src_lang", "tgt_lang")
+
+
+@contextmanager
+def spoken(model: HuggingfaceModel, languages: dict[str, str]) -> Iterator[dict[str, int]]:
+    """The tokenizer set to these languages (`src_lang`, `tgt_lang`); yields what `generate` needs for them.
+
+    The caller holds the model's lock. Raises `InputRejected` for a language that the tokenizer does not know, or a
+    tokenizer that has none.
+    """
+    if not languages:
+        yield {}
+        return
+    tokenizer = model.tokenizer
+    missing = [name for name in languages if not hasattr(tokenizer, name)]
+    if missing or not model.is_encoder_decoder:
+        raise InputRejected(f"This model's tokenizer ({type(tokenizer).__name__}) takes no {', '.join(languages)}.")
+    ids = {name: _language_id(tokenizer, name, code) for name, code in languages.items()}
+    before = {name: getattr(tokenizer, name) for name in _ARGUMENTS}
+    start = model.bos_token_id
+    try:
+        # The source last: setting it also brings the tokenizer back from the target's special tokens.
+        for name in ("tgt_lang", "src_lang"):
+            if name in languages:
+                setattr(tokenizer, name, languages[name])
+        yield _generation(model, ids["tgt_lang"]) if "tgt_lang" in ids else {}
+    finally:
+        model.bos_token_id = start
+        for name in ("tgt_lang", "src_lang"):
+            setattr(tokenizer, name, before[name])
+
+
+def _generation(model: HuggingfaceModel, language: int) -> dict[str, int]:
+    first = model.tokenizer(text_target="a").input_ids[0]
+    if first == language:
+        return {"forced_bos_token_id": language}
+    # Inseq puts this token in front of forced targets too.
+    model.bos_token_id = language
+    return {"decoder_start_token_id": language}
+
+
+def _language_id(tokenizer: PreTrainedTokenizerBase, name: str, code: str) -> int:
+    known: dict[str, Any] = getattr(tokenizer, "lang_code_to_id", None) or {}
+    token = tokenizer.get_lang_token(code) if known and code in known and hasattr(tokenizer, "get_lang_token") else code
+    index = tokenizer.convert_tokens_to_ids(token)
+    if index is None or index == tokenizer.unk_token_id or (known and code not in known):
+        examples = list(known) or [each for each in tokenizer.all_special_tokens if "_" in each]
+        raise InputRejected(
+            f"tokenizer_args.{name}: this model does not know {code!r}. It knows: {', '.join(examples[:_EXAMPLES])}"
+            f"{', ...' if len(examples) > _EXAMPLES else ''}."
+        )
+    return int(index)

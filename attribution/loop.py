@@ -1,0 +1,238 @@
+"""Inseq's attribution loop over one text, called on ids, with the corrections that the text and the method need.
+
+Knows one text and one method at a time: the texts of a request, progress and cancellation are the `runner`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from inseq.attr.feat import FeatureAttribution, join_token_ids
+from inseq.data import (
+    Batch,
+    BatchEmbedding,
+    BatchEncoding,
+    DecoderOnlyBatch,
+    EncoderDecoderBatch,
+    FeatureAttributionOutput,
+)
+from inseq.models import HuggingfaceModel
+
+from attribution import catalogue, checks, completeness
+from attribution.catalogue import Method
+from attribution.corrections import embeddings, layers, loop, reagent, value_zeroing
+from attribution.corrections.registry import Ledger
+from attribution.corrections.step_functions import corrected_step_function
+from attribution.model_cache import LoadedModel
+from attribution.texts import Text
+from models import Arguments, AttributionRequest
+from problems import InputRejected
+
+StepDone = Callable[[int], None]
+# They look at the whole vocabulary, once for each model: nearest neighbours, word classes.
+_PREPARE = {"discretized_integrated_gradients", "reagent"}
+
+
+class AttributionLoop:
+    """Inseq's loop on one loaded model, for one request.
+
+    Its arguments are fresh each time: Inseq's own defaults are shared by all callers.
+    """
+
+    def __init__(
+        self, request: AttributionRequest, loaded: LoadedModel, ledger: Ledger, *, preparing: Callable[[bool], None]
+    ) -> None:
+        """`preparing` is called with whether a method is being made ready that takes its time the first time."""
+        self._request = request
+        self._preparing = preparing
+        self._loaded = loaded
+        self._model: HuggingfaceModel = loaded.model
+        self._ledger = ledger
+
+    def attribute(
+        self, method: Method, text: Text, contrast: dict[str, Arguments], step_done: StepDone
+    ) -> tuple[FeatureAttributionOutput, list[completeness.Step]]:
+        """The attribution of one text and its step scores, and the identity of each step where the method has one.
+
+        `step_done` is called with the number of steps done. Raises whatever Inseq and the model raise.
+        """
+        names = self._request.step_scores
+        if method.is_final_step and names and self._ledger.apply(loop.FINAL_STEP_SCORES):
+            output, identity = self._run(method, text, contrast, [], step_done)
+            scores, _ = self._run(catalogue.methods()["dummy"], text, contrast, names, step_done)
+            loop.merge_step_scores(output, scores)
+            return output, identity
+        return self._run(method, text, contrast, names, step_done)
+
+    def _run(
+        self, method: Method, text: Text, contrast: dict[str, Arguments], step_scores: list[str], step_done: StepDone
+    ) -> tuple[FeatureAttributionOutput, list[completeness.Step]]:
+        request, model = self._request, self._model
+        with ExitStack() as stack:
+            stack.enter_context(_steps_reported(model, step_done))
+            float32 = embeddings.needs_float32_inputs(method.name, model.model.dtype, self._ledger)
+            if float32:
+                stack.enter_context(embeddings.cast_to_half(model))
+            self._keep_pads(text, stack)
+            if method.name in _PREPARE:
+                self._preparing(True)
+            loaded_method = self._load_method(method, text, float32=float32)
+            if method.name in _PREPARE:
+                self._preparing(False)
+            identity = []
+            if completeness.has_identity(request, method):
+                identity = completeness.watch(loaded_method, model, self._ledger)
+            target, tail = self._target(text)
+            functions = self._functions(method, step_scores, contrast)
+            output = loaded_method.attribute(
+                self._batch(text.source, target, float32=float32),
+                attr_pos_start=text.first,
+                attr_pos_end=text.end,
+                show_progress=False,
+                pretty_progress=False,
+                output_step_attributions=request.output_step_attributions,
+                attribute_target=request.attribute_target and bool(model.is_encoder_decoder),
+                skip_special_tokens=request.skip_special_tokens,
+                clean_special_chars=request.clean_special_chars,
+                attribution_args={}
+                if method.name == "dummy"
+                else checks.typed(request.attribution_args, method.call_parameters),
+                **functions,
+            )
+            if tail:
+                loop.restore_tail(output, tail)
+        _rename_step_scores(output, dict(zip(functions["step_scores"], step_scores, strict=True)))
+        return output, identity
+
+    def _functions(self, method: Method, step_scores: list[str], contrast: dict[str, Arguments]) -> dict[str, Any]:
+        """The attributed function and the step scores, corrected, and their arguments in Inseq's types."""
+        request, functions = self._request, catalogue.step_functions()
+        attributed = corrected_step_function(
+            request.attributed_fn or "probability", self._ledger, repeats_rows=method.name in checks.EXPANDING_METHODS
+        )
+        parameters = functions[request.attributed_fn].parameters if request.attributed_fn else {}
+        scored = {key: value for name in step_scores for key, value in functions[name].parameters.items()}
+        return {
+            "attributed_fn": self._model.get_attributed_fn(attributed),
+            "step_scores": [corrected_step_function(name, self._ledger) for name in step_scores],
+            "attributed_fn_args": checks.typed(contrast["attributed_fn_args"], parameters),
+            "step_scores_args": checks.typed(contrast["step_scores_args"], scored),
+        }
+
+    def _load_method(self, method: Method, text: Text, *, float32: bool) -> FeatureAttribution:
+        model, ledger = self._model, self._ledger
+        arguments = checks.typed(self._request.attribution_args, method.init_parameters)
+        identity = f"{self._loaded.key.name.replace('/', '--')}@{self._loaded.key.revision}"
+        if method.name == "reagent":
+            ledger.apply(reagent.WORD_CLASSES)  # without it there is no method at all
+            reagent.seed_word_classes(model.tokenizer, identity)
+        if method.is_layer:
+            arguments |= self._layer(arguments)
+            # A layer's gradient is taken at its output, which must then be part of the graph.
+            layers.layer_of(model).requires_grad_(True)
+        with ExitStack() as stack:
+            stack.enter_context(_cache_identity(model, identity))
+            if float32 and method.name == "discretized_integrated_gradients":
+                stack.enter_context(embeddings.float32_vocabulary(model))
+            loaded_method = FeatureAttribution.load(method.name, attribution_model=model, **arguments)
+        if method.is_layer:
+            layers.correct_layer_method(loaded_method, model, ledger)
+        elif method.name == "value_zeroing":
+            value_zeroing.correct_value_zeroing(loaded_method, model, ledger)
+        elif method.name == "reagent":
+            reagent.correct_added_tokens(loaded_method, model.tokenizer, text.target.input_ids, ledger)
+        return loaded_method
+
+    def _layer(self, arguments: Arguments) -> Arguments:
+        """The layer that is asked for by name. Raises `InputRejected` for a name that the model does not have."""
+        name = arguments.get("target_layer")
+        if name is None:
+            return {"target_layer": self._model.get_embedding_layer()}
+        modules = dict(self._model.model.named_modules())
+        if name not in modules:
+            some = list(modules)[1:12]  # the first is the model itself, without a name
+            raise InputRejected(
+                f"attribution_args.target_layer: there is no {name!r} here. There are: {', '.join(some)}, ..."
+            )
+        return {"target_layer": modules[name]}
+
+    def _keep_pads(self, text: Text, stack: ExitStack) -> None:
+        """Keep the tokens inside a text that Inseq would take for padding, where the model itself does not."""
+        if not loop.has_pad_inside(self._model, text.source, text.target) or not self._ledger.apply(loop.PAD_INSIDE):
+            return
+        decoder = text.target.input_ids if self._model.is_encoder_decoder else None
+        source = text.source.input_ids if self._model.is_encoder_decoder else text.target.input_ids
+        if not embeddings.computes_the_same(self._model, source, decoder):
+            raise InputRejected(
+                f"The text contains {self._model.pad_token!r}, this model's padding, and the model itself treats it as "
+                "such: it computes something else from its embedding. Take it out of the text."
+            )
+        stack.enter_context(loop.nothing_is_padding(self._model))
+
+    def _target(self, text: Text) -> tuple[BatchEncoding, list[Any]]:
+        """The target as Inseq is given it, and the tokens behind it that it is not."""
+        length = text.target.input_ids.shape[1]
+        if not self._model.is_encoder_decoder or text.end == length or not self._ledger.apply(loop.ATTR_POS_END):
+            return text.target, []
+        tokens = [each[text.end :] for each in text.target.input_tokens]
+        (tail,) = join_token_ids(tokens, text.target.input_ids[:, text.end :].tolist())
+        if self._request.clean_special_chars:
+            tail = self._model.clean_tokens(tail, as_targets=True)
+        return loop.cut(text.target, text.end), tail
+
+    def _batch(
+        self, source: BatchEncoding, target: BatchEncoding, *, float32: bool
+    ) -> DecoderOnlyBatch | EncoderDecoderBatch:
+        def embedded(encoding: BatchEncoding, *, as_targets: bool) -> Batch:
+            vectors = [
+                self._model.embed_ids(ids, as_targets=as_targets) for ids in (encoding.input_ids, encoding.baseline_ids)
+            ]
+            vectors = [each.float() for each in vectors] if float32 else vectors
+            return Batch(encoding, BatchEmbedding(input_embeds=vectors[0], baseline_embeds=vectors[1]))
+
+        if self._model.is_encoder_decoder:
+            return EncoderDecoderBatch(embedded(source, as_targets=False), embedded(target, as_targets=True))
+        return DecoderOnlyBatch.from_batch(embedded(target, as_targets=False))
+
+
+@contextmanager
+def _cache_identity(model: HuggingfaceModel, identity: str) -> Iterator[None]:
+    """Give the model a name that only this revision has, while Inseq loads a method: its caches are keyed by name, and
+    two models of one name would share one's nearest neighbours or word classes.
+    """
+    name, model.model_name = model.model_name, identity
+    try:
+        yield
+    finally:
+        model.model_name = name
+
+
+@contextmanager
+def _steps_reported(model: HuggingfaceModel, step_done: StepDone) -> Iterator[None]:
+    """Have the model's formatter tell of every finished step: Inseq calls it once for each generated token."""
+    original = model.formatter
+
+    class ReportingFormatter(original):  # type: ignore[valid-type, misc]
+        steps = 0
+
+        @classmethod
+        def enrich_step_output(cls, *args: Any, **kwargs: Any) -> Any:
+            output = original.enrich_step_output(*args, **kwargs)
+            cls.steps += 1
+            step_done(cls.steps)
+            return output
+
+    model.formatter = ReportingFormatter
+    try:
+        yield
+    finally:
+        del model.formatter
+
+
+def _rename_step_scores(output: FeatureAttributionOutput, names: dict[str, str]) -> None:
+    """Corrected functions ran under names of ours; the result tells the scores by Inseq's names."""
+    for each in (*output.sequence_attributions, *(output.step_attributions or [])):
+        if each.step_scores:
+            each.step_scores = {names.get(name, name): score for name, score in each.step_scores.items()}

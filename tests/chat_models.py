@@ -1,0 +1,61 @@
+"""Tiny random chat models: a ChatML one (Qwen's layout), and one whose BOS is an added token, as in Llama 3.
+
+`build(name, folder)` writes one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import transformers as t
+
+from tests.hub import byte_level_tokenizer
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '<think></think>' }}{% endif %}{% endif %}"
+)
+# Llama 3 trims what people write, and begins with BOS.
+LLAMA3 = (
+    "{% if messages[0].role == 'tool' %}{{ raise_exception('there are no tools here') }}{% endif %}"
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' + message.content | trim + '<|eot_id|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+)
+_SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.25}  # fmt: skip
+
+
+def build(name: str, folder: Path) -> Path:
+    """Write `chat-qwen2` or `chat-llama3` into `folder`."""
+    if name == "chat-qwen2":
+        tokenizer = byte_level_tokenizer(320, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+        tokenizer.chat_template = CHATML
+        config: type[t.PretrainedConfig] = t.Qwen2Config
+        model: type[t.PreTrainedModel] = t.Qwen2ForCausalLM
+    else:
+        tokenizer = byte_level_tokenizer(320)
+        tokenizer.add_special_tokens(
+            {
+                "bos_token": "<|begin_of_text|>",
+                "eos_token": "<|eot_id|>",
+                "additional_special_tokens": ["<|start_header_id|>", "<|end_header_id|>"],
+            }
+        )
+        tokenizer.chat_template = LLAMA3
+        config, model = t.LlamaConfig, t.LlamaForCausalLM
+    torch.manual_seed(3)
+    ids = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    network = model(config(vocab_size=len(tokenizer), **_SIZE, **ids)).eval()
+    network.generation_config = t.GenerationConfig(**{key: value for key, value in ids.items() if value is not None})
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

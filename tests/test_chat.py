@@ -1,0 +1,165 @@
+"""Conversations: rendered by the tokenizer's own template, attributed token by token, the template's tokens marked."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from attribution import chat
+from attribution.tokens import readable
+from tests import chat_models
+from tests.first_principles import Plain
+from tests.test_corrections_methods import assert_scores, run
+
+MODELS = ["chat-qwen2", "chat-llama3"]
+MESSAGES = [{"role": "system", "content": "user"}, {"role": "user", "content": " The quick brown "}]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request, model_dir):
+    folder = model_dir / request.param
+    return folder if folder.exists() else chat_models.build(request.param, folder)
+
+
+def words_of(tokens):
+    return "".join(token["text"] for token in tokens if not token["template"])
+
+
+def test_ids_are_those_of_the_template(server, tmp_path, model):
+    """The prompt that Transformers makes, the scores from first principles, special tokens and pads kept."""
+    reply = " fox jumps"
+    ours = run(
+        server, tmp_path, model=model.name, method="saliency", messages=MESSAGES, generated_text=reply,
+        step_scores=["probability"],
+    )  # fmt: skip
+    plain = Plain(model, "x", "x")
+    prompt = plain.tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
+    plain.target = torch.tensor([prompt + plain.tokenizer(reply, add_special_tokens=False).input_ids])
+    plain.first = len(prompt)
+    plain.steps = range(plain.first, plain.target.shape[1])
+    assert [token.id for token in ours[0].target] == plain.target[0].tolist()
+    assert [token.id for token in ours[0].source] == prompt
+    np.testing.assert_allclose(ours[0].step_scores["probability"].numpy(), plain.probabilities(), rtol=1e-4)
+    assert_scores(ours, plain.scores(lambda step: plain.gradient(plain.embedded(step), step)[0].abs()))
+    assert ours.info["input_texts"] == [plain.tokenizer.decode(prompt)]
+    assert ours.info["generated_texts"] == [plain.tokenizer.decode(plain.target[0])]
+
+
+def test_the_template_s_tokens_are_marked(server, model):
+    body = {"model": model.name, "method": "saliency", "messages": MESSAGES, "generation_args": {"max_new_tokens": 3}}
+    job_id = server.run(**body)
+    sequence = server.result(job_id, decode_tokens=True)["sequence_attributions"][0]
+    start = sequence["attr_pos_start"]
+    written = ["user", " The quick brown "]
+    if model.name == "chat-llama3":  # whose template trims
+        written = [each.strip() for each in written]
+    assert words_of(sequence["source"]) == words_of(sequence["target"][:start]) == "".join(written)
+    assert not any(token["template"] for token in sequence["target"][start:])
+    assert sum(token["template"] for token in sequence["source"]) > 10
+    merged = server.result(job_id, decode_tokens=True, aggregator="subwords")["sequence_attributions"][0]
+    assert len(merged["target"]) < len(sequence["target"])
+    assert "".join(token["text"] for token in merged["target"]) == "".join(t["text"] for t in sequence["target"])
+    assert "tokens" not in server.result(job_id)["info"]
+
+
+def test_a_conversation_that_ends_with_the_assistant_is_continued(server, model_dir):
+    folder = model_dir / "chat-qwen2"
+    if not folder.exists():
+        chat_models.build("chat-qwen2", folder)
+    messages = [*MESSAGES, {"role": "assistant", "content": "fox"}]
+    info = server.result(
+        server.run(model="chat-qwen2", method="dummy", messages=messages, generated_text=" jumps")
+    )["info"]  # fmt: skip
+    assert info["input_texts"][0].endswith("<|im_start|>assistant\nfox")
+    assert info["generated_texts"][0].endswith("<|im_start|>assistant\nfox jumps")
+
+
+def test_variables_reach_the_template(server, model_dir):
+    folder = model_dir / "chat-qwen2"
+    if not folder.exists():
+        chat_models.build("chat-qwen2", folder)
+    body = {"model": "chat-qwen2", "method": "dummy", "messages": MESSAGES, "generated_text": "fox"}
+    (text,) = server.result(server.run(**body, chat_template_args={"enable_thinking": False}))["info"]["input_texts"]
+    assert text.endswith("<think></think>")
+
+
+def test_several_conversations(server, model):
+    conversations = [MESSAGES, [{"role": "user", "content": "fox"}]]
+    body = {"model": model.name, "method": "saliency"}
+    together = server.result(server.run(**body, messages=conversations, generated_text=["a", "b"]))
+    for index, target in enumerate("ab"):
+        alone = server.result(server.run(**body, messages=conversations[index], generated_text=target))
+        assert together["sequence_attributions"][index] == alone["sequence_attributions"][0]
+
+
+def test_a_template_that_refuses_is_told(server, model_dir):
+    if not (model_dir / "chat-llama3").exists():
+        chat_models.build("chat-llama3", model_dir / "chat-llama3")
+    job = server.wait(
+        server.submit(model="chat-llama3", method="saliency", messages=[{"role": "tool", "content": "x"}])
+    )
+    assert job["error"]["type"] == "/problems/input-rejected"
+    assert "there are no tools here" in job["error"]["detail"]
+
+
+def test_template_arguments_cannot_be_taken_over(server, model):
+    """A variable of the template is no argument of `apply_chat_template`."""
+    for name in ("tokenize", "chat_template", "add_generation_prompt", "conversation"):
+        problem = server.refusal(
+            model=model.name, method="saliency", messages=MESSAGES, chat_template_args={name: "{{ 1 }}"}
+        )
+        assert problem["errors"][0]["pointer"] == f"/chat_template_args/{name}"
+
+
+# Open-ended input
+
+contents = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
+
+
+def normalized(name, text):
+    """Qwen's tokenizer composes characters; the other takes them as they are."""
+    return unicodedata.normalize("NFC", text) if name == "chat-qwen2" else text
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(contents, min_size=1, max_size=4), st.sampled_from(MODELS))
+def test_marks_are_exact_for_any_text(model_folders, texts, name):
+    """What is not marked is what people wrote, in order; what the tokenizer merges over a border counts as written."""
+    tokenizer = model_folders[name]
+    messages = [{"role": "user", "content": text} for text in texts]
+    conversation = chat.render(tokenizer, messages, {})
+    assert conversation.from_template is not None
+    pieces, continues = readable(tokenizer, conversation.ids[0].tolist())
+    written = "".join(
+        piece
+        for index, (piece, template) in enumerate(zip(pieces, conversation.from_template, strict=True))
+        if not template and index not in continues
+    )
+    expected = "".join(text.strip() if name == "chat-llama3" else text for text in texts)
+    assert written == normalized(name, expected)
+
+
+@settings(deadline=None, max_examples=150)
+@given(contents)
+def test_readable_tokens_join_to_the_text(model_folders, text):
+    tokenizer = model_folders["chat-qwen2"]
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    pieces, continues = readable(tokenizer, ids)
+    assert len(pieces) == len(ids)
+    joined = "".join(piece for index, piece in enumerate(pieces) if index not in continues)
+    assert joined == normalized("chat-qwen2", text)
+
+
+@pytest.fixture(scope="module")
+def model_folders(model_dir):
+    found = {}
+    for name in MODELS:
+        folder = model_dir / name
+        found[name] = AutoTokenizer.from_pretrained(folder if folder.exists() else chat_models.build(name, folder))
+    return found

@@ -1,0 +1,275 @@
+"""Methods that Inseq gets wrong or fails on: its value or failure, the value from first principles, and ours.
+
+When Inseq no longer differs, the first part of a test fails and the correction can go.
+"""
+
+from __future__ import annotations
+
+import inseq
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from attribution.corrections.reagent import word_classes
+from tests import chat_models, reference
+from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
+from tests.families import FAMILIES, build
+from tests.first_principles import Plain, value_zeroing
+
+TEXT, TARGET = "The quick brown", "fox jumps over"
+FORCED = PROMPT + " milk. Ben"
+# Families of which Inseq's value_zeroing fails with Transformers 5, and whose attention is the common one.
+ZEROED = ["gpt2", "llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi3", "gptneox", "opt"]
+
+
+def forced(name):
+    return TARGET if FAMILIES[name].is_encoder_decoder else f"{TEXT} {TARGET}"
+
+
+def family(model_dir, name):
+    folder = model_dir / name
+    return folder if folder.exists() else build(name, folder)
+
+
+def run(server, tmp_path, **body):
+    """The result as Inseq loads it, with `info` as the service tells it."""
+    job_id = server.run(**body)
+    file = tmp_path / "result.json"
+    file.write_bytes(server.client.get(f"/attribution/jobs/{job_id}/results?format=inseq").content)
+    return inseq.FeatureAttributionOutput.load(file)
+
+
+def scores(output):
+    (sequence,) = output.sequence_attributions
+    return sequence.target_attributions if sequence.source_attributions is None else sequence.source_attributions
+
+
+def assert_scores(ours, expected, rtol=1e-3):
+    found = scores(ours)
+    assert torch.equal(found.isnan(), expected.isnan())
+    size = float(expected.nan_to_num().abs().max())
+    assert size > 0
+    torch.testing.assert_close(found, expected.float(), rtol=rtol, atol=rtol * size, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ZEROED)
+def test_value_zeroing(server, model_dir, tmp_path, name):
+    path = family(model_dir, name)
+    with pytest.raises((ValueError, TypeError)):
+        reference.attribute(path, TEXT, "value_zeroing", generated_texts=forced(name))
+    expected = value_zeroing(Plain(path, TEXT, forced(name)))
+    ours = run(server, tmp_path, model=name, method="value_zeroing", input_text=TEXT, generated_text=forced(name))
+    found = scores(ours)[: len(expected)]
+    assert float(expected.nan_to_num().max()) > 0.1
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-3, atol=1e-5)
+    assert ours.info["corrections"] == ["value_zeroing_tensor_blocks"]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bart", "mbart"])
+def test_layer_methods(server, model_dir, tmp_path, name):
+    """At the embedding: integrated gradients, gradient times embedding, and (no ReLU in these) DeepLIFT's rescale rule."""
+    path, is_encoder_decoder = family(model_dir, name), FAMILIES[name].is_encoder_decoder
+    body = {"model": name, "input_text": TEXT, "generated_text": forced(name)}
+    for method in ("layer_integrated_gradients", "layer_deeplift", "layer_gradient_x_activation"):
+        if is_encoder_decoder:
+            with pytest.raises(AssertionError, match="Forward hook did not obtain any outputs"):
+                reference.attribute(path, TEXT, method, generated_texts=forced(name))
+        elif method != "layer_gradient_x_activation":  # which is right there
+            theirs = reference.attribute(path, TEXT, method, generated_texts=forced(name))
+            assert not scores(theirs).nan_to_num().any()
+    plain = Plain(path, TEXT, forced(name))
+    x, b = plain.embedded, lambda step: plain.embedded(step, baseline=True)
+    ours = run(server, tmp_path, **body, method="layer_integrated_gradients", n_steps=20)
+    assert_scores(ours, plain.scores(lambda step: plain.integrated(step, 20)))
+    assert "layer_methods_follow_their_input" in ours.info["corrections"]
+    ours = run(server, tmp_path, **body, method="layer_gradient_x_activation")
+    assert_scores(ours, plain.scores(lambda step: (plain.gradient(x(step), step) * x(step))[0]))
+    ours = run(server, tmp_path, **body, method="layer_deeplift")
+    assert_scores(ours, plain.scores(lambda step: (plain.gradient(x(step), step) * (x(step) - b(step)))[0]))
+    assert ("layer_methods_hook_the_encoder" in ours.info["corrections"]) == is_encoder_decoder
+
+
+def test_a_layer_by_its_name(server, tmp_path):
+    """A block's output times its gradient; the identity of integrated gradients holds at a block, too."""
+    body = {"model": LOOKUP, "input_text": PROMPT, "generated_text": FORCED}
+    plain = Plain(BUNDLED / LOOKUP, PROMPT, FORCED)
+    kept = []
+
+    def keep(module, args, output):
+        kept.append(output if isinstance(output, torch.Tensor) else output[0])
+
+    plain.network.transformer.h[0].register_forward_hook(keep)
+
+    def expected(step):
+        kept.clear()
+        value = plain.probability(plain.logits(step, plain.embedded(step).requires_grad_()), step)
+        (gradient,) = torch.autograd.grad(value.sum(), kept[0])
+        return (gradient * kept[0])[0].detach()
+
+    arguments = {"target_layer": "transformer.h.0"}
+    ours = run(server, tmp_path, **body, method="layer_gradient_x_activation", attribution_args=arguments)
+    assert_scores(ours, plain.scores(expected))
+    ours = run(
+        server, tmp_path, **body, method="layer_integrated_gradients", attribution_args={**arguments, "n_steps": 300}
+    )
+    total = scores(ours).nansum((0, 2))
+    with torch.no_grad():
+        differences = [
+            float(plain.probability(plain.logits(step), step))
+            - float(plain.probability(plain.logits(step, plain.embedded(step, baseline=True)), step))
+            for step in plain.steps
+        ]
+    np.testing.assert_allclose(total.numpy(), differences, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["marian", "pegasus", "marian-own"])
+def test_embeddings_are_scaled_once(server, model_dir, tmp_path, name):
+    path = family(model_dir, name)
+    plain = Plain(path, TEXT, TARGET)
+    arguments = {"generated_texts": TARGET, "step_scores": ["probability"]}
+    theirs = reference.attribute(path, TEXT, "saliency", **arguments)
+    assert not np.allclose(theirs[0].step_scores["probability"].numpy(), plain.probabilities(), rtol=0.05)
+    body = {"model": name, "input_text": TEXT, "generated_text": TARGET, "step_scores": ["probability"]}
+    ours = run(server, tmp_path, **body, method="saliency")
+    np.testing.assert_allclose(ours[0].step_scores["probability"].numpy(), plain.probabilities(), rtol=1e-4)
+    assert_scores(ours, plain.scores(lambda step: plain.gradient(plain.embedded(step), step)[0].abs()))
+    corrections = ["decoder_embeddings_of_its_own"] * (name == "marian-own") + ["embeddings_scaled_once"]
+    assert ours.info["corrections"] == corrections
+
+    attention = run(server, tmp_path, **body, method="attention")
+    with torch.no_grad():
+        weights = plain.network(
+            input_ids=plain.source, decoder_input_ids=plain.target[:, :-1], output_attentions=True
+        ).cross_attentions
+    expected = torch.stack([each[0] for each in weights]).permute(3, 2, 0, 1)  # [source, generated, layer, head]
+    assert_scores(attention, expected)
+
+    off = run(server, tmp_path, **body, method="saliency", corrections=False)
+    np.testing.assert_allclose(scores(off).numpy(), scores(theirs).numpy(), rtol=1e-4, atol=1e-6)
+    assert off.info["corrections"] == []
+    assert all(each in off.info["warnings"][0] for each in corrections)
+
+
+def test_a_model_that_computes_something_else_from_embeddings_is_refused(server, model_dir):
+    """FSMT makes no causal mask for a decoder that is given embeddings: there is no way round that."""
+    family(model_dir, "fsmt")
+    job = server.wait(server.submit(model="fsmt", method="saliency", input_text=TEXT, generated_text=TARGET))
+    assert job["error"]["type"] == "/problems/unsupported-by-model"
+    assert "other logits from its embeddings" in job["error"]["detail"]
+
+
+@pytest.mark.parametrize("method", ["lime", "gradient_shap", "discretized_integrated_gradients"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(server, model_dir, tmp_path, method, dtype):
+    """With the same draws, as near to the same weights in float32 as half precision lets them be."""
+    path, kind = family(model_dir, "llama"), getattr(torch, dtype)
+    arguments = {"n_samples": 8} if method in {"lime", "gradient_shap"} else {"n_steps": 8}
+    call = {"generated_texts": forced("llama"), "attribution_args": arguments}
+    if (method, dtype) != ("lime", "float16"):  # the one that Inseq can do
+        with pytest.raises((RuntimeError, TypeError), match=r"dtype|BFloat16"):
+            reference.attribute(path, TEXT, method, init_args={"model_kwargs": {"dtype": kind}}, **call)
+    rounded = tmp_path / "rounded"
+    AutoModelForCausalLM.from_pretrained(path, dtype=kind).float().save_pretrained(rounded)
+    AutoTokenizer.from_pretrained(path).save_pretrained(rounded)
+    expected = scores(reference.attribute(rounded, TEXT, method, seed=2, **call))
+    ours = run(
+        server, tmp_path, model="llama", method=method, input_text=TEXT, generated_text=forced("llama"), dtype=dtype,
+        attribution_args=arguments, seed=2,
+    )  # fmt: skip
+    difference = (scores(ours) - expected).nan_to_num().norm() / expected.nan_to_num().norm()
+    assert difference < (0.1 if dtype == "bfloat16" else 0.03)
+    assert ours.info["corrections"] == ["half_precision_inputs"]
+
+
+def test_convergence_delta(server, model_dir, tmp_path):
+    """Inseq's deltas: of DIG with the ends the wrong way round, of gradient SHAP for one of the samples."""
+    path = family(model_dir, "gpt2")
+    plain = Plain(path, TEXT, forced("gpt2"))
+    with torch.no_grad():
+        ends = [
+            float(plain.probability(plain.logits(step), step))
+            - float(plain.probability(plain.logits(step, plain.embedded(step, baseline=True)), step))
+            for step in plain.steps
+        ]
+    for method, arguments in (
+        ("discretized_integrated_gradients", {"n_steps": 8}),
+        ("gradient_shap", {"n_samples": 8}),
+    ):
+        asked = {**arguments, "return_convergence_delta": True}
+        theirs = reference.attribute(path, TEXT, method, generated_texts=forced("gpt2"), attribution_args=dict(asked))
+        expected = (scores(theirs).nansum((0, 2)) - torch.tensor(ends)).numpy()
+        assert not np.allclose(theirs[0].step_scores["deltas"].numpy(), expected, rtol=0.05)
+        ours = run(
+            server, tmp_path, model="gpt2", method=method, input_text=TEXT, generated_text=forced("gpt2"),
+            attribution_args=asked,
+        )  # fmt: skip
+        np.testing.assert_allclose(ours[0].step_scores["deltas"].numpy(), expected, rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(ours.info["convergence"][0]["delta"], expected, rtol=1e-3, atol=1e-6)
+        assert ours.info["corrections"] == ["convergence_delta"]
+
+
+def test_reagent_needs_no_download(server):
+    """Inseq asks nltk for data; here every token has one word class, and classes are what they say."""
+    with pytest.raises(LookupError, match="averaged_perceptron_tagger"):
+        inseq.load_model(str(BUNDLED / LOOKUP), "reagent", device="cpu")
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED / LOOKUP)
+    classes = word_classes(tokenizer)
+    ids = sorted(index for each in classes.values() for index in each)
+    assert ids == list(range(tokenizer.vocab_size))
+    words = {tag: {tokenizer.decode([index]).strip() for index in indices} for tag, indices in classes.items()}
+    assert {"Anna", "Ben"} <= words["NNP"]
+    assert "." in words["PUNCT"]
+    assert {"tea", "milk"} <= words["NN"]
+    assert "plums" in words["NNS"]
+    arguments = {"max_probe_steps": 20, "num_probes": 2}
+    job_id = server.run(model=LOOKUP, method="reagent", input_text=PROMPT, attribution_args=arguments)
+    assert server.result(job_id)["info"]["corrections"] == ["reagent_word_classes"]
+
+
+def test_reagent_with_added_tokens(server, model_dir, tmp_path):
+    """Llama 3's layout: BOS and the like stand behind the base vocabulary."""
+    path = model_dir / "chat-llama3"
+    if not path.exists():
+        chat_models.build(path.name, path)
+    arguments = {"max_probe_steps": 20, "num_probes": 2, "stopping_condition_top_k": 320}
+    text, target = "<|begin_of_text|>The quick", "<|begin_of_text|>The quick fox"
+    with pytest.raises(IndexError):
+        reference.attribute(path, text, "reagent", init_args=arguments, generated_texts=target)
+    ours = run(
+        server, tmp_path, model=path.name, method="reagent", input_text=text, generated_text=target,
+        attribution_args=arguments,
+    )  # fmt: skip
+    assert ours.info["corrections"] == ["reagent_added_tokens", "reagent_word_classes"]
+    assert not scores(ours)[: ours[0].attr_pos_start].isnan().any()
+    assert scores(ours).nansum() != 0
+
+
+def test_reagent_replaces_added_tokens_by_their_like(model_dir):
+    """From the definition: a replacement has the word class of what it replaces."""
+    from inseq.attr.feat import FeatureAttribution
+
+    from attribution.corrections.reagent import correct_added_tokens, seed_word_classes
+    from attribution.corrections.registry import Ledger
+
+    path = model_dir / "chat-llama3"
+    if not path.exists():
+        chat_models.build(path.name, path)
+    model = inseq.load_model(str(path), "dummy", device="cpu")
+    seed_word_classes(model.tokenizer, path.name)
+    method = FeatureAttribution.load("reagent", attribution_model=model)
+    ids = torch.arange(len(model.tokenizer))[None]
+    correct_added_tokens(method, model.tokenizer, ids, Ledger(enabled=True))
+    classes = {index: tag for tag, each in word_classes(model.tokenizer).items() for index in each}
+    sampler = method.method.rationalizer.importance_score_evaluator.token_replacer.sampler
+    for _ in range(20):
+        replaced = sampler(ids)[0].tolist()
+        assert [classes.get(index, "added") for index in replaced] == [
+            classes.get(index, "added") for index in ids[0].tolist()
+        ]
+
+
+def test_half_precision_is_not_the_default(server):
+    info = server.result(server.run(model=PHRASEBOOK, method="saliency", input_text=SENTENCE))["info"]
+    assert info["dtype"] == "float32"
+    assert info["corrections"] == []
