@@ -13,7 +13,7 @@ from attribution.corrections.registry import Ledger
 from attribution.model_cache import LoadedModel
 from attribution.texts import Prompt, encode_target, from_ids
 from models import Arguments, AttributionRequest
-from problems import InputRejected, NothingGenerated
+from problems import AttributionFailed, InputRejected, NothingGenerated
 
 _DEFAULT_NEW_TOKENS = 20  # Transformers' own default
 
@@ -53,8 +53,8 @@ def generate(
             f"The model ended at once for {prompt.text[:40]!r}: it generated no token but the end of the text. Give "
             "another input, generated_text, or generation_args such as min_new_tokens."
         )
-    if not _survives_text(loaded, request, ids) and not ledger.apply(GENERATED_IDS):
-        return encode_target(loaded, request, prompt, _text_of(loaded, ids))
+    if not _survives_text(loaded, request, prompt, ids) and not ledger.apply(GENERATED_IDS):
+        return _as_inseq_reads_it(loaded, request, prompt, ids)
     return from_ids(
         model, ids, include_eos_baseline=request.include_eos_baseline, keep_first=bool(model.is_encoder_decoder)
     )
@@ -66,11 +66,29 @@ def _text_of(loaded: LoadedModel, ids: torch.Tensor) -> str:
     return str(text)
 
 
-def _survives_text(loaded: LoadedModel, request: AttributionRequest, ids: torch.Tensor) -> bool:
+def _as_inseq_reads_it(
+    loaded: LoadedModel, request: AttributionRequest, prompt: Prompt, ids: torch.Tensor
+) -> BatchEncoding:
+    text = _text_of(loaded, ids)
+    if not _starts_as_inseq_wants(loaded, prompt, text):
+        raise AttributionFailed(
+            f"Inseq's own generation fails here: {text[:40]!r} does not start with the input. Leave corrections on."
+        )
+    return encode_target(loaded, request, prompt, text)
+
+
+def _starts_as_inseq_wants(loaded: LoadedModel, prompt: Prompt, text: str) -> bool:
+    """A decoder-only model's text must start with the input, which it does not behind a BOS token."""
+    return bool(loaded.model.is_encoder_decoder) or text.startswith(prompt.text)
+
+
+def _survives_text(loaded: LoadedModel, request: AttributionRequest, prompt: Prompt, ids: torch.Tensor) -> bool:
     """Whether decoding and encoding again, as Inseq does, gives these very ids."""
-    model = loaded.model
+    model, text = loaded.model, _text_of(loaded, ids)
+    if not _starts_as_inseq_wants(loaded, prompt, text):
+        return False
     again = model.encode(
-        [_text_of(loaded, ids)],
+        [text],
         as_targets=bool(model.is_encoder_decoder),
         add_special_tokens=not request.skip_special_tokens,
     )

@@ -109,7 +109,8 @@ def test_free_generation(server, model_dir, tmp_path, family):
     job_id = server.run(
         model=family, method="saliency", input_text=TEXT, generation_args=arguments, step_scores=["probability"]
     )
-    sequence = loaded(server, tmp_path, job_id).sequence_attributions[0]
+    output = loaded(server, tmp_path, job_id)
+    sequence = output.sequence_attributions[0]
     assert 1 <= sequence.attr_pos_end - sequence.attr_pos_start <= 4
     # The probabilities of the very ids that are reported, in plain Transformers.
     ids = torch.tensor([[token.id for token in sequence.target]])
@@ -122,6 +123,11 @@ def test_free_generation(server, model_dir, tmp_path, family):
     if FAMILIES[family].prepends_bos:
         with pytest.raises(AssertionError, match="must start with the input texts"):
             reference.attribute(model_dir / family, TEXT, "saliency", generation_args=arguments)
+        assert "generated_ids" in output.info["corrections"]
+        off = server.submit(
+            model=family, method="saliency", input_text=TEXT, generation_args=arguments, corrections=False
+        )
+        assert "does not start with the input" in server.wait(off)["error"]["detail"]
 
 
 @pytest.mark.parametrize("method", ["saliency", "integrated_gradients"])

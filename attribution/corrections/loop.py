@@ -32,7 +32,8 @@ FINAL_STEP_SCORES = declare(
 )
 GENERATED_IDS = declare(
     "generated_ids",
-    reason="Generated ids are decoded to text and encoded again, which can give other tokens than were generated.",
+    reason="Generated ids are decoded to text and encoded again: other tokens than were generated, or, with tokenizers "
+    "that prepend BOS, a failure.",
     remedy="The generated ids are attributed.",
     proof="test_corrections.py::test_generated_ids_are_attributed_as_they_are",
 )
