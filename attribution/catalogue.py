@@ -26,6 +26,8 @@ from inseq.data.aggregator import Aggregator, ContiguousSpanAggregator
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import GenerationConfig
 
+from attribution.corrections.step_functions import is_ours
+
 REQUIRED = inspect.Parameter.empty
 
 # Arguments that Inseq fills in itself.
@@ -156,6 +158,7 @@ def step_functions() -> dict[str, StepFunction]:
             function=function,
         )
         for name, function in sorted(STEP_SCORES_MAP.items())
+        if not is_ours(name)
     }
 
 

@@ -213,7 +213,9 @@ def test_the_catalogue_is_inseqs(server):
     methods = server.client.get("/attribution/methods").json()["methods"]
     assert [method["name"] for method in methods] == sorted(inseq.list_feature_attribution_methods())
     functions = server.client.get("/attribution/step_functions").json()["step_functions"]
-    assert [function["name"] for function in functions] == sorted(inseq.list_step_functions())
+    # Tests that load the corrections in this process add ours to Inseq's table.
+    theirs = [name for name in inseq.list_step_functions() if ":" not in name]
+    assert [function["name"] for function in functions] == sorted(theirs)
     aggregators = server.client.get("/attribution/aggregators").json()
     assert [each["name"] for each in aggregators["aggregators"]] == sorted({*inseq.list_aggregators()} - {"pair"})
     assert all(entry["description"] for entry in [*methods, *functions, *aggregators["aggregators"]])

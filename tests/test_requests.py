@@ -17,6 +17,9 @@ REFUSED = {
     # names
     "unknown method": ({**GOOD, "method": "salency"}, "/method", "did you mean 'saliency'"),
     "unknown step score": ({**GOOD, "step_scores": ["prob"]}, "/step_scores/0", "There is no step function 'prob'"),
+    "corrected function by its inner name": (
+        {**GOOD, "step_scores": ["corrected:perplexity"]}, "/step_scores/0", "did you mean 'perplexity'"
+    ),
     "unknown attributed_fn": ({**GOOD, "attributed_fn": "logits"}, "/attributed_fn", "did you mean 'logit'"),
     "unknown field": ({**GOOD, "metod": "saliency"}, "/metod", "Extra inputs are not permitted"),
     "score twice": ({**GOOD, "step_scores": ["logit", "logit"]}, "/step_scores", "twice"),

@@ -81,6 +81,11 @@ for _name in _CONTRASTIVE:
     inseq.register_step_function(_as_many_contrasts_as_rows(STEP_SCORES_MAP[_name]), _PREFIX + _name, overwrite=True)
 
 
+def is_ours(name: str) -> bool:
+    """Whether a name in Inseq's table of step functions is a corrected one, which nobody asks for by that name."""
+    return name.startswith(_PREFIX)
+
+
 def corrected_step_function(name: str, ledger: Ledger, *, repeats_rows: bool = False) -> str:
     """The name under which Inseq finds the function as it should be. `repeats_rows`: the method that attributes it
     repeats its input along the batch.
