@@ -185,7 +185,8 @@ class JobManager:
 
     def _fail(self, job: JobRecord, error: Exception) -> None:
         if isinstance(error, ServiceError):
-            log.info("job_failed", problem=error.slug)
+            # What an error was made of (Captum's own complaint, say) is for the operator, too.
+            log.info("job_failed", problem=error.slug, exc_info=error.__cause__)
             problem = error.to_problem(_instance(job))
         else:
             log.error("job_failed", problem=AttributionFailed.slug, exc_info=error)

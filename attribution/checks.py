@@ -22,7 +22,7 @@ from settings import Settings
 # Methods whose draws come from the process's random generators; a test holds the others to drawing nothing.
 RANDOM_METHODS = frozenset({"gradient_shap", "lime", "reagent"})
 # Methods that repeat the input along the batch.
-EXPANDING_METHODS = frozenset(
+_EXPANDING_METHODS = frozenset(
     {"integrated_gradients", "discretized_integrated_gradients", "sequential_integrated_gradients", "gradient_shap",
      "deeplift", "layer_integrated_gradients", "layer_deeplift"}
 )  # fmt: skip
@@ -74,6 +74,11 @@ def draws_random(request: AttributionRequest) -> bool:
     return request.method in RANDOM_METHODS or "mc_dropout_prob_avg" in (request.attributed_fn, *request.step_scores)
 
 
+def repeats_rows(request: AttributionRequest, method: Method) -> bool:
+    """Whether the method gives the attributed function several rows at once."""
+    return method.name in _EXPANDING_METHODS or request.attribution_args.get("perturbations_per_eval", 1) > 1
+
+
 def kind_refusals(request: AttributionRequest, method: Method, *, is_encoder_decoder: bool) -> Iterator[ProblemItem]:
     """What this kind of model cannot do."""
     if is_encoder_decoder and method.name == "reagent":
@@ -96,12 +101,17 @@ def kind_refusals(request: AttributionRequest, method: Method, *, is_encoder_dec
                 "contrast_sources needs an encoder-decoder model. For a decoder-only one put the other context into "
                 "contrast_targets.",
             )
-    forced = request.attributed_fn_args.get("contrast_force_inputs", False)
-    if not is_encoder_decoder and forced and request.attributed_fn in {"contrast_logits", "contrast_prob"}:
+    arguments = request.attributed_fn_args
+    alone = not is_encoder_decoder or arguments.get("contrast_sources")
+    if (
+        alone
+        and arguments.get("contrast_force_inputs")
+        and request.attributed_fn in {"contrast_logits", "contrast_prob"}
+    ):
         yield _at(
             "/attributed_fn",
-            f"With contrast_force_inputs {request.attributed_fn} of a decoder-only model is a function of the contrast "
-            f"alone: no token of the input has a part in it. Attribute {request.attributed_fn}_diff.",
+            f"With contrast_force_inputs {request.attributed_fn} is a function of the contrast alone: no token of the "
+            f"input has a part in it. Attribute {request.attributed_fn}_diff.",
         )
 
 
@@ -182,6 +192,20 @@ def _refusals(
         yield from _attributed_fn_refusals(request, method, attributed)
     if request.attribute_target and (method.is_layer or method.name in {"lime", "sequential_integrated_gradients"}):
         yield _at("/attribute_target", f"{method.name} cannot attribute the target prefix.")
+    if attribution_args.get("attribute_to_layer_input") and not attribution_args.get("target_layer"):
+        yield _at(
+            "/attribution_args/attribute_to_layer_input",
+            "The input of the embedding is ids, which have no gradient: give target_layer, or leave this out.",
+        )
+    for name in ("attributed_fn_args", "step_scores_args"):
+        if (
+            getattr(request, name).get("skip_special_tokens", request.skip_special_tokens)
+            != request.skip_special_tokens
+        ):
+            yield _at(
+                f"/{name}/skip_special_tokens",
+                "The contrast must be encoded as the text is: set skip_special_tokens of the request itself.",
+            )
     if method.name == "dummy" and attribution_args:
         yield _at("/attribution_args", "dummy computes no attribution and takes no arguments.")
 
@@ -190,6 +214,11 @@ def _attributed_fn_refusals(
     request: AttributionRequest, method: Method, attributed: StepFunction
 ) -> Iterator[ProblemItem]:
     forced = request.attributed_fn_args.get("contrast_force_inputs", False)
+    if attributed.name == "top_p_size" and request.attribution_args.get("perturbations_per_eval", 1) > 1:
+        yield _at(
+            "/attribution_args/perturbations_per_eval",
+            "top_p_size counts the tokens of one row only: leave out perturbations_per_eval.",
+        )
     if attributed.name == "top_p_size" and method.is_gradient:
         yield _at(
             "/attributed_fn",
@@ -262,6 +291,12 @@ def _limit_errors(
                 settings.max_n_steps, 3000 * (name == "max_probe_steps")
             ):
                 yield _at(f"{pointer}/{name}", f"{name} must be between 1 and {settings.max_n_steps}.")
+    for pointer, values in (
+        ("/attributed_fn_args", request.attributed_fn_args),
+        ("/step_scores_args", request.step_scores_args),
+    ):
+        if values.get("n_mcd_steps") == 1:
+            yield _at(f"{pointer}/n_mcd_steps", "n_mcd_steps must be at least 2: one draw has no spread.")
     for name in ("internal_batch_size", "perturbations_per_eval"):
         value = attribution_args.get(name)
         if isinstance(value, int) and value < 1:

@@ -87,7 +87,7 @@ def watch(loaded_method: FeatureAttribution, model: HuggingfaceModel, ledger: Le
     def measured(main: dict[str, Any], arguments: dict[str, Any]) -> Any:
         output = attribute_step(main, arguments)
         scores = [each for each in (output.source_attributions, output.target_attributions) if each is not None]
-        by_token = torch.cat([each.double().sum(-1).flatten() for each in scores])
+        by_token = torch.cat([each.detach().double().sum(-1).flatten() for each in scores])
         ends = [value(main[name], main["additional_forward_args"]) for name in ("inputs", "baselines")]
         step = Step(float(by_token.sum()), float(by_token.abs().sum()), *ends)
         steps.append(step)

@@ -10,6 +10,7 @@ from typing import Any
 
 from attribution.corrections.loop import CONTRAST_POSITIONS
 from attribution.corrections.registry import Ledger
+from attribution.languages import check_target_language
 from attribution.model_cache import LoadedModel
 from attribution.texts import Text
 from models import AttributionRequest
@@ -28,7 +29,7 @@ def contrast_arguments(
         arguments = dict(getattr(request, name))
         if request.skip_special_tokens:
             # Contrastive functions encode texts of their own, in the same way.
-            arguments.setdefault("skip_special_tokens", True)
+            arguments["skip_special_tokens"] = True
         for key in ("contrast_targets", "contrast_sources"):
             value = arguments.get(key)
             if isinstance(value, list):
@@ -48,6 +49,8 @@ def contrast_arguments(
 
 def _contrast_length(request: AttributionRequest, loaded: LoadedModel, contrast: str) -> int:
     model = loaded.model
+    if model.is_encoder_decoder:
+        check_target_language(model.tokenizer)
     encoded = model.encode(
         [contrast], as_targets=model.is_encoder_decoder, add_special_tokens=not request.skip_special_tokens
     )

@@ -164,7 +164,11 @@ def _record(request: AttributionRequest, loaded: LoadedModel, runner: Runner) ->
             name: {k: None if p.is_required else p.default for k, p in parameters.items()} | getattr(request, name)
             for name, parameters in defaults.items()
         }
-        | {"attributed_fn": attributed.name, "skip_special_tokens": request.skip_special_tokens},
+        | {
+            "attributed_fn": attributed.name,
+            "skip_special_tokens": request.skip_special_tokens,
+            "clean_special_chars": request.clean_special_chars,
+        },
         "corrections": runner.ledger.applied,
         "warnings": [*_corrections_off(runner.ledger), *runner.warnings],
         **({"convergence": runner.convergence} if runner.convergence else {}),

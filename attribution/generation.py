@@ -10,8 +10,9 @@ from inseq.data import BatchEncoding
 from attribution import catalogue, checks
 from attribution.corrections.loop import GENERATED_IDS
 from attribution.corrections.registry import Ledger
+from attribution.languages import needs_target_language
 from attribution.model_cache import LoadedModel
-from attribution.texts import Prompt, encode_target, from_ids
+from attribution.texts import Prompt, encode_whole_target, from_ids
 from models import Arguments, AttributionRequest
 from problems import AttributionFailed, InputRejected, NothingGenerated
 
@@ -39,10 +40,15 @@ def generate(
     Raises `NothingGenerated` where it is nothing but an end.
     """
     model, source = loaded.model, prompt.encoding
-    with torch.no_grad():
-        output = loaded.network.generate(
-            inputs=source.input_ids, attention_mask=source.attention_mask, return_dict_in_generate=True, **arguments
-        )
+    try:
+        with torch.no_grad():
+            output = loaded.network.generate(
+                inputs=source.input_ids, attention_mask=source.attention_mask, return_dict_in_generate=True, **arguments
+            )
+    except (ValueError, TypeError, IndexError, AttributeError, ZeroDivisionError) as error:
+        if not request.generation_args:
+            raise
+        raise InputRejected(f"generate() fails with these generation_args: {type(error).__name__}: {error}") from error
     ids = output.sequences[:1]
     written = ids[0, 1 if model.is_encoder_decoder else source.input_ids.shape[1] :].tolist()
     config = loaded.network.generation_config
@@ -74,7 +80,7 @@ def _as_inseq_reads_it(
         raise AttributionFailed(
             f"Inseq's own generation fails here: {text[:40]!r} does not start with the input. Leave corrections on."
         )
-    return encode_target(loaded, request, prompt, text)
+    return encode_whole_target(loaded, request, prompt, text)
 
 
 def _starts_as_inseq_wants(loaded: LoadedModel, prompt: Prompt, text: str) -> bool:
@@ -85,7 +91,7 @@ def _starts_as_inseq_wants(loaded: LoadedModel, prompt: Prompt, text: str) -> bo
 def _survives_text(loaded: LoadedModel, request: AttributionRequest, prompt: Prompt, ids: torch.Tensor) -> bool:
     """Whether decoding and encoding again, as Inseq does, gives these very ids."""
     model, text = loaded.model, _text_of(loaded, ids)
-    if not _starts_as_inseq_wants(loaded, prompt, text):
+    if not _starts_as_inseq_wants(loaded, prompt, text) or needs_target_language(model.tokenizer):
         return False
     again = model.encode(
         [text],

@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from problems import InputRejected
 
 _EXAMPLES = 12  # codes that an error names
-_ARGUMENTS = ("src_lang", "tgt_lang")
+# The source last: setting it also brings the tokenizer back from the target's special tokens.
+_ORDER = ("tgt_lang", "src_lang")
 
 
 @contextmanager
@@ -26,26 +27,34 @@ def spoken(model: HuggingfaceModel, languages: dict[str, str]) -> Iterator[dict[
     The caller holds the model's lock. Raises `InputRejected` for a language that the tokenizer does not know, or a
     tokenizer that has none.
     """
-    if not languages:
-        yield {}
-        return
     tokenizer = model.tokenizer
     missing = [name for name in languages if not hasattr(tokenizer, name)]
-    if missing or not model.is_encoder_decoder:
+    if missing or (languages and not model.is_encoder_decoder):
         raise InputRejected(f"This model's tokenizer ({type(tokenizer).__name__}) takes no {', '.join(languages)}.")
     ids = {name: _language_id(tokenizer, name, code) for name, code in languages.items()}
-    before = {name: getattr(tokenizer, name) for name in _ARGUMENTS}
+    # Encoding a target sets the tokenizer's language too, where it had none.
+    before = {name: getattr(tokenizer, name) for name in _ORDER if hasattr(tokenizer, name)}
     start = model.bos_token_id
     try:
-        # The source last: setting it also brings the tokenizer back from the target's special tokens.
-        for name in ("tgt_lang", "src_lang"):
+        for name in _ORDER:
             if name in languages:
                 setattr(tokenizer, name, languages[name])
         yield _generation(model, ids["tgt_lang"]) if "tgt_lang" in ids else {}
     finally:
         model.bos_token_id = start
-        for name in ("tgt_lang", "src_lang"):
-            setattr(tokenizer, name, before[name])
+        for name, language in before.items():
+            setattr(tokenizer, name, language)
+
+
+def check_target_language(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `InputRejected` where the tokenizer was not told a target's language: some take the source's in silence."""
+    if needs_target_language(tokenizer):
+        raise InputRejected("Give tokenizer_args.tgt_lang: this model must be told the language of generated_text.")
+
+
+def needs_target_language(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a target cannot be encoded yet, for want of its language."""
+    return getattr(tokenizer, "tgt_lang", "") is None
 
 
 def _generation(model: HuggingfaceModel, language: int) -> dict[str, int]:
@@ -61,8 +70,9 @@ def _language_id(tokenizer: PreTrainedTokenizerBase, name: str, code: str) -> in
     known: dict[str, Any] = getattr(tokenizer, "lang_code_to_id", None) or {}
     token = tokenizer.get_lang_token(code) if known and code in known and hasattr(tokenizer, "get_lang_token") else code
     index = tokenizer.convert_tokens_to_ids(token)
-    if index is None or index == tokenizer.unk_token_id or (known and code not in known):
-        examples = list(known) or [each for each in tokenizer.all_special_tokens if "_" in each]
+    named = set(known) or {each for each in tokenizer.all_special_tokens if "_" in each}
+    if index is None or index == tokenizer.unk_token_id or code not in named:
+        examples = sorted(named)
         raise InputRejected(
             f"tokenizer_args.{name}: this model does not know {code!r}. It knows: {', '.join(examples[:_EXAMPLES])}"
             f"{', ...' if len(examples) > _EXAMPLES else ''}."

@@ -59,19 +59,39 @@ class AttributionLoop:
         `step_done` is called with the number of steps done. Raises whatever Inseq and the model raise.
         """
         names = self._request.step_scores
-        if method.is_final_step and names and self._ledger.apply(loop.FINAL_STEP_SCORES):
-            output, identity = self._run(method, text, contrast, [], step_done)
-            scores, _ = self._run(catalogue.methods()["dummy"], text, contrast, names, step_done)
-            loop.merge_step_scores(output, scores)
-            return output, identity
-        return self._run(method, text, contrast, names, step_done)
+        try:
+            if names and self._scores_apart(method, contrast):
+                output, identity = self._run(method, text, contrast | {"step_scores_args": {}}, [], step_done)
+                apart = contrast | {"attributed_fn_args": {}}
+                scores, _ = self._run(catalogue.methods()["dummy"], text, apart, names, step_done)
+                loop.merge_step_scores(output, scores)
+                return output, identity
+            return self._run(method, text, contrast, names, step_done)
+        except (AssertionError, ValueError, TypeError, IndexError) as error:
+            if not self._request.attribution_args:
+                raise
+            reason = str(error).strip() or "no further explanation"
+            raise InputRejected(
+                f"{method.name} fails with these attribution_args: {type(error).__name__}: {reason}"
+            ) from error
+
+    def _scores_apart(self, method: Method, contrast: dict[str, Arguments]) -> bool:
+        """Whether the step scores need a run of their own."""
+        if method.is_final_step:
+            return self._ledger.apply(loop.FINAL_STEP_SCORES)
+        attributed, scored = (
+            {name: contrast[each].get(name) for name in ("contrast_targets", "contrast_targets_alignments")}
+            for each in ("attributed_fn_args", "step_scores_args")
+        )
+        both = attributed["contrast_targets"] and scored["contrast_targets"]
+        return bool(both) and attributed != scored and self._ledger.apply(loop.TWO_CONTRASTS)
 
     def _run(
         self, method: Method, text: Text, contrast: dict[str, Arguments], step_scores: list[str], step_done: StepDone
     ) -> tuple[FeatureAttributionOutput, list[completeness.Step]]:
         request, model = self._request, self._model
         with ExitStack() as stack:
-            stack.enter_context(_steps_reported(model, step_done))
+            last_step = stack.enter_context(_steps_reported(model, step_done))
             float32 = embeddings.needs_float32_inputs(method.name, model.model.dtype, self._ledger)
             if float32:
                 stack.enter_context(embeddings.cast_to_half(model))
@@ -103,6 +123,9 @@ class AttributionLoop:
             )
             if tail:
                 loop.restore_tail(output, tail)
+            if method.is_final_step and text.first > 1 and self._model.is_encoder_decoder:
+                loop.restore_decoder_scores(output, last_step[-1], self._ledger)
+            loop.name_tokens(output)
         _rename_step_scores(output, dict(zip(functions["step_scores"], step_scores, strict=True)))
         return output, identity
 
@@ -110,7 +133,7 @@ class AttributionLoop:
         """The attributed function and the step scores, corrected, and their arguments in Inseq's types."""
         request, functions = self._request, catalogue.step_functions()
         attributed = corrected_step_function(
-            request.attributed_fn or "probability", self._ledger, repeats_rows=method.name in checks.EXPANDING_METHODS
+            request.attributed_fn or "probability", self._ledger, repeats_rows=checks.repeats_rows(request, method)
         )
         parameters = functions[request.attributed_fn].parameters if request.attributed_fn else {}
         scored = {key: value for name in step_scores for key, value in functions[name].parameters.items()}
@@ -129,7 +152,7 @@ class AttributionLoop:
             ledger.apply(reagent.WORD_CLASSES)  # without it there is no method at all
             reagent.seed_word_classes(model.tokenizer, identity)
         if method.is_layer:
-            arguments |= self._layer(arguments)
+            arguments |= self._layer(arguments, text)
             # A layer's gradient is taken at its output, which must then be part of the graph.
             layers.layer_of(model).requires_grad_(True)
         with ExitStack() as stack:
@@ -145,8 +168,8 @@ class AttributionLoop:
             reagent.correct_added_tokens(loaded_method, model.tokenizer, text.target.input_ids, ledger)
         return loaded_method
 
-    def _layer(self, arguments: Arguments) -> Arguments:
-        """The layer that is asked for by name. Raises `InputRejected` for a name that the model does not have."""
+    def _layer(self, arguments: Arguments, text: Text) -> Arguments:
+        """The layer that is asked for by name. Raises `InputRejected` for one whose scores would be of no tokens."""
         name = arguments.get("target_layer")
         if name is None:
             return {"target_layer": self._model.get_embedding_layer()}
@@ -156,6 +179,8 @@ class AttributionLoop:
             raise InputRejected(
                 f"attribution_args.target_layer: there is no {name!r} here. There are: {', '.join(some)}, ..."
             )
+        source = text.source if self._model.is_encoder_decoder else text.target
+        layers.check_layer(self._model, modules[name], name, source.input_ids)
         return {"target_layer": modules[name]}
 
     def _keep_pads(self, text: Text, stack: ExitStack) -> None:
@@ -210,9 +235,13 @@ def _cache_identity(model: HuggingfaceModel, identity: str) -> Iterator[None]:
 
 
 @contextmanager
-def _steps_reported(model: HuggingfaceModel, step_done: StepDone) -> Iterator[None]:
-    """Have the model's formatter tell of every finished step: Inseq calls it once for each generated token."""
+def _steps_reported(model: HuggingfaceModel, step_done: StepDone) -> Iterator[list[Any]]:
+    """Have the model's formatter tell of every finished step: Inseq calls it once for each generated token.
+
+    Yields a list that holds the last step's output.
+    """
     original = model.formatter
+    last: list[Any] = []
 
     class ReportingFormatter(original):  # type: ignore[valid-type, misc]
         steps = 0
@@ -220,13 +249,14 @@ def _steps_reported(model: HuggingfaceModel, step_done: StepDone) -> Iterator[No
         @classmethod
         def enrich_step_output(cls, *args: Any, **kwargs: Any) -> Any:
             output = original.enrich_step_output(*args, **kwargs)
+            last[:] = [output]
             cls.steps += 1
             step_done(cls.steps)
             return output
 
     model.formatter = ReportingFormatter
     try:
-        yield
+        yield last
     finally:
         del model.formatter
 

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import repeat
+from itertools import pairwise, repeat
 from typing import Any
 
 import inseq.data.attribution as inseq_classes
@@ -32,7 +32,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from attribution import catalogue
-from attribution.tokens import merged_annotations
+from attribution.tokens import Note, merge_notes
 from problems import InvalidRequest
 
 NOTES = "tokens"  # where `info` keeps what is known of tokens, see `attribution.tokens`
@@ -47,6 +47,7 @@ _TOKEN_FIELDS = ("source", "target", "prefix")
 _AGGREGATE_FUNCTIONS = copy.deepcopy(DEFAULT_ATTRIBUTION_AGGREGATE_DICT)
 # Marks that tokenizers put on the pieces of words, for the `subwords` aggregator: byte-level BPE's and SentencePiece's
 # start a word, WordPiece's continues one.
+_MARKS = ("special_chars", "is_suffix_symbol")
 _WORD_STARTS, _WORD_REST = ("Ġ", "Ċ", "▁"), "##"
 
 
@@ -203,13 +204,21 @@ def aggregate(output: FeatureAttributionOutput, options: ViewOptions) -> Feature
     if options.granular:
         return output
     options.check()
-    sequences = [_aggregate_sequence(each, options) for each in output.sequence_attributions]
-    return FeatureAttributionOutput(sequences, output.step_attributions, output.info)
+    if "subwords" in options.aggregators and output.info.get("arguments", {}).get("clean_special_chars"):
+        raise InvalidRequest(
+            "This job's clean_special_chars took away the marks that tell the pieces of words: there are no subwords "
+            "to aggregate. Submit it without, and ask for decode_tokens."
+        )
+    notes = output.info.get(NOTES) or [{}] * len(output.sequence_attributions)
+    pairs = [_aggregate_sequence(*each, options) for each in zip(output.sequence_attributions, notes, strict=True)]
+    info = output.info | {NOTES: [merged for _, merged in pairs]}
+    return FeatureAttributionOutput([sequence for sequence, _ in pairs], output.step_attributions, info)
 
 
 def _aggregate_sequence(
-    sequence: FeatureAttributionSequenceOutput, options: ViewOptions
-) -> FeatureAttributionSequenceOutput:
+    sequence: FeatureAttributionSequenceOutput, notes: dict[str, list[Note]], options: ViewOptions
+) -> tuple[FeatureAttributionSequenceOutput, dict[str, list[Note]]]:
+    """The sequence aggregated, and the notes of its tokens as they apply then."""
     stages: Iterable[tuple[str, str | None]]
     if options.aggregators:
         functions = options.aggregate_fn or (None,) * len(options.aggregators)
@@ -222,9 +231,9 @@ def _aggregate_sequence(
         arguments["normalize"] = options.normalize
     # One stage at a time: Inseq's own pipeline reads its process-wide table of functions between two of them.
     for name, function in stages:
-        own = dict(arguments)
+        before, own, asked = sequence, dict(arguments), name
         if name == "subwords":
-            own = _word_marks(sequence) | own
+            name, own = "spans", _word_spans(sequence, own)  # noqa: PLW2901
         if name == "split" and isinstance(own.get("split_pattern"), str):
             # Taken literally: a client's regular expression could keep the server busy for ever.
             own["split_pattern"] = re.escape(own["split_pattern"])
@@ -232,9 +241,13 @@ def _aggregate_sequence(
             sequence = sequence.aggregate(name, aggregate_fn=function, do_post_aggregation_checks=False, **own)
         except (AssertionError, IndexError, RuntimeError, ValueError, TypeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InvalidRequest(f"These scores cannot be aggregated by {name!r}: {reason}") from error
+            raise InvalidRequest(f"These scores cannot be aggregated by {asked!r}: {reason}") from error
         _own_functions(sequence)
-    return sequence
+        notes = {
+            side: merge_notes(entries, getattr(before, side), getattr(sequence, side))
+            for side, entries in notes.items()
+        }
+    return sequence, notes
 
 
 def with_own_functions(output: FeatureAttributionOutput) -> FeatureAttributionOutput:
@@ -254,6 +267,27 @@ def _own_functions(sequence: FeatureAttributionSequenceOutput) -> None:
     sequence._dict_aggregate_fn = functions  # noqa: SLF001
 
 
+def _word_spans(sequence: FeatureAttributionSequenceOutput, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What `spans` must be given to do what `subwords` says: Inseq's own forgets the last piece of a last word.
+
+    Raises `InvalidRequest` where no token is marked as a part of a word.
+    """
+    marks = _word_marks(sequence) | {name: arguments.pop(name) for name in _MARKS if name in arguments}
+    if not marks:
+        raise InvalidRequest(
+            "No token is marked as the start or rest of a word, so that subwords cannot be told. Name the mark with "
+            "aggregator_args.special_chars."
+        )
+    chars, is_suffix = marks["special_chars"], marks.get("is_suffix_symbol", False)
+    for side in ("source", "target"):
+        if arguments.pop(f"aggregate_{side}", True):
+            tokens = [each.token for each in getattr(sequence, side)]
+            starts = [i for i, token in enumerate(tokens) if not i or token.startswith(chars) != is_suffix]
+            words = pairwise([*starts, len(tokens)])
+            arguments[f"{side}_spans"] = [(first, end) for first, end in words if end - first > 1]
+    return arguments
+
+
 def _word_marks(sequence: FeatureAttributionSequenceOutput) -> dict[str, Any]:
     """The marks of this tokenizer, so that `subwords` works without naming them; Inseq assumes SentencePiece's."""
     tokens = [each.token for each in (*sequence.source, *sequence.target)]
@@ -269,14 +303,12 @@ def _word_marks(sequence: FeatureAttributionSequenceOutput) -> dict[str, Any]:
 def json_view(output: FeatureAttributionOutput, options: ViewOptions) -> bytes:
     """The JSON view: nested lists of scores, `null` for NaN (positions that were not yet generated)."""
     aggregated = aggregate(output, options)
-    notes = output.info.get(NOTES, [{}] * len(output.sequence_attributions))
+    notes = aggregated.info.get(NOTES) or [{}] * len(aggregated.sequence_attributions)
     return orjson.dumps(
         {
             "sequence_attributions": [
-                _sequence_json(merged, _notes_json(raw, merged, note, options))
-                for raw, merged, note in zip(
-                    output.sequence_attributions, aggregated.sequence_attributions, notes, strict=True
-                )
+                _sequence_json(sequence, each, with_text=options.decode_tokens)
+                for sequence, each in zip(aggregated.sequence_attributions, notes, strict=True)
             ],
             "step_attributions": None
             if output.step_attributions is None
@@ -311,29 +343,13 @@ def compress(content: bytes) -> bytes:
     return gzip.compress(content, compresslevel=6, mtime=0)
 
 
-def _notes_json(
-    raw: FeatureAttributionSequenceOutput,
-    merged: FeatureAttributionSequenceOutput,
-    notes: dict[str, Any],
-    options: ViewOptions,
-) -> dict[str, list[dict[str, Any]]]:
-    """What is told of each token beside its id: `template` in a conversation, `text` where it is asked for."""
-    found = {}
-    for side, side_notes in notes.items():
-        entries = merged_annotations(side_notes, getattr(raw, side), getattr(merged, side))
-        found[side] = [
-            {name: value for name, value in entry.items() if name != "text" or options.decode_tokens}
-            for entry in entries
-        ]
-    return found
-
-
 def _sequence_json(
-    sequence: FeatureAttributionSequenceOutput, notes: dict[str, list[dict[str, Any]]]
+    sequence: FeatureAttributionSequenceOutput, notes: dict[str, list[Note]], *, with_text: bool
 ) -> dict[str, Any]:
+    told = {"template"} | ({"text"} if with_text else set())
     tokens = {
         side: [
-            entry | note
+            entry | {name: value for name, value in note.items() if name in told}
             for entry, note in zip(_tokens_json(getattr(sequence, side)), notes.get(side) or repeat({}), strict=False)
         ]
         for side in ("source", "target")

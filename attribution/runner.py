@@ -23,7 +23,7 @@ from attribution.loop import AttributionLoop
 from attribution.model_cache import LoadedModel
 from attribution.texts import Text
 from models import Arguments, AttributionRequest, Progress, Stage
-from problems import AttributionFailed, Cancelled, UnsupportedByModel
+from problems import AttributionFailed, Cancelled, InputRejected, UnsupportedByModel
 
 Report = Callable[[Progress], None]
 
@@ -201,6 +201,11 @@ class Runner:
             scores = [each for each in (sequence.source_attributions, sequence.target_attributions) if each is not None]
             if sequence.target_attributions is not None:
                 scores[-1] = scores[-1][: sequence.attr_pos_start]  # the rows that stand before every step
+            if any(each.shape[1] == 0 for each in scores):
+                raise InputRejected(
+                    f"Only {self._model.pad_token!r} was left to attribute, which is this model's padding: Inseq takes "
+                    "it away at the end of a text. Give a target with other tokens."
+                )
             missing = sum(int(each.isnan().sum()) for each in scores)
             total = sum(each.numel() for each in scores)
             if total and missing == total:
@@ -209,16 +214,25 @@ class Runner:
                 )
             if missing:
                 self.warnings.append(f"{missing} of {total} scores are NaN.{advice}")
+            for name, values in (sequence.step_scores or {}).items():
+                if gaps := int(values.float().isnan().sum()):
+                    self.warnings.append(f"{gaps} of {len(values)} values of {name} are NaN.")
 
     def _note(self, output: FeatureAttributionOutput, text: Text, identity: list[completeness.Step]) -> None:
         """What a result tells beside Inseq's own fields: readable tokens, the template's tokens, convergence."""
         (sequence,) = output.sequence_attributions
-        template = text.prompt.from_template
-        notes = {"target": tokens.annotate(self._model.tokenizer, sequence.target, template)}
-        if self._model.is_encoder_decoder:
-            notes["target"].pop("template", None)
-        notes["source"] = tokens.annotate(self._model.tokenizer, sequence.source, template)
-        self.token_notes.append(notes)
+        prompt = text.source.input_ids[0].tolist()
+        # Without corrections Inseq may have dropped tokens of the prompt: then nothing is marked.
+        template = text.prompt.from_template if [each.id for each in sequence.source] == prompt else None
+        marks = {"source": template, "target": None if self._model.is_encoder_decoder else template}
+        self.token_notes.append(
+            {
+                side: tokens.annotate(self._model.tokenizer, getattr(sequence, side), mark)
+                for side, mark in marks.items()
+            }
+        )
+        # Where EOS is the padding, Inseq takes a last EOS away again.
+        identity = identity[: sequence.attr_pos_end - sequence.attr_pos_start]
         if identity:
             self.convergence.append(completeness.describe(identity))
             if problem := completeness.warning(self._method, identity):

@@ -13,6 +13,7 @@ from inseq.models import HuggingfaceModel
 from inseq.utils import format_input_texts
 
 from attribution import chat
+from attribution.languages import check_target_language
 from attribution.model_cache import LoadedModel
 from models import AttributionRequest
 from problems import InputRejected
@@ -106,12 +107,17 @@ def _check_length(loaded: LoadedModel, count: int, what: str, max_tokens: int) -
 
 
 def encode_target(loaded: LoadedModel, request: AttributionRequest, prompt: Prompt, text: str) -> BatchEncoding:
-    """A forced target, tokenized as Inseq does it ([1, target_len])."""
-    model, as_targets = loaded.model, bool(loaded.model.is_encoder_decoder)
-    if request.conversations is not None and not as_targets:
+    """A forced target ([1, target_len]): a whole text, or what follows a conversation."""
+    if request.conversations is not None and not loaded.model.is_encoder_decoder:
         return _encode_reply(loaded, request, prompt, text)
-    if as_targets and getattr(model.tokenizer, "tgt_lang", "none") is None:
-        raise InputRejected("Give tokenizer_args.tgt_lang: this model must be told the language of generated_text.")
+    return encode_whole_target(loaded, request, prompt, text)
+
+
+def encode_whole_target(loaded: LoadedModel, request: AttributionRequest, prompt: Prompt, text: str) -> BatchEncoding:
+    """A target as Inseq tokenizes it: for a decoder-only model the prompt and what follows it."""
+    model, as_targets = loaded.model, bool(loaded.model.is_encoder_decoder)
+    if as_targets:
+        check_target_language(model.tokenizer)
     count = _count(model, text, as_targets=as_targets, skip_special_tokens=request.skip_special_tokens)
     _check_target_length(loaded, count)
     encoding = model.encode(
@@ -171,7 +177,13 @@ def from_ids(
     return BatchEncoding(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        input_tokens=model.convert_ids_to_tokens(ids, skip_special_tokens=False),
+        # A vocabulary may be larger than its tokenizer.
+        input_tokens=[
+            [f"<{index}>" if token is None else token for token, index in zip(tokens, row, strict=True)]
+            for tokens, row in zip(
+                model.convert_ids_to_tokens(ids, skip_special_tokens=False), ids.tolist(), strict=True
+            )
+        ],
         baseline_ids=baseline,
     )
 

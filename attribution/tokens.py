@@ -6,11 +6,13 @@ Byte-level vocabularies write a space as `Ġ`, and a letter of another script as
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from inseq.utils.typing import TokenWithId
 from transformers import PreTrainedTokenizerBase
 
+Note = dict[str, Any]  # what is known of one token
 _UNREADABLE = "\ufffd"
 _LONGEST_CHARACTER = 4  # a character has at most four bytes, and so at most four tokens
 
@@ -36,44 +38,54 @@ def readable(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[li
 
 def annotate(
     tokenizer: PreTrainedTokenizerBase, tokens: Sequence[TokenWithId], from_template: Sequence[bool] | None
-) -> dict[str, Any]:
-    """What is known of tokens beside their ids: `text`, `continues` (positions, see `readable`), and `template` (a flag
-    for each) where they began with a conversation's prompt.
+) -> list[Note]:
+    """What is known of each token beside its id: `text`, `continues` (see `readable`), and `template` where they began
+    with a conversation's prompt.
     """
-    if all(isinstance(each.id, int) and each.id >= 0 for each in tokens):
-        texts, continues = readable(tokenizer, [each.id for each in tokens])
-    else:  # a contrast's "this → that" has no id
-        texts, continues = [each.token for each in tokens], []
-    found: dict[str, Any] = {"text": texts, "continues": continues}
+    notes: list[Note] = [{"text": each.token} for each in tokens]  # a contrast's "this → that" has no id
+    for has_id, run in groupby(range(len(tokens)), key=lambda index: _is_id(tokens[index].id)):
+        positions = list(run)
+        if has_id:
+            texts, continues = readable(tokenizer, [tokens[index].id for index in positions])
+            for offset, text in enumerate(texts):
+                notes[positions[offset]] = {"text": text} | ({"continues": True} if offset in continues else {})
     if from_template is not None:
-        found["template"] = [*from_template, *[False] * (len(tokens) - len(from_template))][: len(tokens)]
-    return found
+        for index, note in enumerate(notes):
+            note["template"] = index < len(from_template) and from_template[index]
+    return notes
 
 
-def merged_annotations(
-    annotations: dict[str, Any], raw: Sequence[TokenWithId], merged: Sequence[TokenWithId]
-) -> list[dict[str, Any]]:
-    """The annotations of `raw` tokens as they apply to those that an aggregator merged them into."""
-    texts, continues, template = annotations["text"], set(annotations["continues"]), annotations.get("template")
-    found = []
-    for group in _groups(raw, merged):
+def merge_notes(notes: Sequence[Note], before: Sequence[TokenWithId], after: Sequence[TokenWithId]) -> list[Note]:
+    """The notes of tokens as they apply to those that one aggregator made of them: merged, or some left out."""
+    merged = []
+    for group in _groups(before, after):
+        members = [notes[index] for index in group]
         # A character's parts all read as it; in one token it stands once.
-        text = "".join(texts[index] for index in group if index not in continues or index == group[0])
-        entry: dict[str, Any] = {"text": text}
-        if template is not None:
-            entry["template"] = all(template[index] for index in group)
-        found.append(entry)
-    return found
+        note: Note = {
+            "text": "".join(each["text"] for i, each in enumerate(members) if not i or "continues" not in each)
+        }
+        if "continues" in members[0]:
+            note["continues"] = True
+        if all("template" in each for each in members):
+            note["template"] = all(each["template"] for each in members)
+        merged.append(note)
+    return merged
 
 
-def _groups(raw: Sequence[TokenWithId], merged: Sequence[TokenWithId]) -> list[range]:
-    """The positions of the raw tokens that each merged token is made of: Inseq joins their strings."""
+def _groups(before: Sequence[TokenWithId], after: Sequence[TokenWithId]) -> list[range]:
+    """The positions of the tokens that each token is made of: itself, or several whose strings were joined."""
+    positions = {id(token): index for index, token in enumerate(before)}
     groups = []
     end = 0
-    for token in merged:
-        start, letters = end, 0
-        while end < len(raw) and (end == start or letters < len(token.token)):
-            letters += len(raw[end].token)
+    for token in after:
+        start, letters = positions.get(id(token), end), 0
+        end = start
+        while end < len(before) and (end == start or letters < len(token.token)):
+            letters += len(before[end].token)
             end += 1
         groups.append(range(start, end))
     return groups
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and value >= 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 
 import numpy as np
@@ -78,6 +79,36 @@ def test_a_conversation_that_ends_with_the_assistant_is_continued(server, model_
     )["info"]  # fmt: skip
     assert info["input_texts"][0].endswith("<|im_start|>assistant\nfox")
     assert info["generated_texts"][0].endswith("<|im_start|>assistant\nfox jumps")
+
+
+def test_without_corrections_the_conversation_is_still_attributed_once(server, model):
+    body = {"model": model.name, "method": "dummy", "seed": 5, "step_scores": ["logit"],
+            "messages": [{"role": "user", "content": "hello  there"}],
+            "generation_args": {"do_sample": True, "max_new_tokens": 6, "min_new_tokens": 6}}  # fmt: skip
+    on, off = (
+        server.result(server.run(**body, corrections=corrections))["sequence_attributions"][0]
+        for corrections in (True, False)
+    )
+    assert abs(len(off["target"]) - len(on["target"])) < 12  # the reply encoded again, or tokens dropped
+    assert len(off["source"]) <= len(on["source"])
+    if len(off["source"]) < len(on["source"]):  # Llama 3's end of turn is its padding, which Inseq drops
+        assert all("template" not in token for token in (*off["source"], *off["target"]))
+
+
+def test_notes_follow_tokens_that_are_left_out(server, model):
+    job_id = server.run(
+        model=model.name, method="saliency", messages=[{"role": "user", "content": "The quick brown fox"}],
+        generated_text=" jumps over é 漢字",
+    )  # fmt: skip
+    whole = server.result(job_id, decode_tokens=True)["sequence_attributions"][0]
+    spans = {"target_spans": [[12, 16]]}
+    cut = server.result(job_id, decode_tokens=True, aggregator="scores,slices", aggregator_args=json.dumps(spans))[
+        "sequence_attributions"
+    ][0]
+    start = whole["attr_pos_start"]
+    assert cut["target"] == [*whole["target"][12:16], *whole["target"][start:]]
+    merged = server.result(job_id, decode_tokens=True, aggregator="subwords")["sequence_attributions"][0]
+    assert merged["target"][-1] == {"token": "Ġæ¼¢åŃĹ", "token_id": -1, "text": " 漢字", "template": False}
 
 
 def test_variables_reach_the_template(server, model_dir):

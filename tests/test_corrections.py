@@ -105,6 +105,52 @@ def test_contrast_before_attr_pos_end(server, tmp_path):
     assert ours.info["corrections"] == ["contrast_positions"]
 
 
+def test_step_scores_keep_their_own_contrast(server, tmp_path):
+    """Each contrast paired in its own way; Inseq gives the scores the attributed function's pairs."""
+    target, own, other = FORCED, PROMPT + " tea. Emma", PROMPT + " milk tea. Emma"
+    plain = Plain(BUNDLED / LOOKUP, PROMPT, other)
+    first, end = plain.first, plain.first + 3
+    pairs = [
+        [[position, position + (position > first)] for position in range(first, end)]
+    ]  # past the word that is more
+    attributed = {"contrast_targets": own}
+    scored = {"contrast_targets": other, "contrast_targets_alignments": pairs}
+    theirs = reference.attribute(
+        BUNDLED / LOOKUP, PROMPT, "saliency", generated_texts=target, attributed_fn="contrast_prob_diff",
+        attributed_fn_args=attributed | {"contrast_targets_alignments": [[(i, i) for i in range(end)]]},
+        step_scores=["contrast_prob"], step_scores_args={**scored, "contrast_targets_alignments": None},
+    )[0]  # fmt: skip
+    expected = plain.probabilities()[[0, 2, 3]]
+    assert not np.allclose(theirs.step_scores["contrast_prob"].numpy(), expected, rtol=0.01)
+    body = {"model": LOOKUP, "method": "saliency", "input_text": PROMPT, "generated_text": target,
+            "attributed_fn": "contrast_prob_diff", "attributed_fn_args": attributed}  # fmt: skip
+    ours = run(server, tmp_path, **body, step_scores=["contrast_prob"], step_scores_args=scored)
+    np.testing.assert_allclose(ours[0].step_scores["contrast_prob"].numpy(), expected, rtol=1e-4)
+    assert ours.info["corrections"] == ["contrast_of_step_scores"]
+    alone = run(server, tmp_path, **body)
+    assert torch.equal(scores(ours).nan_to_num(), scores(alone).nan_to_num())
+
+
+def test_decoder_attention_with_attr_pos_start(server, tmp_path):
+    """The decoder's attention to its own prefix, at all positions, from plain Transformers."""
+    body = {"model": PHRASEBOOK, "method": "attention", "input_text": SENTENCE, "generated_text": TRANSLATED}
+    plain = Plain(BUNDLED / PHRASEBOOK, SENTENCE, TRANSLATED)
+    with torch.no_grad():
+        weights = plain.network(
+            input_ids=plain.source, decoder_input_ids=plain.target[:, :-1], output_attentions=True
+        ).decoder_attentions
+    expected = torch.stack([each[0] for each in weights]).permute(3, 2, 0, 1)  # [attended, attending, layer, head]
+    theirs = reference.attribute(
+        BUNDLED / PHRASEBOOK, SENTENCE, "attention", generated_texts=TRANSLATED, attr_pos_start=3
+    )[0].sequence_scores["decoder_self_attentions"]
+    assert theirs.shape[:2] != expected.shape[:2]
+    ours = run(server, tmp_path, **body, attr_pos_start=3)
+    found = ours[0].sequence_scores["decoder_self_attentions"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert ours.info["corrections"] == ["decoder_scores_from_the_start"]
+    assert ours[0].source_attributions.shape[1] == ours[0].attr_pos_end - 3
+
+
 @pytest.mark.parametrize("model", [LOOKUP, PHRASEBOOK])
 @pytest.mark.parametrize("method", ["attention", "value_zeroing"])
 def test_step_scores_of_final_step_methods(server, tmp_path, model, method):

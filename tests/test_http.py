@@ -6,6 +6,7 @@ import gzip
 import inspect
 import json
 import re
+from itertools import pairwise
 
 import httpx
 import inseq
@@ -95,13 +96,14 @@ def test_the_default_view_is_inseqs_default_aggregation(server, done):
 VIEWS = {
     "function": ({"aggregator": "sum"}, {"aggregator": "sum"}),
     "not normalized": ({"normalize": "false"}, {"normalize": False}),
+    # Inseq's own subwords leaves out the last piece of the last word: its spans aggregator, told every word.
     "subwords": (
         {"aggregator": "subwords,vnorm"},
-        {"aggregator": ["subwords", "vnorm"], "special_chars": ("Ġ",)},
+        {"aggregator": ["spans", "vnorm"], "target_spans": "words"},
     ),
     "functions": (
         {"aggregator": "subwords,scores", "aggregate_fn": "max,mean"},
-        {"aggregator": ["subwords", "scores"], "aggregate_fn": ["max", "mean"], "special_chars": ("Ġ",)},
+        {"aggregator": ["spans", "scores"], "aggregate_fn": ["max", "mean"], "target_spans": "words"},
     ),
     "spans": (
         {"aggregator": "spans,vnorm", "aggregator_args": '{"target_spans": [[0, 4], [4, 8]]}'},
@@ -113,7 +115,15 @@ VIEWS = {
 @pytest.mark.parametrize("name", VIEWS)
 def test_aggregation_equals_inseqs(server, done, name):
     parameters, arguments = VIEWS[name]
-    theirs = reference.attribute(BUNDLED / LOOKUP, PROMPT, "saliency").sequence_attributions[0].aggregate(**arguments)
+    raw = reference.attribute(BUNDLED / LOOKUP, PROMPT, "saliency").sequence_attributions[0]
+    if arguments.get("target_spans") == "words":
+        starts = [index for index, token in enumerate(raw.target) if not index or token.token.startswith("Ġ")]
+        spans = [span for span in pairwise([*starts, len(raw.target)]) if span[1] - span[0] > 1]
+        assert spans[-1][1] == len(raw.target)
+        inseqs = raw.aggregate(aggregator="subwords", special_chars=("Ġ",))
+        assert inseqs.target[-1].token == "."
+        arguments = {**arguments, "target_spans": spans}
+    theirs = raw.aggregate(**arguments)
     ours = server.result(done, **parameters)["sequence_attributions"][0]
     assert [token["token"] for token in ours["target"]] == [token.token for token in theirs.target]
     found = np.array(ours["target_attributions"], float)

@@ -82,15 +82,35 @@ def test_a_language_is_of_one_job_only(server, translator):
 
 
 def test_a_forced_translation_needs_its_language(server, translator):
-    """NLLB's tokenizer would take the source's, in silence."""
+    """NLLB's tokenizer would take the source's, in silence; and remember it, once anything was encoded as a target."""
+    generated = server.submit(
+        model=translator[0], method="dummy", input_text=SOURCE,
+        generation_args={"max_new_tokens": 3, "min_new_tokens": 3, "suppress_tokens": [1]},
+    )  # fmt: skip
+    assert server.wait(generated)["status"] == "completed"
     job = server.wait(server.submit(model=translator[0], method="saliency", input_text=SOURCE, generated_text=TARGET))
     assert job["error"]["type"] == "/problems/input-rejected"
     assert "tokenizer_args.tgt_lang" in job["error"]["detail"]
 
 
 def test_an_unknown_language_is_told(server, translator):
-    job = server.wait(
-        server.submit(model=translator[0], method="saliency", input_text=SOURCE, tokenizer_args={"src_lang": "klingon"})
+    for code in ("klingon", "the", "</s>", "<pad>"):
+        job = server.wait(
+            server.submit(model=translator[0], method="saliency", input_text=SOURCE, tokenizer_args={"src_lang": code})
+        )
+        assert job["error"]["type"] == "/problems/input-rejected"
+        assert f"does not know {code!r}. It knows: " in job["error"]["detail"]
+
+
+def test_cleaned_tokens_are_text(server, translator):
+    """Inseq nests the token of a lone `▁` in itself when it cleans it."""
+    name, *_, (source, target) = translator
+    body = {"model": name, "method": "saliency", "input_text": "the ~ ☃ cat", "generated_text": TARGET}
+    job_id = server.run(
+        **body, tokenizer_args={"src_lang": source, "tgt_lang": target}, clean_special_chars=True, attr_pos_end=3
     )
-    assert job["error"]["type"] == "/problems/input-rejected"
-    assert "does not know 'klingon'. It knows: " in job["error"]["detail"]
+    sequence = server.result(job_id)["sequence_attributions"][0]
+    assert all(isinstance(token["token"], str) for side in ("source", "target") for token in sequence[side])
+    answer = server.client.get(f"/attribution/jobs/{job_id}/results?aggregator=subwords")
+    assert answer.status_code == 422
+    assert "clean_special_chars" in answer.json()["detail"]

@@ -93,6 +93,34 @@ REFUSED = {
         "/attributed_fn_args/contrast_force_inputs",
         "Use integrated_gradients",
     ),
+    "contrast of another source alone": (
+        {**TRANSLATE, "attributed_fn": "contrast_logits",
+         "attributed_fn_args": {"contrast_sources": "the dog", "contrast_force_inputs": True}},
+        "/attributed_fn",
+        "contrast_logits_diff",
+    ),
+    "contrast encoded otherwise": (
+        {**FORCED, "step_scores": ["contrast_prob"],
+         "step_scores_args": {"contrast_targets": PROMPT + " tea.", "skip_special_tokens": True}},
+        "/step_scores_args/skip_special_tokens",
+        "of the request itself",
+    ),
+    "one dropout draw": (
+        {**GOOD, "step_scores": ["mc_dropout_prob_avg"], "step_scores_args": {"n_mcd_steps": 1}},
+        "/step_scores_args/n_mcd_steps",
+        "at least 2",
+    ),
+    "input of the embedding": (
+        {**GOOD, "method": "layer_gradient_x_activation", "attribution_args": {"attribute_to_layer_input": True}},
+        "/attribution_args/attribute_to_layer_input",
+        "target_layer",
+    ),
+    "count of many rows": (
+        {**GOOD, "method": "occlusion", "attributed_fn": "top_p_size", "attributed_fn_args": {"top_p": 0.5},
+         "attribution_args": {"perturbations_per_eval": 3}},
+        "/attribution_args/perturbations_per_eval",
+        "one row",
+    ),
     "contrast alone": (
         {**FORCED, "attributed_fn": "contrast_prob",
          "attributed_fn_args": {"contrast_targets": PROMPT + " tea.", "contrast_force_inputs": True}},
@@ -147,6 +175,23 @@ FAILED = {
     "too long for T5": ({**TRANSLATE, "input_text": "the red cat " * 60}, "input-rejected", "at most 128"),
     "no room": (
         {**GOOD, "generation_args": {"max_new_tokens": 250}}, "input-rejected", "room for 246 new tokens, not 250"
+    ),
+    "only the end to attribute": (
+        {**GOOD, "generated_text": PROMPT + "<|endoftext|>"}, "input-rejected", "Only '<|endoftext|>' was left"
+    ),
+    "layer of the decoder": (
+        {**TRANSLATE, "method": "layer_gradient_x_activation", "attribution_args": {"target_layer": "decoder.block.0"}},
+        "input-rejected",
+        "in the encoder",
+    ),
+    "layer without a name": (
+        {**GOOD, "method": "layer_gradient_x_activation", "attribution_args": {"target_layer": ""}},
+        "input-rejected",
+        "one vector for each input token",
+    ),
+    "generation that fails": ({**GOOD, "generation_args": {"num_beams": 0}}, "input-rejected", "ZeroDivisionError"),
+    "unknown rule of quadrature": (
+        {**GOOD, "method": "integrated_gradients", "attribution_args": {"method": "bogus"}}, "input-rejected", "bogus"
     ),
     "no chat template": (CHAT, "input-rejected", "no chat template"),
     "no languages": ({**TRANSLATE, "tokenizer_args": {"src_lang": "en"}}, "input-rejected", "takes no src_lang"),
@@ -221,8 +266,8 @@ def test_a_failing_method_is_told_without_a_traceback(server):
     body = {**GOOD, "method": "occlusion", "attribution_args": {"sliding_window_shapes": [99, 99]}}
     job = server.wait(server.submit(**body))
     assert job["status"] == "failed"
-    assert job["error"]["type"] == "/problems/attribution-failed"
-    assert "AssertionError" in job["error"]["detail"]
+    assert job["error"]["type"] == "/problems/input-rejected"
+    assert "occlusion fails with these attribution_args: AssertionError" in job["error"]["detail"]
     assert "Traceback" not in str(job)
     assert job["job_id"] in server.log
     assert "Traceback" in server.log

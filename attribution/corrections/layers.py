@@ -11,6 +11,7 @@ from inseq.models import HuggingfaceModel
 
 from attribution.corrections.embeddings import embedding_of
 from attribution.corrections.registry import Ledger, declare
+from problems import InputRejected
 
 LAYER_INPUT = declare(
     "layer_methods_follow_their_input",
@@ -27,6 +28,7 @@ LAYER_OF_ENCODER = declare(
     proof="test_corrections_methods.py::test_layer_methods",
 )
 
+_NDIM = 3  # [1, tokens, width]
 _METHODS = {
     "layer_integrated_gradients": LayerIntegratedGradients,
     "layer_deeplift": LayerDeepLift,
@@ -56,6 +58,29 @@ def layer_of(model: HuggingfaceModel) -> torch.nn.Module:
         return embedding_of(model.get_encoder())
     embedding: torch.nn.Module = model.get_embedding_layer()
     return embedding
+
+
+def check_layer(model: HuggingfaceModel, layer: torch.nn.Module, name: str, ids: torch.Tensor) -> None:
+    """Raise `InputRejected` unless a layer has one vector for each of the source's tokens (`ids`: [1, length])."""
+    outputs: list[Any] = []
+    handle = layer.register_forward_hook(lambda _module, _arguments, output: outputs.append(output))
+    inputs = {"input_ids": ids}
+    if model.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids.new_full((1, 1), int(model.bos_token_id))
+    try:
+        with torch.no_grad():
+            model.model(**inputs, use_cache=False)
+    finally:
+        handle.remove()
+    inside = not model.is_encoder_decoder or any(layer is each for each in model.get_encoder().modules())
+    if not (inside and len(outputs) == 1 and isinstance(outputs[0], torch.Tensor) and outputs[0].ndim == _NDIM) or (
+        outputs[0].shape[:2] != ids.shape
+    ):
+        raise InputRejected(
+            f"attribution_args.target_layer: {name!r} does not have one vector for each input token"
+            f"{', in the encoder' if model.is_encoder_decoder else ''}, to which its scores could belong. Take a "
+            "block, or a layer within one that returns a tensor."
+        )
 
 
 def correct_layer_method(method: FeatureAttribution, model: HuggingfaceModel, ledger: Ledger) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from inseq.data import BatchEncoding, FeatureAttributionOutput
 from inseq.models import HuggingfaceModel
 from inseq.utils.typing import TokenWithId
 
-from attribution.corrections.registry import declare
+from attribution.corrections.registry import Ledger, declare
 
 ATTR_POS_END = declare(
     "attr_pos_end_encoder_decoder",
@@ -44,6 +45,20 @@ CONTRAST_POSITIONS = declare(
     proof="test_corrections.py::test_contrast_before_attr_pos_end",
 )
 
+TWO_CONTRASTS = declare(
+    "contrast_of_step_scores",
+    reason="Where both the attributed function and step scores have a contrast, the scores get the other's alignment.",
+    remedy="The scores have a run of their own.",
+    proof="test_corrections.py::test_step_scores_keep_their_own_contrast",
+)
+DECODER_SCORES = declare(
+    "decoder_scores_from_the_start",
+    reason="With attr_pos_start, the decoder's own attention or value zeroing is cut to its first positions, whatever "
+    "was attributed.",
+    remedy="All positions are kept.",
+    proof="test_corrections.py::test_decoder_attention_with_attr_pos_start",
+)
+
 # Equal to no token, since no tokenizer has an empty one.
 _NO_PADDING = ""
 
@@ -62,6 +77,31 @@ def restore_tail(output: FeatureAttributionOutput, tail: list[TokenWithId]) -> N
     """Put back the tokens that `cut` took away: without rows, as Inseq has it on decoder-only models."""
     for sequence in output.sequence_attributions:
         sequence.target = [*sequence.target, *tail]
+
+
+def restore_decoder_scores(output: FeatureAttributionOutput, step: Any, ledger: Ledger) -> None:
+    """Put the decoder's own scores back as the only step of a final-step method had them: [prefix, prefix, ...]."""
+    (sequence,) = output.sequence_attributions
+    for name, scores in (step.sequence_scores or {}).items():
+        if name.startswith("decoder") and ledger.apply(DECODER_SCORES):
+            sequence.sequence_scores[name] = scores[0]
+
+
+def name_tokens(output: FeatureAttributionOutput) -> None:
+    """Give every token a string: ids behind the tokenizer's last have none, and cleaning nests a lone `▁` in itself."""
+
+    def named(tokens: Any) -> Any:
+        if isinstance(tokens, TokenWithId):
+            token = tokens.token
+            while isinstance(token, TokenWithId):
+                token = token.token
+            return TokenWithId(f"<{tokens.id}>" if token is None else token, tokens.id)
+        return None if tokens is None else [named(each) for each in tokens]
+
+    for each in (*output.sequence_attributions, *(output.step_attributions or [])):
+        for name in ("source", "target", "prefix"):
+            if hasattr(each, name):
+                setattr(each, name, named(getattr(each, name)))
 
 
 def has_pad_inside(model: HuggingfaceModel, source: BatchEncoding, target: BatchEncoding) -> bool:
