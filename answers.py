@@ -9,8 +9,8 @@ from typing import Any
 
 from job_manager import JobManager
 from job_store import JobRecord
-from models import Job, Links
-from problems import InvalidRequest, NoResult, ResultNotReady, ServiceError
+from models import Job, JobStatus, Links
+from problems import InvalidRequest, NoResult, ResultExpired, ResultNotReady, ServiceError
 
 
 def job_answer(record: JobRecord, manager: JobManager) -> Job:
@@ -26,7 +26,14 @@ def job_answer(record: JobRecord, manager: JobManager) -> Job:
         attempt=record.attempt,
         request=record.request,
         error=record.error,
-        links=Links(self=location, results=f"{location}/results"),
+        cancel_requested=record.cancel_requested,
+        expired_at=_utc(record.expired_at),
+        links=Links(
+            self=location,
+            results=f"{location}/results",
+            events=f"{location}/events",
+            cancel=f"{location}/cancel",
+        ),
     )
 
 
@@ -35,6 +42,10 @@ def no_result(record: JobRecord) -> ServiceError:
         return ResultNotReady(
             f"The job is {record.status}; ask again when its status is completed.", headers={"Retry-After": "1"}
         )
+    if record.status is JobStatus.CANCELLED:
+        return NoResult("The job was cancelled, so it has no result. Submit it again.")
+    if record.expired_at is not None:
+        return ResultExpired("The result was removed to make room (see the server's retention). Submit the job again.")
     cause = record.error
     return NoResult(f"The job {record.status}: {cause.detail if cause else 'no reason is known'}", cause=cause)
 
@@ -54,6 +65,12 @@ def read_cursor(cursor: str | None) -> int | None:
         return int(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     except ValueError:
         raise InvalidRequest("The cursor is not one of this server's: use next_cursor of the page before.") from None
+
+
+def read_tag(text: str) -> tuple[str, str | None]:
+    """`name` or `name:value`."""
+    name, colon, value = text.partition(":")
+    return name, value if colon else None
 
 
 def names(value: str | None) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ a distributed engine would be one more.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,13 +15,26 @@ from typing import Protocol
 
 import structlog
 
-from job_store import JobRecord, JobStore, with_progress
+from job_store import JobRecord, JobStore, Submission, with_progress
 from models import AttributionRequest, JobStatus, Problem, Progress, ResultPart, Stage
-from problems import AttributionFailed, Cancelled, Interrupted, JobNotFound, ServiceError, ShuttingDown, StorageFailed
+from problems import (
+    AttributionFailed,
+    Cancelled,
+    Interrupted,
+    JobActive,
+    JobEnded,
+    JobNotFound,
+    QueueFull,
+    ServiceError,
+    ShuttingDown,
+    StorageFailed,
+    TimedOut,
+)
 
 log = structlog.get_logger(__name__)
 
 _PROGRESS_INTERVAL = 1.0  # seconds between two writes of one job's progress
+_TELL_INTERVAL = 0.2  # seconds between two notices of one job's progress to those who watch
 _IDLE_WAIT = 1.0  # seconds a worker sleeps at most before it looks for work by itself
 
 
@@ -51,19 +65,24 @@ class JobManager:
         devices: Sequence[str],
         workers_per_device: int = 1,
         max_attempts: int = 3,
+        max_seconds: float = float("inf"),
+        max_pending: int | None = None,
         prepare_worker: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._run = run
         self._max_attempts = max_attempts
+        self._max_seconds = max_seconds
+        self._max_pending = max_pending
         self._prepare_worker = prepare_worker
         self._clock = clock
         self._work = threading.Condition()
         self._arrivals = 0  # so that a worker that found nothing does not sleep through a job that just came
         self._stopping = False  # no new jobs, no new claims
         self._aborting = False  # running jobs are to stop
-        self._when_ended: Callable[[str], None] = lambda _: None
+        self._cancelled: set[str] = set()  # running jobs that their owners gave up
+        self._when_changed: Callable[[str], None] = lambda _: None
         self._live: dict[str, Progress] = {}  # progress of running jobs, fresher than the store's
         self._busy: dict[str, list[str]] = {device: [] for device in devices}  # models being run, by device
         self._workers = [
@@ -99,17 +118,25 @@ class JobManager:
         """Whether every worker runs."""
         return not self._stopping and all(worker.is_alive() for worker in self._workers)
 
-    def tell_of_ends(self, listener: Callable[[str], None]) -> None:
-        """Have `listener` called with the id of every job that ends, on the worker's thread."""
-        self._when_ended = listener
+    def tell_of_changes(self, listener: Callable[[str], None]) -> None:
+        """Have `listener` called with the id of every job that changes, on whatever thread changed it."""
+        self._when_changed = listener
 
     # Jobs
 
-    def submit(self, request: AttributionRequest) -> JobRecord:
-        """Accept a job; it is durable when this returns. Raises `ShuttingDown`."""
+    def submit(self, request: AttributionRequest, *, idempotency_key: str | None = None) -> JobRecord:
+        """Accept a job; it is durable when this returns. With a key that was used before, the job of that time.
+
+        Raises `ShuttingDown`, `QueueFull`, and `KeyReused` for a key of another request.
+        """
         if self._stopping:
             raise ShuttingDown("The server is shutting down; send the job again in a moment.")
-        job = self._store.add(request)
+        try:
+            job, is_new = self._store.add(Submission(request, idempotency_key, self._max_pending))
+        except QueueFull as error:
+            raise QueueFull(error.detail, headers={"Retry-After": str(self._seconds_to_room())}) from None
+        if not is_new:
+            return self._fresh(job)
         with self._work:
             self._arrivals += 1
             self._work.notify()
@@ -123,6 +150,32 @@ class JobManager:
             raise JobNotFound(f"There is no job {job_id!r}. GET /attribution/jobs lists the jobs there are.")
         return self._fresh(job)
 
+    def cancel(self, job_id: str) -> JobRecord:
+        """Give a job up: one that waits is cancelled at once, a running one within a forward pass.
+
+        Raises `JobNotFound`, and `JobEnded` for one that has ended.
+        """
+        before = self.get(job_id)
+        if before.status.is_terminal:
+            raise JobEnded(f"The job is {before.status}: there is nothing to cancel. DELETE removes it.")
+        job = self._store.request_cancel(job_id)
+        if job is None:
+            raise JobNotFound(f"There is no job {job_id!r}.")
+        if job.status is JobStatus.RUNNING:
+            self._cancelled.add(job_id)
+        log.info("job_cancel_requested", job_id=job_id, status=job.status.value)
+        self._when_changed(job_id)
+        return self._fresh(job)
+
+    def delete(self, job_id: str) -> None:
+        """Forget an ended job and its result. Raises `JobNotFound`, and `JobActive` for one that has not ended."""
+        job = self._store.delete(job_id)
+        if job is None:
+            raise JobNotFound(f"There is no job {job_id!r}. GET /attribution/jobs lists the jobs there are.")
+        if not job.status.is_terminal:
+            raise JobActive(f"The job is {job.status}; cancel it first: POST /attribution/jobs/{job_id}/cancel.")
+        log.info("job_deleted", job_id=job_id)
+
     def page(
         self,
         *,
@@ -131,9 +184,10 @@ class JobManager:
         status: JobStatus | None,
         model: str | None,
         method: str | None,
+        tags: Sequence[tuple[str, str | None]] = (),
     ) -> list[JobRecord]:
         """Jobs, newest first, those accepted before number `before`."""
-        found = self._store.page(limit=limit, before=before, status=status, model=model, method=method)
+        found = self._store.page(limit=limit, before=before, status=status, model=model, method=method, tags=tags)
         return [self._fresh(job) for job in found]
 
     def queue_position(self, job: JobRecord) -> int | None:
@@ -143,6 +197,11 @@ class JobManager:
     def _fresh(self, job: JobRecord) -> JobRecord:
         live = self._live.get(job.job_id)
         return with_progress(job, live) if live is not None and job.status is JobStatus.RUNNING else job
+
+    def _seconds_to_room(self) -> int:
+        """When a place in the queue should be free: as soon as the next job ends, by what running ones have left."""
+        left = [each.eta_seconds for each in self._live.values() if each.eta_seconds is not None]
+        return max(1, math.ceil(min(left, default=1.0)))
 
     # Workers
 
@@ -165,23 +224,46 @@ class JobManager:
             finally:
                 self._busy[device].remove(job.request.model)
                 self._live.pop(job.job_id, None)
-                self._when_ended(job.job_id)
+                self._cancelled.discard(job.job_id)
+                self._when_changed(job.job_id)
 
     def _run_job(self, job: JobRecord, device: str) -> None:
         """Run one claimed job to its end, whatever happens: a worker never dies of a job."""
         started = self._clock()
         with structlog.contextvars.bound_contextvars(job_id=job.job_id):
             log.info("job_started", attempt=job.attempt, device=device, model=job.request.model)
-            reporter = _Reporter(job, self._store, self._live, self._clock)
+            self._when_changed(job.job_id)
+            reporter = _Reporter(job, self._store, self._live, self._clock, self._when_changed)
+            limit = min(job.request.timeout_seconds or math.inf, self._max_seconds)
+
+            def should_cancel() -> bool:
+                return self._aborting or job.job_id in self._cancelled or self._clock() - started > limit
+
             try:
-                result = self._run(job.request, device=device, report=reporter, should_cancel=lambda: self._aborting)
+                result = self._run(job.request, device=device, report=reporter, should_cancel=should_cancel)
                 stored = self._store.complete(job, result, reporter.latest)
                 log.info("job_completed", seconds=round(self._clock() - started, 3), stored=stored)
             except Cancelled:
-                self._store.requeue(job)
-                log.info("job_requeued")
+                self._stopped(job, limit)
             except Exception as error:
                 self._fail(job, error)
+
+    def _stopped(self, job: JobRecord, limit: float) -> None:
+        """A job that was told to stop has stopped, and the device is free: why was it?"""
+        if job.job_id in self._cancelled:
+            self._store.cancel(job)
+            log.info("job_cancelled")
+        elif self._aborting:
+            self._store.requeue(job)
+            log.info("job_requeued")
+        else:
+            self._fail(
+                job,
+                TimedOut(
+                    f"The job ran longer than {limit:g} seconds. Shorten the text, lower n_steps, or give a larger "
+                    "timeout_seconds, up to the server's limit (INSEQ_API_MAX_JOB_SECONDS)."
+                ),
+            )
 
     def _fail(self, job: JobRecord, error: Exception) -> None:
         if isinstance(error, ServiceError):
@@ -203,8 +285,16 @@ class JobManager:
 class _Reporter:
     """Takes a job's progress: adds the time left, keeps the latest in memory, writes it now and then."""
 
-    def __init__(self, job: JobRecord, store: JobStore, live: dict[str, Progress], clock: Callable[[], float]) -> None:
-        self._job, self._store, self._live, self._clock = job, store, live, clock
+    def __init__(
+        self,
+        job: JobRecord,
+        store: JobStore,
+        live: dict[str, Progress],
+        clock: Callable[[], float],
+        tell: Callable[[str], None],
+    ) -> None:
+        self._job, self._store, self._live, self._clock, self._tell = job, store, live, clock, tell
+        self._told = 0.0
         self.latest = Progress()
         self._stage: Stage | None = None
         self._stage_began = 0.0
@@ -213,13 +303,17 @@ class _Reporter:
 
     def __call__(self, progress: Progress) -> None:
         now = self._clock()
-        if progress.stage is not self._stage:
+        changed = progress.stage is not self._stage
+        if changed:
             self._stage, self._stage_began, self._steps_before = progress.stage, now, progress.steps_done
         done = progress.steps_done - self._steps_before
         if progress.stage is Stage.ATTRIBUTING and progress.steps_total and done > 0:
             left = progress.steps_total - progress.steps_done
             progress = progress.model_copy(update={"eta_seconds": round((now - self._stage_began) / done * left, 3)})
         self.latest = self._live[self._job.job_id] = progress
+        if changed or now - self._told >= _TELL_INTERVAL:
+            self._told = now
+            self._tell(self._job.job_id)
         if now - self._written >= _PROGRESS_INTERVAL:
             self._written = now
             try:

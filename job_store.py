@@ -1,4 +1,4 @@
-"""Durable jobs (SQLite) and their result files: the only module that touches the disk for them.
+"""Durable jobs (SQLite) and their results; what touches the disk is here, in `job_schema` and in `result_files`.
 
 Knows nothing of HTTP, threads that run jobs, or what a result means: a result is named byte strings. A job row is
 committed with a full sync before `add` returns; a result is fsynced under a name of its own attempt before the row that
@@ -8,7 +8,6 @@ points at it is committed, so a reader never sees half of one. Status moves only
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 import time
 import uuid
@@ -19,43 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
-from alembic.util import CommandError
 from filelock import FileLock, Timeout
 
+from job_schema import job_tags, jobs, migrate, open_database, result_files
 from models import AttributionRequest, JobStatus, Problem, Progress, ResultPart
-from problems import StorageFailed
-
-metadata = sa.MetaData()
-# The columns as the newest migration leaves them; `migrations/` is the authority, and a test compares the two.
-jobs = sa.Table(
-    "jobs",
-    metadata,
-    sa.Column("seq", sa.Integer, primary_key=True),
-    sa.Column("job_id", sa.String(32), nullable=False, unique=True),
-    sa.Column("status", sa.String(16), nullable=False),
-    sa.Column("model", sa.String(200), nullable=False),
-    sa.Column("method", sa.String(100), nullable=False),
-    sa.Column("request", sa.Text, nullable=False),
-    sa.Column("progress", sa.Text),
-    sa.Column("error", sa.Text),
-    sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("created_at", sa.Float, nullable=False),
-    sa.Column("started_at", sa.Float),
-    sa.Column("finished_at", sa.Float),
-)
-result_files = sa.Table(
-    "result_files",
-    metadata,
-    sa.Column("job_id", sa.String(32), primary_key=True),
-    sa.Column("kind", sa.String(16), primary_key=True),
-    sa.Column("name", sa.String(200), nullable=False),
-    sa.Column("codec", sa.String(32), nullable=False),
-    sa.Column("size", sa.Integer, nullable=False),
-    sa.Column("sha256", sa.String(64), nullable=False),
-)
+from problems import KeyReused, QueueFull, StorageFailed
+from result_files import ResultFile, ResultFiles
 
 
 @dataclass(frozen=True)
@@ -72,17 +40,22 @@ class JobRecord:
     created_at: float
     started_at: float | None
     finished_at: float | None
+    cancel_requested: bool = False
+    expired_at: float | None = None  # when its result was removed to make room
 
 
 @dataclass(frozen=True)
-class ResultFile:
-    """One stored file of a result; `codec` says how its bytes are to be read, `sha256` is of the bytes as stored."""
+class Submission:
+    """A job to accept, and what may stand in its way."""
 
-    kind: str
-    name: str
-    codec: str
-    size: int
-    sha256: str
+    request: AttributionRequest
+    idempotency_key: str | None = None
+    max_pending: int | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal requests."""
+        return hashlib.sha256(self.request.model_dump_json().encode()).hexdigest()
 
 
 class JobStore:
@@ -94,9 +67,9 @@ class JobStore:
 
     def __init__(self, data_dir: Path, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._results = data_dir / "results"
+        self._results = ResultFiles(data_dir / "results")
         try:
-            self._results.mkdir(parents=True, exist_ok=True)
+            (data_dir / "results").mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(data_dir / "server.lock", timeout=0)
             self._lock.acquire()
         except Timeout:
@@ -107,12 +80,11 @@ class JobStore:
             raise StorageFailed(f"{data_dir} cannot be written: {error.strerror}.") from error
         # One writer at a time: SQLite has one anyway, and a queue here is fairer than its busy timeout.
         self._write_lock = threading.Lock()
-        self._engine = sa.create_engine(f"sqlite:///{data_dir / 'jobs.sqlite3'}", pool_size=16, max_overflow=32)
-        sa.event.listen(self._engine, "connect", _configure_connection)
-        sa.event.listen(self._engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+        self._engine = open_database(data_dir / "jobs.sqlite3")
         try:
             migrate(self._engine)
-            self._sweep_orphans()
+            with self._read() as connection:
+                self._results.sweep(set(connection.execute(sa.select(result_files.c.name)).scalars()))
         except BaseException:
             self.close()
             raise
@@ -124,8 +96,13 @@ class JobStore:
 
     # Jobs
 
-    def add(self, request: AttributionRequest) -> JobRecord:
-        """Accept a job: when this returns, it survives the death of the process and of the machine."""
+    def add(self, submission: Submission) -> tuple[JobRecord, bool]:
+        """Accept a job: when this returns, it survives the death of the process and of the machine.
+
+        Returns the job, and False if it is the earlier one of the same idempotency key. Raises `KeyReused` if that one
+        is another request, and `QueueFull`.
+        """
+        request, key = submission.request, submission.idempotency_key
         row = {
             "job_id": uuid.uuid4().hex,
             "status": JobStatus.PENDING.value,
@@ -134,10 +111,22 @@ class JobStore:
             "request": request.model_dump_json(),
             "attempt": 0,
             "created_at": self._clock(),
+            "cancel_requested": False,
+            "idempotency_key": key,
+            "fingerprint": submission.fingerprint if key else None,
         }
+        tags = [{"job_id": row["job_id"], "name": name, "value": value} for name, value in request.tags.items()]
         with self._write() as connection:
+            if key is not None:
+                earlier = connection.execute(sa.select(jobs).where(jobs.c.idempotency_key == key)).one_or_none()
+                if earlier is not None:
+                    return _earlier(earlier, submission), False
+            if submission.max_pending is not None:
+                _check_room(connection, submission.max_pending)
             stored = connection.execute(sa.insert(jobs).values(row).returning(jobs)).one()
-        return _record(stored)
+            if tags:
+                connection.execute(sa.insert(job_tags), tags)
+        return _record(stored), True
 
     def get(self, job_id: str) -> JobRecord | None:
         """The job, or None."""
@@ -153,14 +142,21 @@ class JobStore:
         status: JobStatus | None = None,
         model: str | None = None,
         method: str | None = None,
+        tags: Sequence[tuple[str, str | None]] = (),
     ) -> list[JobRecord]:
-        """Jobs accepted before number `before`, newest first; new arrivals never shift a page."""
+        """Jobs accepted before number `before`, newest first; new arrivals never shift a page.
+
+        `tags`: each a name and a value, or None for any value; a job must have all of them.
+        """
         query = sa.select(jobs).order_by(jobs.c.seq.desc()).limit(limit)
         if before is not None:
             query = query.where(jobs.c.seq < before)
         for column, wanted in ((jobs.c.status, status), (jobs.c.model, model), (jobs.c.method, method)):
             if wanted is not None:
                 query = query.where(column == str(wanted))
+        for name, value in tags:
+            tagged = sa.select(job_tags.c.job_id).where(job_tags.c.name == name)
+            query = query.where(jobs.c.job_id.in_(tagged if value is None else tagged.where(job_tags.c.value == value)))
         with self._read() as connection:
             return [_record(row) for row in connection.execute(query)]
 
@@ -201,8 +197,7 @@ class JobStore:
 
     def complete(self, job: JobRecord, result: Sequence[ResultPart], progress: Progress) -> bool:
         """Store the result durably, then mark the job completed. False if the job was no longer this attempt's."""
-        files = [self._write_file(job, part) for part in result]
-        _sync_directory(self._results)
+        files = self._results.write(job.job_id, job.attempt, result)
         with self._write() as connection:
             moved = self._finish(connection, job, JobStatus.COMPLETED, progress=progress.model_dump_json())
             if moved:
@@ -216,20 +211,87 @@ class JobStore:
         with self._write() as connection:
             return self._finish(connection, job, JobStatus.FAILED, error=error.model_dump_json())
 
+    def request_cancel(self, job_id: str) -> JobRecord | None:
+        """Cancel a pending job at once, or ask a running one to stop; an ended one is left as it is.
+
+        Returns the job as it is then, or None if there is none.
+        """
+        waiting = (jobs.c.job_id == job_id, jobs.c.status == JobStatus.PENDING.value)
+        running = (jobs.c.job_id == job_id, jobs.c.status == JobStatus.RUNNING.value)
+        ended = {"status": JobStatus.CANCELLED.value, "finished_at": self._clock(), "cancel_requested": True}
+        with self._write() as connection:
+            connection.execute(sa.update(jobs).where(*waiting).values(ended))
+            connection.execute(sa.update(jobs).where(*running).values(cancel_requested=True))
+            row = connection.execute(sa.select(jobs).where(jobs.c.job_id == job_id)).one_or_none()
+        return None if row is None else _record(row)
+
+    def cancel(self, job: JobRecord) -> bool:
+        """Mark a running job cancelled, now that the device is free of it. False if it was no longer this attempt's."""
+        with self._write() as connection:
+            return self._finish(connection, job, JobStatus.CANCELLED)
+
+    def delete(self, job_id: str) -> JobRecord | None:
+        """Forget an ended job and its result; an active one is left as it is. Returns what it was, None if nothing."""
+        with self._write() as connection:
+            row = connection.execute(sa.select(jobs).where(jobs.c.job_id == job_id)).one_or_none()
+            if row is None:
+                return None
+            job = _record(row)
+            if not job.status.is_terminal:
+                return job
+            names = self._forget_files(connection, [job_id])
+            connection.execute(sa.delete(jobs).where(jobs.c.job_id == job_id))
+        self._results.remove(names)
+        return job
+
+    def expire(self, *, before: float, keep: int, keep_bytes: int) -> list[str]:
+        """Remove results that ended before a time, and the oldest beyond a number or an amount of bytes.
+
+        Their jobs stay, marked as expired. Returns their ids.
+        """
+        sizes = (
+            sa.select(result_files.c.job_id, sa.func.sum(result_files.c.size).label("size"))
+            .group_by(result_files.c.job_id)
+            .subquery()
+        )
+        newest = (jobs.c.finished_at.desc(), jobs.c.seq.desc())
+        ranked = (
+            sa.select(
+                jobs.c.job_id,
+                jobs.c.finished_at,
+                sa.func.row_number().over(order_by=newest).label("rank"),
+                sa.func.sum(sizes.c.size).over(order_by=newest).label("bytes"),
+            )
+            .join(sizes, sizes.c.job_id == jobs.c.job_id)
+            .subquery()
+        )
+        too_many = sa.or_(ranked.c.finished_at < before, ranked.c.rank > keep, ranked.c.bytes > keep_bytes)
+        with self._write() as connection:
+            expired = list(connection.execute(sa.select(ranked.c.job_id).where(too_many)).scalars())
+            if not expired:
+                return []
+            names = self._forget_files(connection, expired)
+            connection.execute(sa.update(jobs).where(jobs.c.job_id.in_(expired)).values(expired_at=self._clock()))
+        self._results.remove(names)
+        return expired
+
     def requeue(self, job: JobRecord) -> bool:
         """Put a running job back to pending, because the server stops; it does not count as an attempt."""
         with self._write() as connection:
             return self._move(connection, job, JobStatus.PENDING, attempt=job.attempt - 1, started_at=None)
 
     def recover(self, max_attempts: int, give_up: Callable[[JobRecord], Problem]) -> list[JobRecord]:
-        """After a crash: running jobs go back to pending, or fail once they were started `max_attempts` times.
+        """After a crash: running jobs go back to pending, or fail once they were started `max_attempts` times; those
+        that were to be cancelled are.
 
         Returns the jobs that were running.
         """
         with self._write() as connection:
             rows = connection.execute(sa.select(jobs).where(jobs.c.status == JobStatus.RUNNING.value)).all()
             for job in map(_record, rows):
-                if job.attempt < max_attempts:
+                if job.cancel_requested:
+                    self._finish(connection, job, JobStatus.CANCELLED)
+                elif job.attempt < max_attempts:
                     self._move(connection, job, JobStatus.PENDING, started_at=None)
                 else:
                     error = give_up(job).model_dump_json()
@@ -246,26 +308,17 @@ class JobStore:
         return {row.kind: ResultFile(row.kind, row.name, row.codec, row.size, row.sha256) for row in rows}
 
     def read(self, stored: ResultFile) -> bytes:
-        """The bytes of a result file, checked against their checksum.
-
-        Raises `StorageFailed` if the file is gone or damaged.
-        """
-        try:
-            content = (self._results / stored.name).read_bytes()
-        except OSError as error:
-            raise StorageFailed(f"The result file {stored.name} cannot be read: {error.strerror}.") from error
-        if hashlib.sha256(content).hexdigest() != stored.sha256:
-            raise StorageFailed(f"The result file {stored.name} is damaged; submit the job again.")
-        return content
+        """The bytes of a result file, checked against their checksum. Raises `StorageFailed`."""
+        return self._results.read(stored)
 
     def is_writable(self) -> bool:
         """Whether a job could be accepted now (for readiness)."""
         try:
             with self._write() as connection:
                 connection.execute(sa.update(jobs).where(sa.false()).values(attempt=0))
-            return os.access(self._results, os.W_OK)
         except (sa.exc.SQLAlchemyError, StorageFailed):
             return False
+        return self._results.are_writable
 
     # Inside
 
@@ -277,29 +330,12 @@ class JobStore:
         moved = connection.execute(sa.update(jobs).where(*_held(job)).values(status=status.value, **values))
         return moved.rowcount == 1
 
-    def _write_file(self, job: JobRecord, part: ResultPart) -> ResultFile:
-        # The attempt is in the name, so that two attempts can never mix their files.
-        name = f"{job.job_id}.{job.attempt}.{part.kind}"
-        temporary = self._results / f".{name}.{uuid.uuid4().hex}.part"
-        try:
-            with temporary.open("wb") as file:
-                file.write(part.content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.rename(self._results / name)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise StorageFailed(f"The result could not be stored: {error.strerror}.") from error
-        digest = hashlib.sha256(part.content).hexdigest()
-        return ResultFile(part.kind, name, part.codec, len(part.content), digest)
-
-    def _sweep_orphans(self) -> None:
-        """Remove files that no row names: of attempts that died between their file and their row."""
-        with self._read() as connection:
-            known = set(connection.execute(sa.select(result_files.c.name)).scalars())
-        for file in self._results.iterdir():
-            if file.name not in known:
-                file.unlink()
+    def _forget_files(self, connection: sa.Connection, job_ids: list[str]) -> list[str]:
+        """Take result files out of the database; they are removed from the disk only once that is committed."""
+        named = result_files.c.job_id.in_(job_ids)
+        names = list(connection.execute(sa.select(result_files.c.name).where(named)).scalars())
+        connection.execute(sa.delete(result_files).where(named))
+        return names
 
     @contextmanager
     def _read(self) -> Iterator[sa.Connection]:
@@ -316,28 +352,6 @@ class JobStore:
                 yield connection
         except sa.exc.DBAPIError as error:
             raise StorageFailed(f"The job store cannot be written: {error.orig}.") from error
-
-
-def migrate(engine: sa.Engine) -> None:
-    """Bring the database to this version's schema. Raises `StorageFailed` for one that a newer version wrote."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        try:
-            command.upgrade(config, "head")
-        except CommandError as error:
-            raise StorageFailed(
-                f"The job store was written by a newer version of this service ({error}). Upgrade the service, or give "
-                "it another --data-dir."
-            ) from error
-
-
-def schema_version() -> str:
-    """The newest migration's revision."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    return str(ScriptDirectory.from_config(config).get_current_head())
 
 
 def with_progress(job: JobRecord, progress: Progress) -> JobRecord:
@@ -365,19 +379,22 @@ def _record(row: Any) -> JobRecord:
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,
+        cancel_requested=row.cancel_requested,
+        expired_at=row.expired_at,
     )
 
 
-def _configure_connection(connection: Any, _record: object) -> None:
-    # SQLAlchemy emits BEGIN itself (above), so that sqlite3's own implicit transactions stay out of the way.
-    connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
-        connection.execute(f"PRAGMA {pragma}").close()
+def _earlier(row: Any, submission: Submission) -> JobRecord:
+    """The job that has this idempotency key already."""
+    if row.fingerprint != submission.fingerprint:
+        raise KeyReused(
+            f"The Idempotency-Key {submission.idempotency_key!r} was used for another request (job {row.job_id}). A "
+            "key stands for one request: make a new one."
+        )
+    return _record(row)
 
 
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _check_room(connection: sa.Connection, max_pending: int) -> None:
+    query = sa.select(sa.func.count()).where(jobs.c.status == JobStatus.PENDING.value)
+    if int(connection.execute(query).scalar_one()) >= max_pending:
+        raise QueueFull(f"{max_pending} jobs are waiting already; try again later.")

@@ -12,80 +12,49 @@ import gzip
 import hashlib
 import os
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import Annotated, Literal
 
 import structlog
-from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import RedirectResponse
+from fastapi.responses import StreamingResponse
 
-from answers import job_answer, json_object, names, no_result, read_cursor, write_cursor
+from answers import job_answer, json_object, names, no_result, read_cursor, read_tag, write_cursor
+from dependencies import Engine, Manager, Store, TheEngine
+from events import JobWatch, event_id
 from http_errors import install_error_handlers, problem_responses
-from job_manager import JobManager, Run
+from job_manager import JobManager
 from job_store import JobStore
 from middleware import RequestGuard, RequestIdMiddleware
 from models import AttributionRequest, AttributionResult, Job, JobList, JobStatus
 from problems import (
     BodyTooLarge,
     InvalidRequest,
+    JobActive,
+    JobEnded,
     JobNotFound,
+    KeyReused,
     ModelNotAllowed,
     NoResult,
+    QueueFull,
+    ResultExpired,
     ResultNotReady,
     ShuttingDown,
     StorageFailed,
     UnsupportedMediaType,
-    all_errors,
 )
+from retention import Retention
 from server import configure_logging, serve
+from service_routes import catalogue, meta
 from settings import Settings
-from waiting import EndOfJobs
-
-if TYPE_CHECKING:
-    from attribution.results import ViewOptions
 
 VERSION = "0.1.0"
 MAX_WAIT = 60.0  # seconds a client may have an answer held back
 log = structlog.get_logger(__name__)
 api = APIRouter(prefix="/attribution", tags=["attribution"], responses=problem_responses(InvalidRequest))
-meta = APIRouter(tags=["service"], responses=problem_responses(InvalidRequest))
-
-
-class Engine(Protocol):
-    """What the service asks of whatever computes: `attribution.engine.AttributionEngine`, or a test's own."""
-
-    def check(self, request: AttributionRequest) -> AttributionRequest: ...
-    def devices(self) -> Sequence[str]: ...
-    def prepare_worker(self, threads: int) -> None: ...
-    @property
-    def run(self) -> Run: ...
-    def view(self, raw: bytes, view_format: str, options: ViewOptions) -> bytes: ...
-    def methods(self) -> list[dict[str, Any]]: ...
-    def step_functions(self) -> list[dict[str, Any]]: ...
-    def aggregators(self) -> dict[str, Any]: ...
-    def corrections(self) -> list[dict[str, str]]: ...
-    def models(self) -> dict[str, Any]: ...
-
-
-# Coroutines, because FastAPI would take a thread for each of them otherwise.
-async def _manager(request: Request) -> JobManager:
-    return request.app.state.manager  # type: ignore[no-any-return]
-
-
-async def _engine(request: Request) -> Engine:
-    return request.app.state.engine  # type: ignore[no-any-return]
-
-
-async def _store(request: Request) -> JobStore:
-    return request.app.state.store  # type: ignore[no-any-return]
-
-
-Manager = Annotated[JobManager, Depends(_manager)]
-TheEngine = Annotated[Any, Depends(_engine)]  # an `Engine`; FastAPI cannot read a protocol's methods
-Store = Annotated[JobStore, Depends(_store)]
 
 
 # Jobs
@@ -95,11 +64,22 @@ Store = Annotated[JobStore, Depends(_store)]
     "/jobs",
     status_code=202,
     response_model=Job,
-    responses=problem_responses(InvalidRequest, ModelNotAllowed, BodyTooLarge, UnsupportedMediaType, ShuttingDown),
+    responses=problem_responses(
+        InvalidRequest, ModelNotAllowed, KeyReused, BodyTooLarge, UnsupportedMediaType, QueueFull, ShuttingDown
+    ),
 )
-def submit_job(body: AttributionRequest, response: Response, manager: Manager, engine: TheEngine) -> Job:
+def submit_job(
+    body: AttributionRequest,
+    response: Response,
+    manager: Manager,
+    engine: TheEngine,
+    idempotency_key: Annotated[
+        str | None,
+        Header(min_length=1, max_length=200, description="The same key and body give the first job, not a second."),
+    ] = None,
+) -> Job:
     """Accept an attribution job. It is stored when this answers, and will run whatever happens to the server."""
-    record = manager.submit(engine.check(body))
+    record = manager.submit(engine.check(body), idempotency_key=idempotency_key)
     job = job_answer(record, manager)
     response.headers["Location"] = job.links.self
     return job
@@ -113,9 +93,17 @@ def list_jobs(
     status: JobStatus | None = None,
     model: str | None = None,
     method: str | None = None,
+    tag: Annotated[list[str] | None, Query(description="`name` or `name:value`; several must all hold.")] = None,
 ) -> JobList:
     """The jobs, newest first. Pages neither skip nor repeat a job while new ones arrive."""
-    records = manager.page(limit=limit + 1, before=read_cursor(cursor), status=status, model=model, method=method)
+    records = manager.page(
+        limit=limit + 1,
+        before=read_cursor(cursor),
+        status=status,
+        model=model,
+        method=method,
+        tags=[read_tag(each) for each in tag or []],
+    )
     page = records[:limit]
     following = write_cursor(page[-1].seq) if len(records) > limit else None
     return JobList(jobs=[job_answer(record, manager) for record in page], next_cursor=following)
@@ -130,18 +118,56 @@ async def get_job(
     wait: Annotated[float, Query(ge=0, le=MAX_WAIT, description="Seconds to wait for the job's end.")] = 0,
 ) -> Job:
     """The job: its status, progress and, if it failed, why. With `wait` (or `Prefer: wait`), once it has ended."""
-    ended = request.app.state.ends.expect(job_id)
-    try:
+    patience = wait or _preferred_wait(request)
+    if patience:
+        job: Job = await request.app.state.watch.ended(job_id, patience)
+    else:
         job = await run_in_threadpool(_current_job, job_id, manager)
-        patience = wait or _preferred_wait(request)
-        if patience and not job.status.is_terminal:
-            await asyncio.wait([ended], timeout=patience)
-            job = await run_in_threadpool(_current_job, job_id, manager)
-    finally:
-        ended.cancel()
     if not job.status.is_terminal:
         response.headers["Retry-After"] = "1"
     return job
+
+
+@api.get(
+    "/jobs/{job_id}/events",
+    response_class=StreamingResponse,
+    responses={204: {"description": "The job has ended, and the client has seen it"}, **problem_responses(JobNotFound)},
+)
+async def watch_job(
+    job_id: str,
+    request: Request,
+    manager: Manager,
+    last_event_id: Annotated[
+        str | None, Header(description="The last event that was seen: what follows it comes.")
+    ] = None,
+) -> Response:
+    """Server-sent events: the job's document (`status` or `progress`) at every change, until it ends."""
+    job = await run_in_threadpool(_current_job, job_id, manager)
+    if job.status.is_terminal and last_event_id == event_id(job):
+        return Response(status_code=204)  # which tells an EventSource not to connect again
+    return StreamingResponse(
+        request.app.state.watch.stream(job_id, last_event_id),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
+
+
+@api.post(
+    "/jobs/{job_id}/cancel",
+    status_code=202,
+    response_model=Job,
+    responses=problem_responses(JobNotFound, JobEnded),
+)
+def cancel_job(job_id: str, manager: Manager) -> Job:
+    """Give a job up: at once if it waits, within a forward pass if it runs. `cancelled` once the device is free."""
+    return job_answer(manager.cancel(job_id), manager)
+
+
+@api.delete("/jobs/{job_id}", status_code=204, responses=problem_responses(JobNotFound, JobActive))
+def delete_job(job_id: str, manager: Manager) -> Response:
+    """Forget an ended job and its result."""
+    manager.delete(job_id)
+    return Response(status_code=204)
 
 
 @api.get(
@@ -149,7 +175,7 @@ async def get_job(
     responses={
         200: {"model": AttributionResult, "description": "The result in the asked view"},
         304: {"description": "Not modified"},
-        **problem_responses(JobNotFound, ResultNotReady, NoResult, InvalidRequest),
+        **problem_responses(JobNotFound, ResultNotReady, NoResult, ResultExpired, InvalidRequest),
     },
     response_class=Response,
 )
@@ -178,7 +204,7 @@ def get_results(
 ) -> Response:
     """The result of a completed job."""
     record = manager.get(job_id)
-    if record.status is not JobStatus.COMPLETED:
+    if record.status is not JobStatus.COMPLETED or record.expired_at is not None:
         raise no_result(record)
     from attribution.results import ViewOptions
 
@@ -210,70 +236,6 @@ def get_results(
     return Response(body, media_type="application/json", headers=headers)
 
 
-# What can be asked for
-
-
-@api.get("/methods")
-def list_methods(engine: TheEngine) -> dict[str, list[dict[str, Any]]]:
-    """The attribution methods, with their parameters."""
-    return {"methods": engine.methods()}
-
-
-@api.get("/step_functions")
-def list_step_functions(engine: TheEngine) -> dict[str, list[dict[str, Any]]]:
-    """The step functions: for `step_scores`, and for `attributed_fn`."""
-    return {"step_functions": engine.step_functions()}
-
-
-@api.get("/corrections")
-def list_corrections(engine: TheEngine) -> list[dict[str, str]]:
-    """Where Inseq is wrong or fails, and what is done instead; `info.corrections` names those applied to a result."""
-    return engine.corrections()  # type: ignore[no-any-return]
-
-
-@api.get("/aggregators")
-def list_aggregators(engine: TheEngine) -> dict[str, Any]:
-    """The aggregators and aggregation functions of a result's views."""
-    return engine.aggregators()  # type: ignore[no-any-return]
-
-
-@api.get("/models")
-def list_models(engine: TheEngine) -> dict[str, Any]:
-    """The bundled models, those in memory, and which others the server allows."""
-    return engine.models()  # type: ignore[no-any-return]
-
-
-# The service itself
-
-
-@meta.get("/", include_in_schema=False)
-def index() -> RedirectResponse:
-    return RedirectResponse("/docs")
-
-
-@meta.get("/health/live")
-def live() -> dict[str, str]:
-    """Whether the process answers."""
-    return {"status": "ok"}
-
-
-@meta.get("/health/ready", responses=problem_responses(ShuttingDown))
-def ready(manager: Manager, store: Store) -> dict[str, str]:
-    """Whether jobs are accepted and run: the store is writable and every worker alive."""
-    if not manager.is_alive or not store.is_writable():
-        raise ShuttingDown("The workers are not running or the store cannot be written.")
-    return {"status": "ok"}
-
-
-@meta.get("/problems/{slug}", responses=problem_responses(JobNotFound))
-def describe_problem(slug: str) -> dict[str, Any]:
-    """What a problem's `type` means."""
-    for error in all_errors():
-        if error.slug == slug:
-            return {"type": f"/problems/{slug}", "title": error.title(), "status": int(error.status)}
-    raise JobNotFound(f"There is no problem type {slug!r}.")
-
-
 # Putting it together
 
 
@@ -297,17 +259,24 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
             devices=devices,
             workers_per_device=settings.workers_per_device,
             max_attempts=settings.max_attempts,
+            max_seconds=settings.max_job_seconds,
+            max_pending=settings.max_pending_jobs,
             prepare_worker=lambda: chosen.prepare_worker(threads),
         )
         app.state.engine, app.state.store, app.state.manager = chosen, store, manager
-        app.state.ends = EndOfJobs(asyncio.get_running_loop())
-        manager.tell_of_ends(app.state.ends.tell)
+        app.state.watch = JobWatch(
+            asyncio.get_running_loop(), lambda job_id: run_in_threadpool(_current_job, job_id, manager)
+        )
+        manager.tell_of_changes(app.state.watch.tell)
+        retention = Retention(store, settings)
         manager.start()
+        retention.start()
         log.info("server_started", devices=list(devices), workers=workers, data_dir=str(settings.data_dir))
         try:
             yield
         finally:
             await run_in_threadpool(manager.stop, settings.shutdown_grace_seconds)
+            retention.stop()
             store.close()
             log.info("server_stopped")
 
@@ -318,8 +287,8 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         lifespan=lifespan,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
-    app.include_router(api)
-    app.include_router(meta)
+    for router in (api, catalogue, meta):
+        app.include_router(router)
     install_error_handlers(app)
     app.add_middleware(RequestGuard, max_bytes=settings.max_body_bytes, allowed_hosts=settings.allowed_hosts)
     app.add_middleware(RequestIdMiddleware)

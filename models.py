@@ -31,6 +31,8 @@ METHOD_ALIASES = {"deep_lift": "deeplift"}
 
 Text = Annotated[str, StringConstraints(min_length=1)]
 Arguments = dict[str, Any]
+TagName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+TagValue = Annotated[str, StringConstraints(max_length=256)]
 
 
 class JobStatus(StrEnum):
@@ -153,6 +155,10 @@ class AttributionRequest(BaseModel):
         True, description="False gives Inseq's own numbers where it is wrong, for comparison; `info` says which."
     )
     engine: Literal["auto", "inseq"] = Field("auto", description="How it is computed; `auto` is Inseq's own loop.")
+    timeout_seconds: float | None = Field(
+        None, gt=0, description="Longest time the job may run; the server's own limit holds besides."
+    )
+    tags: dict[TagName, TagValue] = Field({}, max_length=16, description="For finding jobs again: a small string map.")
     seed: int = Field(
         0,
         ge=0,
@@ -267,6 +273,8 @@ class Links(BaseModel):
 
     self: str
     results: str
+    events: str
+    cancel: str
 
 
 class Job(BaseModel):
@@ -282,6 +290,8 @@ class Job(BaseModel):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     attempt: int = Field(0, description="How often it was started; above 1 after a crash of the server.")
+    cancel_requested: bool = Field(False, description="It is to stop; `cancelled` once the device is free of it.")
+    expired_at: datetime | None = Field(None, description="When its result was removed to make room.")
     request: AttributionRequest
     error: Problem | None = None
     links: Links

@@ -10,6 +10,11 @@ what to do about it. Knows nothing of FastAPI; `main` turns what is raised into 
     ├── JobNotFound             404
     ├── ResultNotReady          409  the job has not ended yet
     ├── NoResult                409  the job failed: there is no result, and why
+    ├── ResultExpired           410  the result was removed to make room
+    ├── JobEnded                409  it cannot be cancelled any more
+    ├── JobActive               409  it cannot be deleted yet
+    ├── KeyReused               422  the Idempotency-Key stands for another request
+    ├── QueueFull               429  too many jobs wait
     ├── BodyTooLarge            413
     ├── UnsupportedMediaType    415
     ├── WrongHost               400  the Host header names another host (DNS rebinding)
@@ -21,6 +26,7 @@ what to do about it. Knows nothing of FastAPI; `main` turns what is raised into 
         ├── InputRejected       422  known only once the text is tokenized: too long, pad token inside, ...
         ├── NothingGenerated    422
         ├── OutOfMemory         507
+        ├── TimedOut            422  the job ran longer than it was allowed to
         ├── Interrupted         500  the server died under the job too often
         └── AttributionFailed   500  Inseq or the model raised
 """
@@ -115,6 +121,36 @@ class NoResult(ServiceError):
     slug, status = "no-result", HTTPStatus.CONFLICT
 
 
+class ResultExpired(ServiceError):
+    """The result has been removed."""
+
+    slug, status = "result-expired", HTTPStatus.GONE
+
+
+class JobEnded(ServiceError):
+    """The job has ended."""
+
+    slug, status = "job-ended", HTTPStatus.CONFLICT
+
+
+class JobActive(ServiceError):
+    """The job has not ended yet, so it cannot be deleted."""
+
+    slug, status = "job-active", HTTPStatus.CONFLICT
+
+
+class KeyReused(ServiceError):
+    """The idempotency key was used for another request."""
+
+    slug, status = "idempotency-key-reused", HTTPStatus.UNPROCESSABLE_ENTITY
+
+
+class QueueFull(ServiceError):
+    """Too many jobs are waiting."""
+
+    slug, status = "queue-full", HTTPStatus.TOO_MANY_REQUESTS
+
+
 class BodyTooLarge(ServiceError):
     """The request body is too large."""
 
@@ -183,6 +219,12 @@ class OutOfMemory(JobError):
     """The device ran out of memory."""
 
     slug, status = "out-of-memory", HTTPStatus.INSUFFICIENT_STORAGE
+
+
+class TimedOut(JobError):
+    """The job took too long."""
+
+    slug, status = "timed-out", HTTPStatus.UNPROCESSABLE_ENTITY
 
 
 class Interrupted(JobError):

@@ -53,6 +53,14 @@ class Settings(BaseSettings):
     workers_per_device: int = Field(1, ge=1, description="Jobs that run at once on each device.")
     shutdown_grace_seconds: float = Field(10.0, ge=0, description="Time running jobs get to finish on shutdown.")
 
+    # How much it takes and keeps
+    max_pending_jobs: int = Field(10_000, ge=1, description="Jobs that may wait; more are told to come back (429).")
+    max_job_seconds: float = Field(3600.0, gt=0, description="Longest time a job may run.")
+    results_max_days: float = Field(90.0, gt=0, description="Days a result is kept.")
+    results_max_count: int = Field(100_000, ge=1, description="Results that are kept, the newest.")
+    results_max_bytes: int = Field(50 * 1024**3, gt=0, description="Bytes of results that are kept, the newest.")
+    retention_interval_seconds: float = Field(60.0, gt=0, description="Seconds between two looks at what to remove.")
+
     # Limits of one job
     max_inputs: int = Field(64, ge=1, description="Input texts in one job.")
     max_input_tokens: int = Field(4096, ge=1, description="Tokens in one input text.")

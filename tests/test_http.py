@@ -13,7 +13,8 @@ import inseq
 import numpy as np
 import pytest
 
-from main import api, get_job, meta
+from main import api, get_job, watch_job
+from service_routes import catalogue, meta
 from tests import reference
 from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 
@@ -336,8 +337,8 @@ def test_the_openapi_document_describes_errors_too(server):
 def test_no_route_runs_on_the_event_loop():
     """Model work, disk and JSON go to threads: FastAPI runs plain functions there, and coroutines on the loop.
 
-    The one coroutine waits for a job's end, so that a waiting client costs no thread; it reads the store on a thread.
+    The two coroutines wait for a job, so that a waiting client costs no thread; they read the store on a thread.
     """
-    for route in (*api.routes, *meta.routes):
-        if route.endpoint is not get_job:
+    for route in (*api.routes, *catalogue.routes, *meta.routes):
+        if route.endpoint not in {get_job, watch_job}:
             assert not inspect.iscoroutinefunction(route.endpoint), route.path

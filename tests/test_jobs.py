@@ -14,6 +14,7 @@ from job_store import JobStore
 from main import create_app
 from models import JobStatus, Stage
 from problems import StorageFailed
+from result_files import ResultFiles
 from settings import Settings
 from tests.fake_engine import LOCAL, FakeEngine, body, ended, request
 
@@ -71,7 +72,7 @@ def test_waiting_no_longer_than_asked(app):
     assert answer.headers["retry-after"] == "1"
     assert app.get(f"/attribution/jobs/{job_id}", params={"wait": 61}).status_code == 422
     assert app.get("/attribution/jobs/nope", params={"wait": 5}).status_code == 404
-    assert app.app.state.ends._waiting == {}
+    assert app.app.state.watch.watched == 0
 
 
 def test_waiting_clients_cost_no_thread(app):
@@ -122,11 +123,11 @@ def test_shutdown_puts_running_jobs_back(tmp_path):
 def test_a_full_disk_fails_no_other_job(tmp_path, monkeypatch):
     engine = FakeEngine()
     with TestClient(create_app(Settings(data_dir=tmp_path), engine), LOCAL) as client:
-        original = JobStore._write_file
-        monkeypatch.setattr(JobStore, "_write_file", lambda *_: (_ for _ in ()).throw(StorageFailed("No space left.")))
+        original = ResultFiles._write
+        monkeypatch.setattr(ResultFiles, "_write", lambda *_: (_ for _ in ()).throw(StorageFailed("No space left.")))
         job = ended(client, client.post("/attribution/jobs", json=body("hello")).json()["job_id"])
         assert job["error"]["type"] == "/problems/storage-failed"
-        monkeypatch.setattr(JobStore, "_write_file", original)
+        monkeypatch.setattr(ResultFiles, "_write", original)
         assert (
             ended(client, client.post("/attribution/jobs", json=body("hello")).json()["job_id"])["status"]
             == "completed"

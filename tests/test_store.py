@@ -13,14 +13,18 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-import job_store
-from job_store import JobStore
+import job_schema
+from job_store import JobStore, Submission
 from models import JobStatus, Problem, Progress, ResultPart
 from problems import StorageFailed
 from tests.fake_engine import request
 
 ERROR = Problem(title="Failed", status=500, detail="because")
 PARTS = [ResultPart("raw", "text", b"raw"), ResultPart("summary", "text", b"summary")]
+
+
+def add(store, **what):
+    return store.add(Submission(request(**what)))[0]
 
 
 @pytest.fixture
@@ -39,7 +43,7 @@ def test_accepting_a_job_is_a_full_sync(store):
 
 
 def test_jobs_are_claimed_once_in_order_and_busy_models_last(store):
-    ids = [store.add(request(model=model)).job_id for model in ("a", "a", "b")]
+    ids = [add(store, model=model).job_id for model in ("a", "a", "b")]
     assert store.claim(busy_models=["a"]).job_id == ids[2]
     with ThreadPoolExecutor(8) as pool:
         claimed = list(pool.map(lambda _: store.claim(), range(8)))
@@ -47,7 +51,7 @@ def test_jobs_are_claimed_once_in_order_and_busy_models_last(store):
 
 
 def test_a_finished_attempt_cannot_finish_again(store):
-    store.add(request())
+    add(store)
     first = store.claim()
     assert [job.job_id for job in store.recover(3, lambda job: ERROR)] == [first.job_id]
     second = store.claim()
@@ -62,7 +66,7 @@ def test_a_finished_attempt_cannot_finish_again(store):
 
 
 def test_a_damaged_result_is_told_and_not_served(store, tmp_path):
-    store.add(request())
+    add(store)
     job = store.claim()
     store.complete(job, PARTS, Progress())
     stored = store.files(job.job_id)["raw"]
@@ -76,9 +80,9 @@ def test_a_damaged_result_is_told_and_not_served(store, tmp_path):
 
 def test_files_of_a_dead_attempt_are_swept(tmp_path):
     store = JobStore(tmp_path)
-    store.add(request())
+    add(store)
     job = store.claim()
-    store._write_file(job, PARTS[0])  # the process dies here, before the row
+    store._results.write(job.job_id, job.attempt, PARTS[:1])  # the process dies here, before the row
     (tmp_path / "results" / ".x.part").write_bytes(b"half")
     store.close()
     store = JobStore(tmp_path)
@@ -103,11 +107,11 @@ def test_a_store_of_a_newer_version_is_refused_and_kept(tmp_path):
 
 def test_the_migrations_make_the_tables_that_the_store_uses(store):
     inspector = sa.inspect(store._engine)
-    for table in job_store.metadata.sorted_tables:
+    for table in job_schema.metadata.sorted_tables:
         assert {column["name"] for column in inspector.get_columns(table.name)} == set(table.columns.keys())
     with store._engine.connect() as connection:
         version = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
-    assert version == job_store.schema_version()
+    assert version == job_schema.schema_version()
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -123,10 +127,12 @@ class StoreMachine(RuleBasedStateMachine):
         self.expected: dict[str, JobStatus] = {}
         self.held: dict[str, object] = {}
         self.attempts: dict[str, int] = {}
+        self.doomed: set[str] = set()
+        self.expired: set[str] = set()
 
     @rule(target=jobs)
     def add(self):
-        job = self.store.add(request())
+        job = add(self.store)
         self.expected[job.job_id], self.attempts[job.job_id] = JobStatus.PENDING, 0
         return job.job_id
 
@@ -140,16 +146,18 @@ class StoreMachine(RuleBasedStateMachine):
             assert job.attempt == self.attempts[job.job_id]
             self.expected[job.job_id], self.held[job.job_id] = JobStatus.RUNNING, job
 
-    @rule(job_id=jobs, ending=st.sampled_from(["complete", "fail", "requeue"]))
+    @rule(job_id=jobs, ending=st.sampled_from(["complete", "fail", "requeue", "cancel"]))
     def end(self, job_id, ending):
         job = self.held.get(job_id)
-        if job is None:
+        if job is None or job_id not in self.expected:
             return
         running = self.expected[job_id] is JobStatus.RUNNING and job.attempt == self.attempts[job_id]
         if ending == "complete":
             moved, after = self.store.complete(job, PARTS, Progress()), JobStatus.COMPLETED
         elif ending == "fail":
             moved, after = self.store.fail(job, ERROR), JobStatus.FAILED
+        elif ending == "cancel":
+            moved, after = self.store.cancel(job), JobStatus.CANCELLED
         else:
             moved, after = self.store.requeue(job), JobStatus.PENDING
         assert moved == running
@@ -157,20 +165,53 @@ class StoreMachine(RuleBasedStateMachine):
             self.expected[job_id] = after
             self.attempts[job_id] -= after is JobStatus.PENDING
 
+    @rule(job_id=jobs)
+    def cancel(self, job_id):
+        status = self.expected.get(job_id)
+        job = self.store.request_cancel(job_id)
+        if status is None:
+            assert job is None
+            return
+        if status is JobStatus.PENDING:
+            self.expected[job_id] = JobStatus.CANCELLED
+        elif status is JobStatus.RUNNING:
+            self.doomed.add(job_id)
+        assert job.status is self.expected[job_id]
+
+    @rule(job_id=jobs)
+    def delete(self, job_id):
+        status = self.expected.get(job_id)
+        job = self.store.delete(job_id)
+        assert (job.status if job else None) is status
+        if status is not None and status.is_terminal:
+            del self.expected[job_id]
+
+    @rule(keep=st.integers(1, 3))
+    def expire(self, keep):
+        completed = [job_id for job_id, status in self.expected.items() if status is JobStatus.COMPLETED]
+        left = [job_id for job_id in completed if job_id not in self.expired]
+        expired = self.store.expire(before=0, keep=keep, keep_bytes=10**9)
+        assert len(expired) == max(0, len(left) - keep)
+        assert set(expired) <= set(left)
+        self.expired |= set(expired)
+
     @rule()
     def crash(self):
         self.store.close()
         self.store = JobStore(self.path)
         self.store.recover(2, lambda job: ERROR)
         for job_id, status in self.expected.items():
-            if status is JobStatus.RUNNING:
+            if status is JobStatus.RUNNING and job_id in self.doomed:
+                self.expected[job_id] = JobStatus.CANCELLED
+            elif status is JobStatus.RUNNING:
                 self.expected[job_id] = JobStatus.PENDING if self.attempts[job_id] < 2 else JobStatus.FAILED
 
     @invariant()
     def the_store_agrees(self):
         for job_id, status in self.expected.items():
             assert self.store.get(job_id).status is status
-            assert bool(self.store.files(job_id)) == (status is JobStatus.COMPLETED)
+            has_result = status is JobStatus.COMPLETED and job_id not in self.expired
+            assert bool(self.store.files(job_id)) == has_result
 
     def teardown(self):
         self.store.close()

@@ -1,0 +1,49 @@
+"""What routes ask for: the manager, the store and the engine of the app that they are part of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+from fastapi import Depends, Request
+
+from job_manager import JobManager, Run
+from job_store import JobStore
+from models import AttributionRequest
+
+if TYPE_CHECKING:
+    from attribution.results import ViewOptions
+
+
+class Engine(Protocol):
+    """What the service asks of whatever computes: `attribution.engine.AttributionEngine`, or a test's own."""
+
+    def check(self, request: AttributionRequest) -> AttributionRequest: ...
+    def devices(self) -> Sequence[str]: ...
+    def prepare_worker(self, threads: int) -> None: ...
+    @property
+    def run(self) -> Run: ...
+    def view(self, raw: bytes, view_format: str, options: ViewOptions) -> bytes: ...
+    def methods(self) -> list[dict[str, Any]]: ...
+    def step_functions(self) -> list[dict[str, Any]]: ...
+    def aggregators(self) -> dict[str, Any]: ...
+    def corrections(self) -> list[dict[str, str]]: ...
+    def models(self) -> dict[str, Any]: ...
+
+
+# Coroutines, because FastAPI would take a thread for each of them otherwise.
+async def _manager(request: Request) -> JobManager:
+    return request.app.state.manager  # type: ignore[no-any-return]
+
+
+async def _engine(request: Request) -> Engine:
+    return request.app.state.engine  # type: ignore[no-any-return]
+
+
+async def _store(request: Request) -> JobStore:
+    return request.app.state.store  # type: ignore[no-any-return]
+
+
+Manager = Annotated[JobManager, Depends(_manager)]
+TheEngine = Annotated[Any, Depends(_engine)]  # an `Engine`; FastAPI cannot read a protocol's methods
+Store = Annotated[JobStore, Depends(_store)]

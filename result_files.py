@@ -1,0 +1,88 @@
+"""Result files on disk: written under a name of their attempt and synced, read back against their checksum.
+
+Which of them belong to a result is the `job_store`'s to say. Raises `StorageFailed` where the disk fails.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from models import ResultPart
+from problems import StorageFailed
+
+
+@dataclass(frozen=True)
+class ResultFile:
+    """One stored file of a result; `codec` says how its bytes are to be read, `sha256` is of the bytes as stored."""
+
+    kind: str
+    name: str
+    codec: str
+    size: int
+    sha256: str
+
+
+class ResultFiles:
+    """The files in one directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def write(self, job_id: str, attempt: int, parts: Sequence[ResultPart]) -> list[ResultFile]:
+        """Store the parts durably."""
+        files = [self._write(f"{job_id}.{attempt}.{part.kind}", part) for part in parts]
+        _sync_directory(self._directory)
+        return files
+
+    def read(self, stored: ResultFile) -> bytes:
+        """The bytes of a file. Raises `StorageFailed` if it is gone or damaged."""
+        try:
+            content = (self._directory / stored.name).read_bytes()
+        except OSError as error:
+            raise StorageFailed(f"The result file {stored.name} cannot be read: {error.strerror}.") from error
+        if hashlib.sha256(content).hexdigest() != stored.sha256:
+            raise StorageFailed(f"The result file {stored.name} is damaged; submit the job again.")
+        return content
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove files; what cannot be removed now is swept at the next start."""
+        for name in names:
+            with suppress(OSError):
+                (self._directory / name).unlink(missing_ok=True)
+
+    def sweep(self, known: Collection[str]) -> None:
+        """Remove files that no row names: of attempts that died between their file and their row."""
+        self.remove(file.name for file in self._directory.iterdir() if file.name not in known)
+
+    @property
+    def are_writable(self) -> bool:
+        return os.access(self._directory, os.W_OK)
+
+    def _write(self, name: str, part: ResultPart) -> ResultFile:
+        # The attempt is in the name, so that two attempts can never mix their files.
+        temporary = self._directory / f".{name}.{uuid.uuid4().hex}.part"
+        try:
+            with temporary.open("wb") as file:
+                file.write(part.content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(self._directory / name)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise StorageFailed(f"The result could not be stored: {error.strerror}.") from error
+        digest = hashlib.sha256(part.content).hexdigest()
+        return ResultFile(part.kind, name, part.codec, len(part.content), digest)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,260 @@
+"""Jobs under control: watched, cancelled, limited in time, found again by tag and key, deleted, expired."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import anyio
+import pytest
+from fastapi.testclient import TestClient
+
+from job_store import JobStore, Submission
+from main import create_app
+from models import JobStatus
+from settings import Settings
+from tests.conftest import PHRASEBOOK, SENTENCE
+from tests.fake_engine import LOCAL, FakeEngine, body, ended, request
+
+
+@pytest.fixture
+def app(tmp_path):
+    with TestClient(create_app(Settings(data_dir=tmp_path), FakeEngine()), LOCAL) as client:
+        yield client
+
+
+def submit(app, text, **more):
+    answer = app.post("/attribution/jobs", json=body(text, **more))
+    assert answer.status_code == 202, answer.text
+    return answer.json()["job_id"]
+
+
+def until_running(app, job_id):
+    deadline = time.monotonic() + 10
+    while app.get(f"/attribution/jobs/{job_id}").json()["progress"]["steps_done"] == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# Cancelling
+
+
+def test_a_waiting_job_is_cancelled_at_once(app):
+    running, waiting = submit(app, "sleep:1"), submit(app, "hello")
+    answer = app.post(f"/attribution/jobs/{waiting}/cancel")
+    assert answer.status_code == 202
+    assert (answer.json()["status"], answer.json()["cancel_requested"]) == ("cancelled", True)
+    assert ended(app, running)["status"] == "completed"
+    assert app.app.state.engine.runs == ["sleep:1"]
+    answer = app.get(f"/attribution/jobs/{waiting}/results")
+    assert (answer.status_code, answer.json()["type"]) == (409, "/problems/no-result")
+    assert "cancelled" in answer.json()["detail"]
+
+
+def test_a_running_job_is_cancelled_when_the_device_is_free(app):
+    job_id, following = submit(app, "forever"), submit(app, "hello")
+    until_running(app, job_id)
+    answer = app.post(f"/attribution/jobs/{job_id}/cancel").json()
+    assert (answer["status"], answer["cancel_requested"]) == ("running", True)
+    assert ended(app, job_id)["status"] == "cancelled"
+    assert ended(app, following)["status"] == "completed"
+    again = app.post(f"/attribution/jobs/{job_id}/cancel")
+    assert (again.status_code, again.json()["type"]) == (409, "/problems/job-ended")
+    assert app.post("/attribution/jobs/nope/cancel").status_code == 404
+
+
+def test_a_job_that_was_to_be_cancelled_stays_so_after_a_crash(tmp_path):
+    engine = FakeEngine()
+    store = JobStore(tmp_path)
+    job, _ = store.add(Submission(request("hello")))
+    store.claim()
+    assert store.request_cancel(job.job_id).status is JobStatus.RUNNING
+    store.close()  # and the server is gone
+    with TestClient(create_app(Settings(data_dir=tmp_path), engine), LOCAL) as client:
+        assert client.get(f"/attribution/jobs/{job.job_id}").json()["status"] == "cancelled"
+    assert engine.runs == []
+
+
+@pytest.mark.parametrize("limit", [{"timeout_seconds": 0.3}, {}])
+def test_a_job_that_takes_too_long_fails(tmp_path, limit):
+    settings = Settings(data_dir=tmp_path, max_job_seconds=0.5 if not limit else 3600)
+    with TestClient(create_app(settings, FakeEngine()), LOCAL) as app:
+        job = ended(app, submit(app, "forever", **limit))
+        assert (job["status"], job["error"]["type"]) == ("failed", "/problems/timed-out")
+        assert f"longer than {limit.get('timeout_seconds', 0.5)} seconds" in job["error"]["detail"]
+        assert ended(app, submit(app, "hello"))["status"] == "completed"
+
+
+# Idempotency
+
+
+def test_two_hundred_at_once_are_one_job(app):
+    def post(_):
+        return app.post("/attribution/jobs", json=body("sleep:0.5"), headers={"Idempotency-Key": "k1"})
+
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(post, range(200)))
+    assert {answer.status_code for answer in answers} == {202}
+    assert len({answer.json()["job_id"] for answer in answers}) == 1
+    assert len(app.get("/attribution/jobs").json()["jobs"]) == 1
+    other = app.post("/attribution/jobs", json=body("hello"), headers={"Idempotency-Key": "k1"})
+    assert (other.status_code, other.json()["type"]) == (422, "/problems/idempotency-key-reused")
+    assert app.post("/attribution/jobs", json=body("x"), headers={"Idempotency-Key": "x" * 201}).status_code == 422
+
+
+def test_a_key_outlives_the_server(tmp_path):
+    ids = []
+    for _ in range(2):
+        with TestClient(create_app(Settings(data_dir=tmp_path), FakeEngine()), LOCAL) as app:
+            answer = app.post("/attribution/jobs", json=body("hello"), headers={"Idempotency-Key": "k"})
+            ids.append(answer.json()["job_id"])
+            assert ended(app, ids[-1])["status"] == "completed"
+    assert len(set(ids)) == 1
+
+
+# Back-pressure
+
+
+def test_a_full_queue_says_when_to_come_back(tmp_path):
+    with TestClient(create_app(Settings(data_dir=tmp_path, max_pending_jobs=2), FakeEngine()), LOCAL) as app:
+        first = submit(app, "sleep:1")
+        until_running(app, first)
+        kept = [submit(app, "hello") for _ in range(2)]
+        full = app.post("/attribution/jobs", json=body("hello"))
+        assert (full.status_code, full.json()["type"]) == (429, "/problems/queue-full")
+        assert int(full.headers["retry-after"]) >= 1
+        assert all(ended(app, job_id)["status"] == "completed" for job_id in (first, *kept))
+        assert ended(app, submit(app, "hello"))["status"] == "completed"
+
+
+# Finding, deleting, expiring
+
+
+def test_jobs_are_found_by_their_tags(app):
+    first = submit(app, "a", tags={"project": "bias", "run": "1"})
+    second = submit(app, "b", tags={"project": "bias", "run": "2"})
+    submit(app, "c")
+
+    def found(*tags):
+        return [job["job_id"] for job in app.get("/attribution/jobs", params={"tag": tags}).json()["jobs"]]
+
+    assert found("project:bias") == [second, first]
+    assert found("project:bias", "run:1") == [first]
+    assert found("run") == [second, first]
+    assert found("project:none") == []
+    assert app.get(f"/attribution/jobs/{first}").json()["request"]["tags"] == {"project": "bias", "run": "1"}
+    for wrong in ({"a b": "x"}, {"a": "x" * 257}, {str(index): "" for index in range(17)}):
+        assert app.post("/attribution/jobs", json=body("x", tags=wrong)).status_code == 422
+
+
+def test_an_ended_job_is_deleted_with_its_result(app, tmp_path):
+    job_id, running = submit(app, "hello"), submit(app, "sleep:1")
+    assert ended(app, job_id)["status"] == "completed"
+    active = app.delete(f"/attribution/jobs/{running}")
+    assert (active.status_code, active.json()["type"]) == (409, "/problems/job-active")
+    assert len(list((tmp_path / "results").iterdir())) == 2
+    assert app.delete(f"/attribution/jobs/{job_id}").status_code == 204
+    assert list((tmp_path / "results").iterdir()) == []
+    for method, path in (("GET", ""), ("GET", "/results"), ("DELETE", ""), ("POST", "/cancel")):
+        assert app.request(method, f"/attribution/jobs/{job_id}{path}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("limits", "kept"),
+    [({"results_max_count": 2}, 2), ({"results_max_bytes": 120}, 1), ({"results_max_days": 1e-9}, 0), ({}, 4)],
+)
+def test_results_expire_by_age_number_and_bytes(tmp_path, limits, kept):
+    settings = Settings(data_dir=tmp_path, retention_interval_seconds=0.2, **limits)
+    with TestClient(create_app(settings, FakeEngine()), LOCAL) as app:
+        ids = [submit(app, f"job {index}") for index in range(4)]  # about 70 bytes each
+        for job_id in ids:
+            ended(app, job_id)
+        time.sleep(1)
+        answers = [app.get(f"/attribution/jobs/{job_id}/results") for job_id in ids]
+        assert [answer.status_code for answer in answers] == [410] * (4 - kept) + [200] * kept
+        assert len(list((tmp_path / "results").iterdir())) == 2 * kept
+        if kept < 4:
+            assert answers[0].json()["type"] == "/problems/result-expired"
+            job = app.get(f"/attribution/jobs/{ids[0]}").json()
+            assert job["status"] == "completed"
+            assert job["expired_at"] is not None
+
+
+# Watching
+
+
+def events(app, job_id, **headers):
+    """The events of a job's stream, read to its end."""
+    answer = app.get(f"/attribution/jobs/{job_id}/events", headers=headers)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    found = []
+    for block in answer.text.split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if "data" in lines:
+            found.append((lines["event"], lines["id"], json.loads(lines["data"])))
+    return found
+
+
+def test_every_change_is_an_event_until_the_end(app):
+    running, job_id = submit(app, "sleep:0.4"), submit(app, "sleep:0.6")
+    seen = events(app, job_id)
+    statuses = [document["status"] for event, _, document in seen if event == "status"]
+    assert statuses == ["pending", "running", "completed"]
+    assert any(document["progress"]["steps_done"] == 1 for _, _, document in seen)
+    assert len({identity for _, identity, _ in seen}) == len(seen)
+    assert app.app.state.watch.watched == 0
+    assert app.get(f"/attribution/jobs/{running}").json()["status"] == "completed"
+
+
+def test_a_stream_resumes_after_the_last_event_that_was_seen(app):
+    job_id = submit(app, "sleep:0.6")
+    until_running(app, job_id)
+    (_, first, _), *rest = events(app, job_id)
+    resumed = events(app, job_id, **{"Last-Event-ID": first})
+    assert [identity for _, identity, _ in resumed] == [rest[-1][1]]
+    last = rest[-1][1]
+    assert app.get(f"/attribution/jobs/{job_id}/events", headers={"Last-Event-ID": last}).status_code == 204
+    assert app.get("/attribution/jobs/nope/events").status_code == 404
+
+
+def test_a_thousand_streams_cost_no_thread(app):
+    """Read on the event loop itself: the test client would take a thread for each."""
+    job_id = submit(app, "sleep:2")
+    watch = app.app.state.watch
+    finished = []
+
+    async def read_all():
+        async def read_one():
+            finished.extend([event async for event in watch.stream(job_id, None) if b"completed" in event])
+
+        async with anyio.create_task_group() as group:
+            for _ in range(1000):
+                group.start_soon(read_one)
+            await anyio.sleep(0.5)
+            assert watch.watched == 1000
+            assert threading.active_count() < 60
+
+    app.portal.call(read_all)
+    assert len(finished) == 1000
+    assert watch.watched == 0
+
+
+@pytest.mark.parametrize("method", ["integrated_gradients", "lime", "occlusion"])
+def test_cancelling_a_real_attribution_leaves_the_model_clean(server, method):
+    """In the middle of the forwards of one step; the job after it gives the numbers of the one before it."""
+    arguments = {"integrated_gradients": {"n_steps": 2000, "internal_batch_size": 2}, "lime": {"n_samples": 2000}}
+    probe = {"model": PHRASEBOOK, "method": "saliency", "input_text": SENTENCE, "step_scores": ["probability"]}
+    before = server.result(server.run(**probe))["sequence_attributions"]
+    text = SENTENCE if method != "occlusion" else " ".join([SENTENCE] * 12)
+    job_id = server.submit(model=PHRASEBOOK, method=method, input_text=text, attribution_args=arguments.get(method, {}))
+    deadline = time.monotonic() + 30
+    while server.job(job_id)["progress"]["stage"] != "attributing":
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert server.client.post(f"/attribution/jobs/{job_id}/cancel").json()["cancel_requested"] is True
+    asked = time.monotonic()
+    assert server.wait(job_id)["status"] == "cancelled"
+    assert time.monotonic() - asked < 5
+    assert server.result(server.run(**probe))["sequence_attributions"] == before
