@@ -83,6 +83,7 @@ class JobManager:
         self._aborting = False  # running jobs are to stop
         self._cancelled: set[str] = set()  # running jobs that their owners gave up
         self._when_changed: Callable[[str], None] = lambda _: None
+        self._when_ended: Callable[[JobRecord, JobStatus, float], None] = lambda *_: None
         self._live: dict[str, Progress] = {}  # progress of running jobs, fresher than the store's
         self._busy: dict[str, list[str]] = {device: [] for device in devices}  # models being run, by device
         self._workers = [
@@ -121,6 +122,10 @@ class JobManager:
     def tell_of_changes(self, listener: Callable[[str], None]) -> None:
         """Have `listener` called with the id of every job that changes, on whatever thread changed it."""
         self._when_changed = listener
+
+    def tell_of_ends(self, listener: Callable[[JobRecord, JobStatus, float], None]) -> None:
+        """Have `listener` called with every job that ran, how it ended and after how many seconds."""
+        self._when_ended = listener
 
     # Jobs
 
@@ -243,29 +248,33 @@ class JobManager:
                 result = self._run(job.request, device=device, report=reporter, should_cancel=should_cancel)
                 stored = self._store.complete(job, result, reporter.latest)
                 log.info("job_completed", seconds=round(self._clock() - started, 3), stored=stored)
+                status = JobStatus.COMPLETED
             except Cancelled:
-                self._stopped(job, limit)
+                status = self._stopped(job, limit)
             except Exception as error:
-                self._fail(job, error)
+                status = self._fail(job, error)
+            if status.is_terminal:
+                self._when_ended(job, status, self._clock() - started)
 
-    def _stopped(self, job: JobRecord, limit: float) -> None:
+    def _stopped(self, job: JobRecord, limit: float) -> JobStatus:
         """A job that was told to stop has stopped, and the device is free: why was it?"""
         if job.job_id in self._cancelled:
             self._store.cancel(job)
             log.info("job_cancelled")
-        elif self._aborting:
+            return JobStatus.CANCELLED
+        if self._aborting:
             self._store.requeue(job)
             log.info("job_requeued")
-        else:
-            self._fail(
-                job,
-                TimedOut(
-                    f"The job ran longer than {limit:g} seconds. Shorten the text, lower n_steps, or give a larger "
-                    "timeout_seconds, up to the server's limit (INSEQ_API_MAX_JOB_SECONDS)."
-                ),
-            )
+            return JobStatus.PENDING
+        return self._fail(
+            job,
+            TimedOut(
+                f"The job ran longer than {limit:g} seconds. Shorten the text, lower n_steps, or give a larger "
+                "timeout_seconds, up to the server's limit (INSEQ_API_MAX_JOB_SECONDS)."
+            ),
+        )
 
-    def _fail(self, job: JobRecord, error: Exception) -> None:
+    def _fail(self, job: JobRecord, error: Exception) -> JobStatus:
         if isinstance(error, ServiceError):
             # What an error was made of (Captum's own complaint, say) is for the operator, too.
             log.info("job_failed", problem=error.slug, exc_info=error.__cause__)
@@ -280,6 +289,7 @@ class JobManager:
         except StorageFailed:
             # It stays `running` and is run again after a restart, when the disk may be writable.
             log.warning("job_failure_not_stored")
+        return JobStatus.FAILED
 
 
 class _Reporter:

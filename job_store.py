@@ -160,6 +160,17 @@ class JobStore:
         with self._read() as connection:
             return [_record(row) for row in connection.execute(query)]
 
+    def active(self) -> dict[JobStatus, int]:
+        """How many jobs wait and how many run."""
+        statuses = (JobStatus.PENDING, JobStatus.RUNNING)
+        query = (
+            sa.select(jobs.c.status, sa.func.count())
+            .where(jobs.c.status.in_([each.value for each in statuses]))
+            .group_by(jobs.c.status)
+        )
+        with self._read() as connection:
+            return {JobStatus(status): count for status, count in connection.execute(query)}
+
     def queue_position(self, seq: int) -> int:
         """How many pending jobs were accepted before job number `seq`."""
         query = sa.select(sa.func.count()).where(jobs.c.status == JobStatus.PENDING.value, jobs.c.seq < seq)

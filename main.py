@@ -28,6 +28,7 @@ from events import JobWatch, event_id
 from http_errors import install_error_handlers, problem_responses
 from job_manager import JobManager
 from job_store import JobStore
+from metrics import Metrics, RequestMetrics
 from middleware import RequestGuard, RequestIdMiddleware
 from models import AttributionRequest, AttributionResult, Job, JobList, JobStatus
 from problems import (
@@ -245,6 +246,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     Opening the store and starting the workers happens when the app starts, so that making one costs nothing.
     """
     settings = settings or Settings()
+    metrics = Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -268,6 +270,12 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
             asyncio.get_running_loop(), lambda job_id: run_in_threadpool(_current_job, job_id, manager)
         )
         manager.tell_of_changes(app.state.watch.tell)
+        metrics.look_at(store.active, chosen.model_cache_numbers, lambda: app.state.watch.watched)
+        manager.tell_of_ends(
+            lambda job, status, seconds: metrics.job_ended(
+                method=job.request.method, model=job.request.model, status=status, seconds=seconds
+            )
+        )
         retention = Retention(store, settings)
         manager.start()
         retention.start()
@@ -291,7 +299,9 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         app.include_router(router)
     install_error_handlers(app)
     app.add_middleware(RequestGuard, max_bytes=settings.max_body_bytes, allowed_hosts=settings.allowed_hosts)
+    app.add_middleware(RequestMetrics, metrics=metrics)
     app.add_middleware(RequestIdMiddleware)
+    app.state.metrics = metrics
     return app
 
 

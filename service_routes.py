@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
-from fastapi.responses import RedirectResponse
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse, RedirectResponse
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from dependencies import Manager, Store, TheEngine
 from http_errors import problem_responses
@@ -68,6 +69,12 @@ def ready(manager: Manager, store: Store) -> dict[str, str]:
     if not manager.is_alive or not store.is_writable():
         raise ShuttingDown("The workers are not running or the store cannot be written.")
     return {"status": "ok"}
+
+
+@meta.get("/metrics", response_class=PlainTextResponse)
+def tell_metrics(request: Request) -> Response:
+    """Requests, queue, jobs, model cache and memory, for Prometheus."""
+    return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 @meta.get("/problems/{slug}", responses=problem_responses(JobNotFound))

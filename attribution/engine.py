@@ -115,6 +115,9 @@ class AttributionEngine:
     def aggregators(self) -> dict[str, Any]:
         return catalogue.describe_aggregators()
 
+    def model_cache_numbers(self) -> dict[str, float]:
+        return self._models.numbers()
+
     def corrections(self) -> list[dict[str, str]]:
         return registry.describe()
 

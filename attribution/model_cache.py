@@ -158,6 +158,17 @@ class ModelCache:
         """How many times a model was read from disk since the start."""
         return self._loads
 
+    def numbers(self) -> dict[str, float]:
+        """For the metrics: how many models are in memory, their bytes, and how often one was asked for or read."""
+        with self._guard:
+            ready = [future.result() for future in self._entries.values() if future.done()]
+        return {
+            "models": len(ready),
+            "bytes": sum(each.size for each in ready),
+            "hits": sum(each.hits for each in ready),
+            "loads": self._loads,
+        }
+
     # Finding
 
     def resolve(self, name: str) -> ModelSource:

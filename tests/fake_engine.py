@@ -85,6 +85,9 @@ class FakeEngine:
     def methods(self):
         return []
 
+    def model_cache_numbers(self):
+        return {"models": 1, "bytes": 10}
+
     step_functions = methods
     aggregators = models
 

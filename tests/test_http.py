@@ -6,17 +6,22 @@ import gzip
 import inspect
 import json
 import re
+import time
 from itertools import pairwise
 
 import httpx
 import inseq
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
 
-from main import api, get_job, watch_job
+from main import api, create_app, get_job, watch_job
 from service_routes import catalogue, meta
+from settings import Settings
 from tests import reference
 from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
+from tests.fake_engine import LOCAL, FakeEngine, body, ended
 
 JOB = {"model": LOOKUP, "method": "saliency", "input_text": PROMPT, "step_scores": ["probability"]}
 
@@ -342,3 +347,32 @@ def test_no_route_runs_on_the_event_loop():
     for route in (*api.routes, *catalogue.routes, *meta.routes):
         if route.endpoint not in {get_job, watch_job}:
             assert not inspect.iscoroutinefunction(route.endpoint), route.path
+
+
+def test_metrics(tmp_path):
+    """What Prometheus reads: by route and not by id, by method and model, the queue as it is."""
+
+    with TestClient(create_app(Settings(data_dir=tmp_path), FakeEngine()), LOCAL) as client:
+        for text in ("hello", "fail"):
+            ended(client, client.post("/attribution/jobs", json=body(text)).json()["job_id"])
+        client.post("/attribution/jobs", json=body("sleep:2"))
+        client.post("/attribution/jobs", json=body("hello"))
+        client.get("/attribution/jobs/nope")
+        client.get("/no/such/page")
+        time.sleep(0.3)
+        answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    samples = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for metric in text_string_to_metric_families(answer.text)
+        for sample in metric.samples
+    }
+    assert samples["inseq_api_jobs", "pending"] == samples["inseq_api_jobs", "running"] == 1
+    assert samples["inseq_api_job_seconds_count", "completed", "m", "saliency"] == 1
+    assert samples["inseq_api_job_seconds_count", "failed", "m", "saliency"] == 1
+    assert samples["inseq_api_http_requests_total", "/attribution/jobs/{job_id}", "404", "GET"] == 1
+    assert samples["inseq_api_http_requests_total", "/attribution/jobs", "202", "POST"] == 4
+    assert samples["inseq_api_http_requests_total", "404", "GET", "unmatched"] == 1
+    assert samples[("inseq_api_model_cache_bytes",)] == 10
+    assert samples[("inseq_api_watchers",)] == 0
+    assert samples[("process_resident_memory_bytes",)] > 10**7
