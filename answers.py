@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from job_manager import JobManager
-from job_store import JobRecord
+from job_records import JobRecord
 from models import Job, JobStatus, Links
 from problems import InvalidRequest, NoResult, ResultExpired, ResultNotReady, ServiceError
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
 
+from api_keys import ANYBODY
 from job_manager import JobManager, Run
 from job_store import JobStore
 from models import AttributionRequest
+from problems import Unauthorized
 
 if TYPE_CHECKING:
     from attribution.results import ViewOptions
@@ -45,6 +47,27 @@ async def _store(request: Request) -> JobStore:
     return request.app.state.store  # type: ignore[no-any-return]
 
 
+def owner_of(
+    request: Request,
+    store: Annotated[JobStore, Depends(_store)],
+    authorization: Annotated[str | None, Header(description="`Bearer KEY`, where the server has API keys.")] = None,
+) -> str:
+    """Whose request this is. Raises `Unauthorized`."""
+    if not store.keys.are_set:
+        return ANYBODY
+    scheme, _, secret = (authorization or "").partition(" ")
+    owner = store.keys.owner(secret.strip()) if scheme.lower() == "bearer" else None
+    if owner is None:
+        raise Unauthorized(
+            "This server needs an API key: send the header Authorization: Bearer KEY. The operator makes keys with "
+            "python main.py keys create NAME.",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+    request.state.owner = owner
+    return owner
+
+
+Owner = Annotated[str, Depends(owner_of)]
 Manager = Annotated[JobManager, Depends(_manager)]
 TheEngine = Annotated[Any, Depends(_engine)]  # an `Engine`; FastAPI cannot read a protocol's methods
 Store = Annotated[JobStore, Depends(_store)]

@@ -15,7 +15,8 @@ from typing import Protocol
 
 import structlog
 
-from job_store import JobRecord, JobStore, Submission, with_progress
+from job_records import JobRecord, Submission, with_progress
+from job_store import JobStore
 from models import AttributionRequest, JobStatus, Problem, Progress, ResultPart, Stage
 from problems import (
     AttributionFailed,
@@ -67,6 +68,7 @@ class JobManager:
         max_attempts: int = 3,
         max_seconds: float = float("inf"),
         max_pending: int | None = None,
+        max_pending_of_owner: int | None = None,
         prepare_worker: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -75,6 +77,7 @@ class JobManager:
         self._max_attempts = max_attempts
         self._max_seconds = max_seconds
         self._max_pending = max_pending
+        self._max_pending_of_owner = max_pending_of_owner
         self._prepare_worker = prepare_worker
         self._clock = clock
         self._work = threading.Condition()
@@ -129,7 +132,7 @@ class JobManager:
 
     # Jobs
 
-    def submit(self, request: AttributionRequest, *, idempotency_key: str | None = None) -> JobRecord:
+    def submit(self, request: AttributionRequest, *, idempotency_key: str | None = None, owner: str = "") -> JobRecord:
         """Accept a job; it is durable when this returns. With a key that was used before, the job of that time.
 
         Raises `ShuttingDown`, `QueueFull`, and `KeyReused` for a key of another request.
@@ -137,7 +140,9 @@ class JobManager:
         if self._stopping:
             raise ShuttingDown("The server is shutting down; send the job again in a moment.")
         try:
-            job, is_new = self._store.add(Submission(request, idempotency_key, self._max_pending))
+            job, is_new = self._store.add(
+                Submission(request, idempotency_key, owner, self._max_pending, self._max_pending_of_owner)
+            )
         except QueueFull as error:
             raise QueueFull(error.detail, headers={"Retry-After": str(self._seconds_to_room())}) from None
         if not is_new:
@@ -148,19 +153,19 @@ class JobManager:
         log.info("job_accepted", job_id=job.job_id, model=request.model, method=request.method)
         return job
 
-    def get(self, job_id: str) -> JobRecord:
-        """The job, with its latest progress. Raises `JobNotFound`."""
-        job = self._store.get(job_id)
+    def get(self, job_id: str, owner: str | None = None) -> JobRecord:
+        """The job, with its latest progress. Raises `JobNotFound`, also for another owner's."""
+        job = self._store.get(job_id, owner)
         if job is None:
             raise JobNotFound(f"There is no job {job_id!r}. GET /attribution/jobs lists the jobs there are.")
         return self._fresh(job)
 
-    def cancel(self, job_id: str) -> JobRecord:
+    def cancel(self, job_id: str, owner: str | None = None) -> JobRecord:
         """Give a job up: one that waits is cancelled at once, a running one within a forward pass.
 
         Raises `JobNotFound`, and `JobEnded` for one that has ended.
         """
-        before = self.get(job_id)
+        before = self.get(job_id, owner)
         if before.status.is_terminal:
             raise JobEnded(f"The job is {before.status}: there is nothing to cancel. DELETE removes it.")
         job = self._store.request_cancel(job_id)
@@ -172,8 +177,9 @@ class JobManager:
         self._when_changed(job_id)
         return self._fresh(job)
 
-    def delete(self, job_id: str) -> None:
+    def delete(self, job_id: str, owner: str | None = None) -> None:
         """Forget an ended job and its result. Raises `JobNotFound`, and `JobActive` for one that has not ended."""
+        self.get(job_id, owner)
         job = self._store.delete(job_id)
         if job is None:
             raise JobNotFound(f"There is no job {job_id!r}. GET /attribution/jobs lists the jobs there are.")
@@ -190,14 +196,17 @@ class JobManager:
         model: str | None,
         method: str | None,
         tags: Sequence[tuple[str, str | None]] = (),
+        owner: str | None = None,
     ) -> list[JobRecord]:
         """Jobs, newest first, those accepted before number `before`."""
-        found = self._store.page(limit=limit, before=before, status=status, model=model, method=method, tags=tags)
+        found = self._store.page(
+            limit=limit, before=before, status=status, model=model, method=method, tags=tags, owner=owner
+        )
         return [self._fresh(job) for job in found]
 
     def queue_position(self, job: JobRecord) -> int | None:
         """How many jobs wait before this one, or None if it does not wait."""
-        return self._store.queue_position(job.seq) if job.status is JobStatus.PENDING else None
+        return self._store.queue_position(job) if job.status is JobStatus.PENDING else None
 
     def _fresh(self, job: JobRecord) -> JobRecord:
         live = self._live.get(job.job_id)

@@ -31,9 +31,20 @@ jobs = sa.Table(
     sa.Column("started_at", sa.Float),
     sa.Column("finished_at", sa.Float),
     sa.Column("cancel_requested", sa.Boolean, nullable=False),
-    sa.Column("idempotency_key", sa.String(200), unique=True),
+    sa.Column("idempotency_key", sa.String(200)),
     sa.Column("fingerprint", sa.String(64)),
     sa.Column("expired_at", sa.Float),
+    sa.Column("owner", sa.String(16), nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False),
+)
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("key_id", sa.String(16), primary_key=True),
+    sa.Column("name", sa.String(100), nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False, unique=True),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("revoked_at", sa.Float),
 )
 job_tags = sa.Table(
     "job_tags",

@@ -7,55 +7,24 @@ points at it is committed, so a reader never sees half of one. Status moves only
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from filelock import FileLock, Timeout
 
+import job_queue
+from api_keys import ApiKeys
+from job_records import JobRecord, Submission, record
 from job_schema import job_tags, jobs, migrate, open_database, result_files
-from models import AttributionRequest, JobStatus, Problem, Progress, ResultPart
-from problems import KeyReused, QueueFull, StorageFailed
+from models import JobStatus, Problem, Progress, ResultPart
+from problems import KeyReused, StorageFailed
 from result_files import ResultFile, ResultFiles
-
-
-@dataclass(frozen=True)
-class JobRecord:
-    """One row of `jobs`; times are seconds since the epoch."""
-
-    seq: int
-    job_id: str
-    status: JobStatus
-    request: AttributionRequest
-    progress: Progress
-    error: Problem | None
-    attempt: int
-    created_at: float
-    started_at: float | None
-    finished_at: float | None
-    cancel_requested: bool = False
-    expired_at: float | None = None  # when its result was removed to make room
-
-
-@dataclass(frozen=True)
-class Submission:
-    """A job to accept, and what may stand in its way."""
-
-    request: AttributionRequest
-    idempotency_key: str | None = None
-    max_pending: int | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        """Equal for equal requests."""
-        return hashlib.sha256(self.request.model_dump_json().encode()).hexdigest()
 
 
 class JobStore:
@@ -81,6 +50,8 @@ class JobStore:
         # One writer at a time: SQLite has one anyway, and a queue here is fairer than its busy timeout.
         self._write_lock = threading.Lock()
         self._engine = open_database(data_dir / "jobs.sqlite3")
+        self.keys = ApiKeys(self._engine)
+        self._turns = job_queue.Turns()
         try:
             migrate(self._engine)
             with self._read() as connection:
@@ -114,25 +85,28 @@ class JobStore:
             "cancel_requested": False,
             "idempotency_key": key,
             "fingerprint": submission.fingerprint if key else None,
+            "owner": submission.owner,
+            "priority": request.priority,
         }
         tags = [{"job_id": row["job_id"], "name": name, "value": value} for name, value in request.tags.items()]
         with self._write() as connection:
             if key is not None:
-                earlier = connection.execute(sa.select(jobs).where(jobs.c.idempotency_key == key)).one_or_none()
+                same = (jobs.c.owner == submission.owner, jobs.c.idempotency_key == key)
+                earlier = connection.execute(sa.select(jobs).where(*same)).one_or_none()
                 if earlier is not None:
                     return _earlier(earlier, submission), False
-            if submission.max_pending is not None:
-                _check_room(connection, submission.max_pending)
+            job_queue.check_room(connection, submission)
             stored = connection.execute(sa.insert(jobs).values(row).returning(jobs)).one()
             if tags:
                 connection.execute(sa.insert(job_tags), tags)
-        return _record(stored), True
+        return record(stored), True
 
-    def get(self, job_id: str) -> JobRecord | None:
-        """The job, or None."""
+    def get(self, job_id: str, owner: str | None = None) -> JobRecord | None:
+        """The job, or None; with an owner, only of that one's."""
+        query = sa.select(jobs).where(jobs.c.job_id == job_id)
         with self._read() as connection:
-            row = connection.execute(sa.select(jobs).where(jobs.c.job_id == job_id)).one_or_none()
-        return None if row is None else _record(row)
+            row = connection.execute(query if owner is None else query.where(jobs.c.owner == owner)).one_or_none()
+        return None if row is None else record(row)
 
     def page(
         self,
@@ -143,6 +117,7 @@ class JobStore:
         model: str | None = None,
         method: str | None = None,
         tags: Sequence[tuple[str, str | None]] = (),
+        owner: str | None = None,
     ) -> list[JobRecord]:
         """Jobs accepted before number `before`, newest first; new arrivals never shift a page.
 
@@ -151,14 +126,15 @@ class JobStore:
         query = sa.select(jobs).order_by(jobs.c.seq.desc()).limit(limit)
         if before is not None:
             query = query.where(jobs.c.seq < before)
-        for column, wanted in ((jobs.c.status, status), (jobs.c.model, model), (jobs.c.method, method)):
+        filters = ((jobs.c.status, status), (jobs.c.model, model), (jobs.c.method, method), (jobs.c.owner, owner))
+        for column, wanted in filters:
             if wanted is not None:
                 query = query.where(column == str(wanted))
         for name, value in tags:
             tagged = sa.select(job_tags.c.job_id).where(job_tags.c.name == name)
             query = query.where(jobs.c.job_id.in_(tagged if value is None else tagged.where(job_tags.c.value == value)))
         with self._read() as connection:
-            return [_record(row) for row in connection.execute(query)]
+            return [record(row) for row in connection.execute(query)]
 
     def active(self) -> dict[JobStatus, int]:
         """How many jobs wait and how many run."""
@@ -171,24 +147,24 @@ class JobStore:
         with self._read() as connection:
             return {JobStatus(status): count for status, count in connection.execute(query)}
 
-    def queue_position(self, seq: int) -> int:
-        """How many pending jobs were accepted before job number `seq`."""
-        query = sa.select(sa.func.count()).where(jobs.c.status == JobStatus.PENDING.value, jobs.c.seq < seq)
+    def queue_position(self, job: JobRecord) -> int:
+        """How many jobs run before a pending one, if no more come."""
         with self._read() as connection:
-            return int(connection.execute(query).scalar_one())
+            return job_queue.position(connection, job)
 
     def claim(self, busy_models: Collection[str] = ()) -> JobRecord | None:
-        """Take the next pending job: the oldest one, those on a model that is busy on this device after the others."""
-        oldest = (
-            sa.select(jobs.c.seq)
-            .where(jobs.c.status == JobStatus.PENDING.value)
-            .order_by(sa.case((jobs.c.model.in_(busy_models), 1), else_=0), jobs.c.seq)
-            .limit(1)
-            .scalar_subquery()
-        )
-        statement = (
+        """Take the next pending job. Owners take turns; of one owner's, those on a model that is busy on this device
+        come after the others, then the higher priority comes first, then the older.
+        """
+        with self._write() as connection:
+            seq = self._turns.next(connection, busy_models)
+            row = None if seq is None else connection.execute(self._claiming(seq)).one_or_none()
+        return None if row is None else record(row)
+
+    def _claiming(self, seq: int) -> Any:
+        return (
             sa.update(jobs)
-            .where(jobs.c.seq == oldest, jobs.c.status == JobStatus.PENDING.value)
+            .where(jobs.c.seq == seq, jobs.c.status == JobStatus.PENDING.value)
             .values(
                 status=JobStatus.RUNNING.value,
                 attempt=jobs.c.attempt + 1,
@@ -197,9 +173,6 @@ class JobStore:
             )
             .returning(jobs)
         )
-        with self._write() as connection:
-            row = connection.execute(statement).one_or_none()
-        return None if row is None else _record(row)
 
     def save_progress(self, job: JobRecord, progress: Progress) -> None:
         """Remember how far a running job is; the caller bounds how often."""
@@ -234,7 +207,7 @@ class JobStore:
             connection.execute(sa.update(jobs).where(*waiting).values(ended))
             connection.execute(sa.update(jobs).where(*running).values(cancel_requested=True))
             row = connection.execute(sa.select(jobs).where(jobs.c.job_id == job_id)).one_or_none()
-        return None if row is None else _record(row)
+        return None if row is None else record(row)
 
     def cancel(self, job: JobRecord) -> bool:
         """Mark a running job cancelled, now that the device is free of it. False if it was no longer this attempt's."""
@@ -247,7 +220,7 @@ class JobStore:
             row = connection.execute(sa.select(jobs).where(jobs.c.job_id == job_id)).one_or_none()
             if row is None:
                 return None
-            job = _record(row)
+            job = record(row)
             if not job.status.is_terminal:
                 return job
             names = self._forget_files(connection, [job_id])
@@ -299,7 +272,7 @@ class JobStore:
         """
         with self._write() as connection:
             rows = connection.execute(sa.select(jobs).where(jobs.c.status == JobStatus.RUNNING.value)).all()
-            for job in map(_record, rows):
+            for job in map(record, rows):
                 if job.cancel_requested:
                     self._finish(connection, job, JobStatus.CANCELLED)
                 elif job.attempt < max_attempts:
@@ -307,7 +280,7 @@ class JobStore:
                 else:
                     error = give_up(job).model_dump_json()
                     self._finish(connection, job, JobStatus.FAILED, error=error)
-        return [_record(row) for row in rows]
+        return [record(row) for row in rows]
 
     # Results
 
@@ -365,33 +338,11 @@ class JobStore:
             raise StorageFailed(f"The job store cannot be written: {error.orig}.") from error
 
 
-def with_progress(job: JobRecord, progress: Progress) -> JobRecord:
-    """The record with fresher progress than the row's."""
-    return replace(job, progress=progress)
-
-
 def _held(job: JobRecord) -> tuple[sa.ColumnElement[bool], ...]:
     return (
         jobs.c.seq == job.seq,
         jobs.c.status == JobStatus.RUNNING.value,
         jobs.c.attempt == job.attempt,
-    )
-
-
-def _record(row: Any) -> JobRecord:
-    return JobRecord(
-        seq=row.seq,
-        job_id=row.job_id,
-        status=JobStatus(row.status),
-        request=AttributionRequest.model_validate_json(row.request),
-        progress=Progress.model_validate_json(row.progress) if row.progress else Progress(),
-        error=Problem.model_validate_json(row.error) if row.error else None,
-        attempt=row.attempt,
-        created_at=row.created_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        cancel_requested=row.cancel_requested,
-        expired_at=row.expired_at,
     )
 
 
@@ -402,10 +353,4 @@ def _earlier(row: Any, submission: Submission) -> JobRecord:
             f"The Idempotency-Key {submission.idempotency_key!r} was used for another request (job {row.job_id}). A "
             "key stands for one request: make a new one."
         )
-    return _record(row)
-
-
-def _check_room(connection: sa.Connection, max_pending: int) -> None:
-    query = sa.select(sa.func.count()).where(jobs.c.status == JobStatus.PENDING.value)
-    if int(connection.execute(query).scalar_one()) >= max_pending:
-        raise QueueFull(f"{max_pending} jobs are waiting already; try again later.")
+    return record(row)

@@ -6,7 +6,6 @@ FastAPI runs on threads, so that nothing ever blocks the event loop.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gzip
 import hashlib
@@ -14,7 +13,6 @@ import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Annotated, Literal
 
 import structlog
@@ -23,7 +21,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from answers import job_answer, json_object, names, no_result, read_cursor, read_tag, write_cursor
-from dependencies import Engine, Manager, Store, TheEngine
+from dependencies import Engine, Manager, Owner, Store, TheEngine
 from events import JobWatch, event_id
 from http_errors import install_error_handlers, problem_responses
 from job_manager import JobManager
@@ -44,18 +42,17 @@ from problems import (
     ResultExpired,
     ResultNotReady,
     ShuttingDown,
-    StorageFailed,
+    Unauthorized,
     UnsupportedMediaType,
 )
 from retention import Retention
-from server import configure_logging, serve
 from service_routes import catalogue, meta
 from settings import Settings
 
 VERSION = "0.1.0"
 MAX_WAIT = 60.0  # seconds a client may have an answer held back
 log = structlog.get_logger(__name__)
-api = APIRouter(prefix="/attribution", tags=["attribution"], responses=problem_responses(InvalidRequest))
+api = APIRouter(prefix="/attribution", tags=["attribution"], responses=problem_responses(InvalidRequest, Unauthorized))
 
 
 # Jobs
@@ -74,13 +71,14 @@ def submit_job(
     response: Response,
     manager: Manager,
     engine: TheEngine,
+    owner: Owner,
     idempotency_key: Annotated[
         str | None,
         Header(min_length=1, max_length=200, description="The same key and body give the first job, not a second."),
     ] = None,
 ) -> Job:
     """Accept an attribution job. It is stored when this answers, and will run whatever happens to the server."""
-    record = manager.submit(engine.check(body), idempotency_key=idempotency_key)
+    record = manager.submit(engine.check(body), idempotency_key=idempotency_key, owner=owner)
     job = job_answer(record, manager)
     response.headers["Location"] = job.links.self
     return job
@@ -89,6 +87,7 @@ def submit_job(
 @api.get("/jobs", response_model=JobList, responses=problem_responses(InvalidRequest))
 def list_jobs(
     manager: Manager,
+    owner: Owner,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
     status: JobStatus | None = None,
@@ -104,6 +103,7 @@ def list_jobs(
         model=model,
         method=method,
         tags=[read_tag(each) for each in tag or []],
+        owner=owner,
     )
     page = records[:limit]
     following = write_cursor(page[-1].seq) if len(records) > limit else None
@@ -116,14 +116,14 @@ async def get_job(
     request: Request,
     response: Response,
     manager: Manager,
+    owner: Owner,
     wait: Annotated[float, Query(ge=0, le=MAX_WAIT, description="Seconds to wait for the job's end.")] = 0,
 ) -> Job:
     """The job: its status, progress and, if it failed, why. With `wait` (or `Prefer: wait`), once it has ended."""
+    job: Job = await run_in_threadpool(_current_job, job_id, manager, owner)
     patience = wait or _preferred_wait(request)
-    if patience:
-        job: Job = await request.app.state.watch.ended(job_id, patience)
-    else:
-        job = await run_in_threadpool(_current_job, job_id, manager)
+    if patience and not job.status.is_terminal:
+        job = await request.app.state.watch.ended(job_id, patience)
     if not job.status.is_terminal:
         response.headers["Retry-After"] = "1"
     return job
@@ -138,12 +138,13 @@ async def watch_job(
     job_id: str,
     request: Request,
     manager: Manager,
+    owner: Owner,
     last_event_id: Annotated[
         str | None, Header(description="The last event that was seen: what follows it comes.")
     ] = None,
 ) -> Response:
     """Server-sent events: the job's document (`status` or `progress`) at every change, until it ends."""
-    job = await run_in_threadpool(_current_job, job_id, manager)
+    job = await run_in_threadpool(_current_job, job_id, manager, owner)
     if job.status.is_terminal and last_event_id == event_id(job):
         return Response(status_code=204)  # which tells an EventSource not to connect again
     return StreamingResponse(
@@ -159,15 +160,15 @@ async def watch_job(
     response_model=Job,
     responses=problem_responses(JobNotFound, JobEnded),
 )
-def cancel_job(job_id: str, manager: Manager) -> Job:
+def cancel_job(job_id: str, manager: Manager, owner: Owner) -> Job:
     """Give a job up: at once if it waits, within a forward pass if it runs. `cancelled` once the device is free."""
-    return job_answer(manager.cancel(job_id), manager)
+    return job_answer(manager.cancel(job_id, owner), manager)
 
 
 @api.delete("/jobs/{job_id}", status_code=204, responses=problem_responses(JobNotFound, JobActive))
-def delete_job(job_id: str, manager: Manager) -> Response:
+def delete_job(job_id: str, manager: Manager, owner: Owner) -> Response:
     """Forget an ended job and its result."""
-    manager.delete(job_id)
+    manager.delete(job_id, owner)
     return Response(status_code=204)
 
 
@@ -186,6 +187,7 @@ def get_results(
     manager: Manager,
     engine: TheEngine,
     store: Store,
+    owner: Owner,
     view: Annotated[
         Literal["json", "inseq"],
         Query(alias="format", description="`inseq`: a file for `inseq.FeatureAttributionOutput.load`."),
@@ -204,7 +206,7 @@ def get_results(
     ] = False,
 ) -> Response:
     """The result of a completed job."""
-    record = manager.get(job_id)
+    record = manager.get(job_id, owner)
     if record.status is not JobStatus.COMPLETED or record.expired_at is not None:
         raise no_result(record)
     from attribution.results import ViewOptions
@@ -263,6 +265,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
             max_attempts=settings.max_attempts,
             max_seconds=settings.max_job_seconds,
             max_pending=settings.max_pending_jobs,
+            max_pending_of_owner=settings.max_pending_jobs_per_key,
             prepare_worker=lambda: chosen.prepare_worker(threads),
         )
         app.state.engine, app.state.store, app.state.manager = chosen, store, manager
@@ -322,8 +325,8 @@ def _inseq_engine(settings: Settings) -> Engine:
     return AttributionEngine(settings)
 
 
-def _current_job(job_id: str, manager: JobManager) -> Job:
-    return job_answer(manager.get(job_id), manager)
+def _current_job(job_id: str, manager: JobManager, owner: str | None = None) -> Job:
+    return job_answer(manager.get(job_id, owner), manager)
 
 
 def _preferred_wait(request: Request) -> float:
@@ -332,29 +335,7 @@ def _preferred_wait(request: Request) -> float:
     return min(float(found.group(1)), MAX_WAIT) if found else 0.0
 
 
-# The command line
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """`python main.py [--host HOST] [--port PORT] [--data-dir DIR]`."""
-    parser = argparse.ArgumentParser(description="Serve feature attribution jobs over HTTP.")
-    parser.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, help="port to listen on (default: 8000)")
-    parser.add_argument("--data-dir", type=Path, help="where jobs and results are stored (default: data/)")
-    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
-    settings = Settings(**given)
-    if not settings.is_loopback and not settings.allow_public:
-        parser.error(
-            f"{settings.host} can be reached by other machines, and there is no authentication yet. Set "
-            "INSEQ_API_ALLOW_PUBLIC=true (and INSEQ_API_ALLOWED_HOSTS) if that is what you want."
-        )
-    try:
-        JobStore(settings.data_dir).close()
-    except StorageFailed as error:  # told here on a line of its own, and not in a traceback of the app's start
-        parser.exit(1, f"{error.detail}\n")
-    configure_logging()
-    serve(create_app(settings), settings.host, settings.port)
-
-
 if __name__ == "__main__":
+    from command_line import main
+
     main()

@@ -158,6 +158,7 @@ class AttributionRequest(BaseModel):
     timeout_seconds: float | None = Field(
         None, gt=0, description="Longest time the job may run; the server's own limit holds besides."
     )
+    priority: int = Field(0, ge=-100, le=100, description="Among one's own waiting jobs the higher comes first.")
     tags: dict[TagName, TagValue] = Field({}, max_length=16, description="For finding jobs again: a small string map.")
     seed: int = Field(
         0,

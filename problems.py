@@ -7,7 +7,8 @@ what to do about it. Knows nothing of FastAPI; `main` turns what is raised into 
     ├── InvalidRequest          422  the request can never run as it is written
     │   ├── MalformedBody       400  the body is not JSON
     │   └── ModelNotAllowed     422  this server does not serve that model
-    ├── JobNotFound             404
+    ├── Unauthorized            401  a key is needed, and there is none or a wrong one
+    ├── JobNotFound             404  also where it is another key's
     ├── ResultNotReady          409  the job has not ended yet
     ├── NoResult                409  the job failed: there is no result, and why
     ├── ResultExpired           410  the result was removed to make room
@@ -101,6 +102,12 @@ class ModelNotAllowed(InvalidRequest):
     """The model is not served here."""
 
     slug = "model-not-allowed"
+
+
+class Unauthorized(ServiceError):
+    """An API key is needed."""
+
+    slug, status = "unauthorized", HTTPStatus.UNAUTHORIZED
 
 
 class JobNotFound(ServiceError):

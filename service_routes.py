@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import PlainTextResponse, RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from dependencies import Manager, Store, TheEngine
+from dependencies import Manager, Store, TheEngine, owner_of
 from http_errors import problem_responses
-from problems import InvalidRequest, JobNotFound, ShuttingDown, all_errors
+from problems import InvalidRequest, JobNotFound, ShuttingDown, Unauthorized, all_errors
 
-catalogue = APIRouter(prefix="/attribution", tags=["attribution"], responses=problem_responses(InvalidRequest))
+catalogue = APIRouter(
+    prefix="/attribution",
+    tags=["attribution"],
+    dependencies=[Depends(owner_of)],
+    responses=problem_responses(InvalidRequest, Unauthorized),
+)
 meta = APIRouter(tags=["service"], responses=problem_responses(InvalidRequest))
 
 
@@ -71,7 +76,12 @@ def ready(manager: Manager, store: Store) -> dict[str, str]:
     return {"status": "ok"}
 
 
-@meta.get("/metrics", response_class=PlainTextResponse)
+@meta.get(
+    "/metrics",
+    response_class=PlainTextResponse,
+    dependencies=[Depends(owner_of)],
+    responses=problem_responses(Unauthorized),
+)
 def tell_metrics(request: Request) -> Response:
     """Requests, queue, jobs, model cache and memory, for Prometheus."""
     return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)

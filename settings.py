@@ -24,9 +24,11 @@ class Settings(BaseSettings):
     )
 
     # Where it listens, and to whom it answers
-    host: str = Field("127.0.0.1", description="Address to listen on; loopback unless `ALLOW_PUBLIC` is set.")
+    host: str = Field(
+        "127.0.0.1", description="Address to listen on; one that others can reach needs API keys, or `ALLOW_PUBLIC`."
+    )
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
-    allow_public: bool = Field(False, description="Allow an address that other machines can reach.")
+    allow_public: bool = Field(False, description="Allow an address that other machines can reach without API keys.")
     allowed_hosts: CommaList = Field(
         ("localhost", "127.0.0.1", "[::1]"),
         description="Names the `Host` header may carry (against DNS rebinding); `*` for any.",
@@ -55,6 +57,7 @@ class Settings(BaseSettings):
 
     # How much it takes and keeps
     max_pending_jobs: int = Field(10_000, ge=1, description="Jobs that may wait; more are told to come back (429).")
+    max_pending_jobs_per_key: int = Field(2_000, ge=1, description="Jobs of one API key that may wait.")
     max_job_seconds: float = Field(3600.0, gt=0, description="Longest time a job may run.")
     results_max_days: float = Field(90.0, gt=0, description="Days a result is kept.")
     results_max_count: int = Field(100_000, ge=1, description="Results that are kept, the newest.")

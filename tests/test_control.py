@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,12 +13,15 @@ import anyio
 import pytest
 from fastapi.testclient import TestClient
 
-from job_store import JobStore, Submission
+from api_keys import ApiKeys
+from job_records import Submission
+from job_store import JobStore
 from main import create_app
 from models import JobStatus
 from settings import Settings
 from tests.conftest import PHRASEBOOK, SENTENCE
 from tests.fake_engine import LOCAL, FakeEngine, body, ended, request
+from tests.serving import ROOT, Server
 
 
 @pytest.fixture
@@ -258,3 +263,126 @@ def test_cancelling_a_real_attribution_leaves_the_model_clean(server, method):
     assert server.wait(job_id)["status"] == "cancelled"
     assert time.monotonic() - asked < 5
     assert server.result(server.run(**probe))["sequence_attributions"] == before
+
+
+# Keys, ownership, fairness
+
+
+@pytest.fixture
+def keyed(tmp_path):
+    """An app with two keys, and a header for each."""
+    keys = ApiKeys.of(tmp_path)
+    headers = [{"Authorization": f"Bearer {keys.create(name)[1]}"} for name in ("ann", "ben")]
+    with TestClient(create_app(Settings(data_dir=tmp_path), FakeEngine()), LOCAL) as client:
+        yield client, *headers
+
+
+def test_a_key_is_needed_once_there_is_one(keyed, tmp_path):
+    client, ann, _ = keyed
+    for headers in ({}, {"Authorization": "Bearer nonsense"}, {"Authorization": ann["Authorization"].split()[1]}):
+        for method, path in (("POST", ""), ("GET", ""), ("GET", "/x"), ("GET", "/x/results"), ("GET", "/x/events"),
+                             ("POST", "/x/cancel"), ("DELETE", "/x")):  # fmt: skip
+            answer = client.request(
+                method,
+                f"/attribution/jobs{path}",
+                headers=headers,
+                json=body("x") if (method, path) == ("POST", "") else None,
+            )
+            assert (answer.status_code, answer.json()["type"]) == (401, "/problems/unauthorized"), path
+            assert answer.headers["www-authenticate"] == "Bearer"
+    assert client.get("/health/ready").status_code == 200
+    for path in ("/metrics", "/attribution/models", "/attribution/methods"):
+        assert client.get(path).status_code == 401
+        assert client.get(path, headers=ann).status_code == 200
+    stored = (tmp_path / "jobs.sqlite3").read_bytes() + (tmp_path / "jobs.sqlite3-wal").read_bytes()
+    assert ann["Authorization"].split()[1].encode() not in stored
+
+
+def test_a_key_sees_its_own_jobs_only(keyed):
+    client, ann, ben = keyed
+    same = {"Idempotency-Key": "k"}
+    mine = client.post("/attribution/jobs", json=body("a"), headers=ann | same).json()["job_id"]
+    theirs = client.post("/attribution/jobs", json=body("b"), headers=ben | same).json()["job_id"]
+    assert mine != theirs
+    assert [job["job_id"] for job in client.get("/attribution/jobs", headers=ann).json()["jobs"]] == [mine]
+    for method, path in (("GET", ""), ("GET", "/results"), ("GET", "/events"), ("POST", "/cancel"), ("DELETE", "")):
+        answer = client.request(method, f"/attribution/jobs/{theirs}{path}", headers=ann)
+        assert (answer.status_code, answer.json()["type"]) == (404, "/problems/job-not-found")
+    assert client.get(f"/attribution/jobs/{theirs}", headers=ben, params={"wait": 10}).json()["status"] == "completed"
+
+
+def test_a_revoked_key_opens_nothing(keyed, tmp_path):
+    client, ann, ben = keyed
+    keys = ApiKeys.of(tmp_path)
+    assert keys.revoke(keys.list()[0].key_id)
+    assert client.get("/attribution/jobs", headers=ann).status_code == 401
+    assert client.get("/attribution/jobs", headers=ben).status_code == 200
+    assert keys.revoke(keys.list()[1].key_id)
+    assert not keys.revoke(keys.list()[1].key_id)
+    assert client.get("/attribution/jobs").status_code == 401  # no key in use is not no key
+
+
+def test_keys_are_managed_by_a_command(tmp_path):
+    def command(*arguments):
+        return subprocess.run(
+            [sys.executable, "main.py", "--data-dir", str(tmp_path), *arguments],
+            capture_output=True, text=True, check=False, cwd=ROOT,
+        )  # fmt: skip
+
+    public = command("--host", "0.0.0.0")
+    assert public.returncode == 2
+    assert "keys create" in public.stderr
+    made = command("keys", "create", "ann")
+    secret = made.stdout.splitlines()[0]
+    listed = command("keys", "list").stdout
+    assert "in use   ann" in listed
+    assert secret not in listed
+    with Server(tmp_path) as server:
+        assert server.client.get("/attribution/jobs").status_code == 401
+        headers = {"Authorization": f"Bearer {secret}"}
+        assert server.client.get("/attribution/jobs", headers=headers).status_code == 200
+        key_id = listed.split()[0]
+        assert command("keys", "revoke", key_id).returncode == 0  # while the server runs
+        assert server.client.get("/attribution/jobs", headers=headers).status_code == 401
+    again = command("keys", "revoke", key_id)
+    assert (again.returncode, again.stderr) == (1, f"There is no key {key_id!r} in use.\n")
+
+
+def test_one_key_s_many_jobs_do_not_starve_another_s(keyed):
+    client, ann, ben = keyed
+    first = client.post("/attribution/jobs", json=body("sleep:0.5"), headers=ann).json()["job_id"]
+    for index in range(20):
+        client.post("/attribution/jobs", json=body(f"ann {index}"), headers=ann)
+    job = client.post("/attribution/jobs", json=body("ben"), headers=ben).json()
+    assert job["queue_position"] <= 1
+    assert (
+        client.get(f"/attribution/jobs/{job['job_id']}", headers=ben, params={"wait": 10}).json()["status"]
+        == "completed"
+    )
+    assert client.app.state.engine.runs.index("ben") <= 2
+    assert client.get(f"/attribution/jobs/{first}", headers=ann).json()["status"] == "completed"
+
+
+def test_a_key_s_own_queue_is_bounded(tmp_path):
+    keys = ApiKeys.of(tmp_path)
+    ann, ben = ({"Authorization": f"Bearer {keys.create(name)[1]}"} for name in ("ann", "ben"))
+    settings = Settings(data_dir=tmp_path, max_pending_jobs_per_key=2)
+    with TestClient(create_app(settings, FakeEngine()), LOCAL) as client:
+        client.post("/attribution/jobs", json=body("sleep:1"), headers=ann)
+        time.sleep(0.3)
+        codes = [client.post("/attribution/jobs", json=body("x"), headers=ann).status_code for _ in range(3)]
+        assert codes == [202, 202, 429]
+        assert client.post("/attribution/jobs", json=body("x"), headers=ben).status_code == 202
+
+
+def test_the_higher_priority_comes_first(app):
+    submit(app, "sleep:0.5")
+    time.sleep(0.2)
+    low, normal, high = (submit(app, f"p{p}", priority=p) for p in (-1, 0, 5))
+    assert [app.get(f"/attribution/jobs/{job_id}").json()["queue_position"] for job_id in (low, normal, high)] == [
+        2,
+        1,
+        0,
+    ]
+    ended(app, low)
+    assert app.app.state.engine.runs == ["sleep:0.5", "p5", "p0", "p-1"]

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 import job_schema
-from job_store import JobStore, Submission
+from job_records import Submission
+from job_store import JobStore
 from models import JobStatus, Problem, Progress, ResultPart
 from problems import StorageFailed
 from tests.fake_engine import request
