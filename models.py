@@ -6,6 +6,7 @@ Knows nothing of HTTP, storage or torch. What a request may name (methods, funct
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -166,6 +167,16 @@ class AttributionRequest(BaseModel):
         lt=2**32,
         description="Seed of every random draw; the same seed gives the same numbers, whatever else runs.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_unicode(cls, data: Any) -> Any:
+        """JSON can write half a character (an escaped lone surrogate), which no text has, and no store takes."""
+        try:
+            json.dumps(data, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("a string has half a character in it (a lone surrogate), which is no Unicode") from error
+        return data
 
     @field_validator("method")
     @classmethod

@@ -1,0 +1,38 @@
+"""The fake engine with the real checks and catalogue before it: for fuzzing requests without running models.
+
+`python -m tests.checking_engine --data-dir DIR` serves it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from attribution.engine import AttributionEngine
+from main import create_app
+from server import configure_logging, serve
+from settings import Settings
+from tests.fake_engine import FakeEngine
+
+
+class CheckingEngine(FakeEngine):
+    """Accepts what the real engine accepts, and answers at once."""
+
+    def __init__(self):
+        super().__init__()
+        real = AttributionEngine(Settings(allowed_models=("lookup-gpt2",)))
+        for name in ("check", "methods", "step_functions", "aggregators", "corrections", "models"):
+            setattr(self, name, getattr(real, name))
+
+    def run(self, request, **more):
+        return super().run(request.model_copy(update={"input_text": "hello", "messages": None}), **more)
+
+
+def main():
+    configure_logging()
+    settings = Settings(data_dir=Path(sys.argv[sys.argv.index("--data-dir") + 1]))
+    serve(create_app(settings, CheckingEngine()), "127.0.0.1", 0)
+
+
+if __name__ == "__main__":
+    main()
