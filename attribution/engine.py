@@ -72,30 +72,52 @@ class AttributionEngine:
     ) -> list[ResultPart]:
         """Run a checked request and return its result, encoded for the store.
 
-        Raises a `JobError` that says why it cannot be done, `Cancelled` within one forward pass of `should_cancel`
-        turning true, and whatever Inseq and the model raise.
+        Where the device runs out of memory it is done once more, in smaller pieces. Raises a `JobError` that says why
+        it cannot be done, `Cancelled` within one forward pass of `should_cancel` turning true, and whatever Inseq and
+        the model raise.
         """
-        report(Progress(stage=Stage.LOADING_MODEL))
         place = "cpu" if request.force_cpu else device
-        try:
-            with self._models.lease(request.model, device=place, dtype=request.dtype) as loaded:
-                runner = Runner(
-                    request,
-                    loaded,
-                    report=report,
-                    should_cancel=should_cancel,
-                    max_input_tokens=self._settings.max_input_tokens,
-                )
-                output = runner.run()
-                output.info |= _record(request, loaded, runner)
-        except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            raise OutOfMemory(
-                f"{place} ran out of memory. Shorten the text, lower n_steps, or set internal_batch_size."
-            ) from error
+        smaller, notes = request, list[str]()
+        for last in (False, True):
+            try:
+                return self._run(smaller, place, report, should_cancel, notes)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if last:
+                    self._models.forget_idle()
+                    raise OutOfMemory(
+                        f"{place} ran out of memory, also in smaller pieces. Shorten the text, lower n_steps, or set "
+                        "internal_batch_size to 1."
+                    ) from error
+            # Outside the handler, whose error holds the tensors of the forward that failed.
+            self._models.forget_idle()
+            smaller = _in_smaller_pieces(request)
+            notes.append(
+                f"{place} ran out of memory at first: it was done again with {_pieces(smaller) or 'more room'}."
+            )
+        raise AssertionError("unreachable")
+
+    def _run(
+        self,
+        request: AttributionRequest,
+        place: str,
+        report: Callable[[Progress], None],
+        should_cancel: Callable[[], bool],
+        notes: list[str],
+    ) -> list[ResultPart]:
+        report(Progress(stage=Stage.LOADING_MODEL))
+        with self._models.lease(request.model, device=place, dtype=request.dtype) as loaded:
+            runner = Runner(
+                request,
+                loaded,
+                report=report,
+                should_cancel=should_cancel,
+                max_input_tokens=self._settings.max_input_tokens,
+            )
+            runner.warnings += notes
+            output = runner.run()
+            output.info |= _record(request, loaded, runner)
         report(runner.finished())
         return encode(output)
 
@@ -192,6 +214,25 @@ def versions() -> dict[str, str]:
     """The software that makes the numbers."""
     packages = ("inseq", "torch", "transformers", "captum", "tokenizers", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+# What divides the rows of one forward, and how many there are where nothing was asked for (n_steps, in Captum).
+_PIECES = ("internal_batch_size", "perturbations_per_eval")
+
+
+def _in_smaller_pieces(request: AttributionRequest) -> AttributionRequest:
+    """The same request with a quarter of the rows in a forward, where the method can divide them."""
+    parameters, arguments = catalogue.methods()[request.method].parameters, dict(request.attribution_args)
+    for name in _PIECES:
+        if name in parameters:
+            rows = arguments.get(name) or arguments.get("n_steps") or parameters[name].default or 50
+            arguments[name] = max(1, int(rows) // 4)
+    return request.model_copy(update={"attribution_args": arguments})
+
+
+def _pieces(request: AttributionRequest) -> str:
+    given = [f"{name} {request.attribution_args[name]}" for name in _PIECES if name in request.attribution_args]
+    return " and ".join(given)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -133,6 +133,16 @@ class ModelCache:
             with self._guard:
                 loaded.leases -= 1
 
+    def forget_idle(self) -> None:
+        """Give back the memory of every model that nobody uses."""
+        with self._guard:
+            ready = [future.result() for future in self._entries.values() if future.done()]
+            for each in ready:
+                if not each.leases:
+                    del self._entries[each.key]
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     def describe(self) -> list[dict[str, Any]]:
         """The models in memory, as plain data, most recently used first."""
         with self._guard:

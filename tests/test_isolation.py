@@ -20,7 +20,7 @@ from attribution import isolation, model_cache, results, runner
 from attribution.engine import AttributionEngine
 from attribution.results import ViewOptions
 from models import AttributionRequest, Progress
-from problems import AttributionFailed, Cancelled, JobError, OutOfMemory
+from problems import AttributionFailed, Cancelled, JobError
 from settings import Settings
 from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 
@@ -396,16 +396,6 @@ def test_scores_that_are_all_nan_are_refused(engine, monkeypatch):
     monkeypatch.setattr(FeatureAttribution, "load", load)
     with pytest.raises(AttributionFailed, match="every score is NaN"):
         run(engine, LOOKUP, "saliency")
-
-
-def test_running_out_of_memory_is_told_and_leaves_the_model_usable(engine, monkeypatch):
-    clean = run(engine, LOOKUP, "saliency")
-    with (
-        without(monkeypatch, runner.Runner, "_attribute", lambda *args, **kwargs: torch.empty(10**15)),
-        pytest.raises(OutOfMemory, match="internal_batch_size"),
-    ):
-        run(engine, LOOKUP, "saliency")
-    assert run(engine, LOOKUP, "saliency") == clean
 
 
 def test_progress_is_told_step_by_step(engine):
