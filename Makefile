@@ -24,8 +24,9 @@ format: $(VENV)/.dev-ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev-ready  ## overhead per job, against Inseq called directly and against its command line
+bench: $(VENV)/.dev-ready  ## overhead per job against Inseq called directly and its command line; and load
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.service
+	$(BIN)/python -m benchmarks.load
 
 support-table: $(VENV)/.dev-ready  ## try every method on every model family again, and write docs/support.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support_table > docs/support.md
