@@ -27,6 +27,7 @@ def job_answer(record: JobRecord, manager: JobManager) -> Job:
         request=record.request,
         error=record.error,
         cancel_requested=record.cancel_requested,
+        reused_from=record.reused_from,
         expired_at=_utc(record.expired_at),
         links=Links(
             self=location,

@@ -132,7 +132,14 @@ class JobManager:
 
     # Jobs
 
-    def submit(self, request: AttributionRequest, *, idempotency_key: str | None = None, owner: str = "") -> JobRecord:
+    def submit(
+        self,
+        request: AttributionRequest,
+        *,
+        idempotency_key: str | None = None,
+        owner: str = "",
+        reuse_key: str | None = None,
+    ) -> JobRecord:
         """Accept a job; it is durable when this returns. With a key that was used before, the job of that time.
 
         Raises `ShuttingDown`, `QueueFull`, and `KeyReused` for a key of another request.
@@ -141,12 +148,15 @@ class JobManager:
             raise ShuttingDown("The server is shutting down; send the job again in a moment.")
         try:
             job, is_new = self._store.add(
-                Submission(request, idempotency_key, owner, self._max_pending, self._max_pending_of_owner)
+                Submission(request, idempotency_key, owner, reuse_key, self._max_pending, self._max_pending_of_owner)
             )
         except QueueFull as error:
             raise QueueFull(error.detail, headers={"Retry-After": str(self._seconds_to_room())}) from None
         if not is_new:
             return self._fresh(job)
+        if job.reused_from:
+            log.info("job_reused", job_id=job.job_id, reused_from=job.reused_from)
+            return job
         with self._work:
             self._arrivals += 1
             self._work.notify()

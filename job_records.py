@@ -26,6 +26,7 @@ class JobRecord:
     cancel_requested: bool = False
     expired_at: float | None = None  # when its result was removed to make room
     owner: str = ""
+    reused_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Submission:
     request: AttributionRequest
     idempotency_key: str | None = None
     owner: str = ""
+    reuse_key: str | None = None  # equal for requests that must have the same result
     max_pending: int | None = None
     max_pending_of_owner: int | None = None
 
@@ -64,4 +66,5 @@ def record(row: Any) -> JobRecord:
         cancel_requested=row.cancel_requested,
         expired_at=row.expired_at,
         owner=row.owner,
+        reused_from=row.reused_from,
     )

@@ -36,6 +36,8 @@ jobs = sa.Table(
     sa.Column("expired_at", sa.Float),
     sa.Column("owner", sa.String(16), nullable=False),
     sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("reuse_key", sa.String(64)),
+    sa.Column("reused_from", sa.String(32)),
 )
 api_keys = sa.Table(
     "api_keys",

@@ -22,7 +22,7 @@ import job_queue
 from api_keys import ApiKeys
 from job_records import JobRecord, Submission, record
 from job_schema import job_tags, jobs, migrate, open_database, result_files
-from models import JobStatus, Problem, Progress, ResultPart
+from models import JobStatus, Problem, Progress, ResultPart, Stage
 from problems import KeyReused, StorageFailed
 from result_files import ResultFile, ResultFiles
 
@@ -87,6 +87,7 @@ class JobStore:
             "fingerprint": submission.fingerprint if key else None,
             "owner": submission.owner,
             "priority": request.priority,
+            "reuse_key": submission.reuse_key,
         }
         tags = [{"job_id": row["job_id"], "name": name, "value": value} for name, value in request.tags.items()]
         with self._write() as connection:
@@ -95,10 +96,19 @@ class JobStore:
                 earlier = connection.execute(sa.select(jobs).where(*same)).one_or_none()
                 if earlier is not None:
                     return _earlier(earlier, submission), False
-            job_queue.check_room(connection, submission)
+            source = self._same_result(connection, submission) if request.reuse else None
+            files = [] if source is None else self._results_of(connection, source, str(row["job_id"]))
+            if files:
+                progress = Progress(stage=Stage.SAVING, fraction=1.0).model_dump_json()
+                row |= {"status": JobStatus.COMPLETED.value, "progress": progress, "reused_from": source}
+                row |= {"started_at": row["created_at"], "finished_at": row["created_at"]}
+            else:
+                job_queue.check_room(connection, submission)
             stored = connection.execute(sa.insert(jobs).values(row).returning(jobs)).one()
             if tags:
                 connection.execute(sa.insert(job_tags), tags)
+            if files:
+                connection.execute(sa.insert(result_files), [{"job_id": row["job_id"], **vars(each)} for each in files])
         return record(stored), True
 
     def get(self, job_id: str, owner: str | None = None) -> JobRecord | None:
@@ -289,7 +299,7 @@ class JobStore:
         query = sa.select(result_files).where(result_files.c.job_id == job_id)
         with self._read() as connection:
             rows = connection.execute(query).all()
-        return {row.kind: ResultFile(row.kind, row.name, row.codec, row.size, row.sha256) for row in rows}
+        return {row.kind: _file(row) for row in rows}
 
     def read(self, stored: ResultFile) -> bytes:
         """The bytes of a result file, checked against their checksum. Raises `StorageFailed`."""
@@ -314,6 +324,27 @@ class JobStore:
         moved = connection.execute(sa.update(jobs).where(*_held(job)).values(status=status.value, **values))
         return moved.rowcount == 1
 
+    def _same_result(self, connection: sa.Connection, submission: Submission) -> str | None:
+        """The newest job of the same owner whose stored result this request would have."""
+        if submission.reuse_key is None:
+            return None
+        same = (
+            jobs.c.reuse_key == submission.reuse_key,
+            jobs.c.status == JobStatus.COMPLETED.value,
+            jobs.c.owner == submission.owner,
+            jobs.c.expired_at.is_(None),
+        )
+        query = sa.select(jobs.c.job_id).where(*same).order_by(jobs.c.seq.desc()).limit(1)
+        return connection.execute(query).scalar_one_or_none()
+
+    def _results_of(self, connection: sa.Connection, source: str, job_id: str) -> list[ResultFile]:
+        """The files of a job, linked for another; none where they are gone, and the job has to be run."""
+        rows = connection.execute(sa.select(result_files).where(result_files.c.job_id == source)).all()
+        try:
+            return self._results.link_all([_file(row) for row in rows], job_id)
+        except StorageFailed:
+            return []
+
     def _forget_files(self, connection: sa.Connection, job_ids: list[str]) -> list[str]:
         """Take result files out of the database; they are removed from the disk only once that is committed."""
         named = result_files.c.job_id.in_(job_ids)
@@ -336,6 +367,10 @@ class JobStore:
                 yield connection
         except sa.exc.DBAPIError as error:
             raise StorageFailed(f"The job store cannot be written: {error.orig}.") from error
+
+
+def _file(row: Any) -> ResultFile:
+    return ResultFile(row.kind, row.name, row.codec, row.size, row.sha256)
 
 
 def _held(job: JobRecord) -> tuple[sa.ColumnElement[bool], ...]:

@@ -78,7 +78,9 @@ def submit_job(
     ] = None,
 ) -> Job:
     """Accept an attribution job. It is stored when this answers, and will run whatever happens to the server."""
-    record = manager.submit(engine.check(body), idempotency_key=idempotency_key, owner=owner)
+    request = engine.check(body)
+    reuse_key = engine.result_identity(request)
+    record = manager.submit(request, idempotency_key=idempotency_key, owner=owner, reuse_key=reuse_key)
     job = job_answer(record, manager)
     response.headers["Location"] = job.links.self
     return job

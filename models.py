@@ -159,6 +159,9 @@ class AttributionRequest(BaseModel):
     timeout_seconds: float | None = Field(
         None, gt=0, description="Longest time the job may run; the server's own limit holds besides."
     )
+    reuse: bool = Field(
+        False, description="Answer at once from the stored result of the same request, if there is one."
+    )
     priority: int = Field(0, ge=-100, le=100, description="Among one's own waiting jobs the higher comes first.")
     tags: dict[TagName, TagValue] = Field({}, max_length=16, description="For finding jobs again: a small string map.")
     seed: int = Field(
@@ -303,6 +306,7 @@ class Job(BaseModel):
     finished_at: datetime | None = None
     attempt: int = Field(0, description="How often it was started; above 1 after a crash of the server.")
     cancel_requested: bool = Field(False, description="It is to stop; `cancelled` once the device is free of it.")
+    reused_from: str | None = Field(None, description="The job whose stored result this one was answered from.")
     expired_at: datetime | None = Field(None, description="When its result was removed to make room.")
     request: AttributionRequest
     error: Problem | None = None

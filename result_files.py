@@ -10,7 +10,7 @@ import os
 import uuid
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from models import ResultPart
@@ -49,6 +49,21 @@ class ResultFiles:
         if hashlib.sha256(content).hexdigest() != stored.sha256:
             raise StorageFailed(f"The result file {stored.name} is damaged; submit the job again.")
         return content
+
+    def link_all(self, files: Sequence[ResultFile], job_id: str) -> list[ResultFile]:
+        """The same contents under names of another job's, so that either can be removed without the other.
+
+        Raises `StorageFailed` where a file is gone.
+        """
+        linked = [replace(stored, name=f"{job_id}.0.{stored.kind}") for stored in files]
+        try:
+            for stored, link in zip(files, linked, strict=True):
+                os.link(self._directory / stored.name, self._directory / link.name)
+        except OSError as error:
+            self.remove(link.name for link in linked)
+            raise StorageFailed(f"The result cannot be linked: {error.strerror}.") from error
+        _sync_directory(self._directory)
+        return linked
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove files; what cannot be removed now is swept at the next start."""

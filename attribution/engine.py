@@ -6,6 +6,7 @@ one would have the same methods.
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import warnings
 from collections.abc import Callable
@@ -49,6 +50,17 @@ class AttributionEngine:
         self._models.check_allowed(request.model)
         kind = self._models.is_encoder_decoder(request.model)
         return checks.resolve(request, self._settings, is_encoder_decoder=kind)
+
+    def result_identity(self, request: AttributionRequest) -> str | None:
+        """Equal for checked requests that must have the same result: model revision, arguments, texts, seed, device
+        and versions. None where the revision is not known yet.
+        """
+        revision = self._models.revision(request.model)
+        if revision is None:
+            return None
+        without = {"tags", "timeout_seconds", "priority", "reuse"}
+        parts = [revision, request.model_dump(mode="json", exclude=without), self.devices(), versions()]
+        return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     # On a worker
 

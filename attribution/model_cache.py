@@ -119,6 +119,14 @@ class ModelCache:
             return None
         return None if source is None else _config_kind(source.path)
 
+    def revision(self, name: str) -> str | None:
+        """What pins the model's files, if they are on this machine."""
+        try:
+            source = self._resolve_locally(name)
+        except ModelUnavailable:
+            return None
+        return None if source is None else source.revision
+
     @contextmanager
     def lease(self, name: str, *, device: str, dtype: str) -> Iterator[LoadedModel]:
         """The model, loaded and for the caller alone until the end of the block.

@@ -45,6 +45,9 @@ class FakeEngine:
     def check(self, request):
         return request
 
+    def result_identity(self, request):
+        return f"{request.inputs[0]} {request.seed}"
+
     def devices(self):
         return ("cpu",)
 

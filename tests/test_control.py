@@ -386,3 +386,62 @@ def test_the_higher_priority_comes_first(app):
     ]
     ended(app, low)
     assert app.app.state.engine.runs == ["sleep:0.5", "p5", "p0", "p-1"]
+
+
+# Reuse
+
+
+def test_the_same_request_is_answered_from_the_stored_result(app, tmp_path):
+    first = submit(app, "hello", tags={"a": "1"})
+    original = ended(app, first)
+    again = app.post("/attribution/jobs", json=body("hello", reuse=True, priority=3)).json()
+    assert (again["status"], again["reused_from"]) == ("completed", first)
+    assert original["reused_from"] is None
+    assert app.app.state.engine.runs == ["hello"]
+    results = [app.get(f"/attribution/jobs/{each}/results").json() for each in (first, again["job_id"])]
+    assert results[0] == results[1]
+    # Another seed, or no wish to reuse, is a run of its own.
+    assert ended(app, submit(app, "hello", reuse=True, seed=1))["reused_from"] is None
+    assert ended(app, submit(app, "hello"))["reused_from"] is None
+    assert len(app.app.state.engine.runs) == 3
+    # Each has files of its own: the result outlives the job that it came from.
+    assert app.delete(f"/attribution/jobs/{first}").status_code == 204
+    assert app.get(f"/attribution/jobs/{again['job_id']}/results").json() == results[1]
+
+
+def test_a_result_whose_file_is_gone_is_computed_again(app, tmp_path):
+    first = submit(app, "hello")
+    ended(app, first)
+    for file in (tmp_path / "results").iterdir():
+        file.unlink()
+    again = ended(app, submit(app, "hello", reuse=True))
+    assert again["reused_from"] is None
+    assert app.get(f"/attribution/jobs/{again['job_id']}/results").status_code == 200
+
+
+def test_results_are_reused_by_their_owner_only(keyed):
+    client, ann, ben = keyed
+    job_id = client.post("/attribution/jobs", json=body("hello"), headers=ann).json()["job_id"]
+    assert client.get(f"/attribution/jobs/{job_id}", headers=ann, params={"wait": 10}).json()["status"] == "completed"
+    for headers, expected in ((ann, job_id), (ben, None)):
+        answer = client.post("/attribution/jobs", json=body("hello", reuse=True), headers=headers).json()
+        assert answer["reused_from"] == expected
+
+
+def test_what_makes_two_results_the_same(server):
+    """On the real engine: the model's revision, every argument and the seed; not what only concerns the job."""
+    request = {"model": PHRASEBOOK, "method": "gradient_shap", "input_text": SENTENCE, "seed": 3,
+               "attribution_args": {"n_samples": 5}}  # fmt: skip
+    first = server.run(**request)
+    same = server.client.post("/attribution/jobs", json={**request, "reuse": True, "tags": {"x": "y"}}).json()
+    assert same["reused_from"] == first
+    assert server.result(same["job_id"]) == server.result(first)
+    for change in (
+        {"seed": 4},
+        {"attribution_args": {"n_samples": 6}},
+        {"dtype": "bfloat16"},
+        {"step_scores": ["logit"]},
+    ):
+        other = server.client.post("/attribution/jobs", json={**request, **change, "reuse": True}).json()
+        assert other["reused_from"] is None, change
+        server.wait(other["job_id"])
