@@ -218,6 +218,38 @@ def test_pad_token_inside_the_text(server, model_dir, tmp_path, model):
     assert "pad_tokens_inside_text" in ours.info["corrections"]
 
 
+@pytest.mark.parametrize(("model", "text"), [
+    ("t5", "The</s> quick"), ("bart", "The<unk> quick</s> brown"), ("phi3", "The</s> quick<s> brown"), ("opt", "The</s> x"),
+])  # fmt: skip
+@pytest.mark.parametrize("method", ["saliency", "integrated_gradients"])
+def test_special_tokens_inside_the_text_are_tokens(server, model_dir, tmp_path, model, text, method):
+    """Inseq has these right: attributed like others, and the end of text kept in the baseline."""
+    path = model_dir / model
+    if not path.exists():
+        build(model, path)
+    target = "fox jumps" if FAMILIES[model].is_encoder_decoder else text + " fox jumps"
+    arguments = {"n_steps": 4} if method == "integrated_gradients" else {}
+    theirs = reference.attribute(path, text, method, generated_texts=target, attribution_args=dict(arguments))
+    ours = run(
+        server, tmp_path, model=model, method=method, input_text=text, generated_text=target, attribution_args=arguments
+    )
+    theirs.info["attribution_args"] = arguments
+    reference.assert_same(ours, theirs)
+    assert ours.info["corrections"] == []
+
+
+def test_two_bos_tokens_are_told(server, model_dir, tmp_path):
+    """Inseq leaves one out where the text brings its own."""
+    if not (model_dir / "llama").exists():
+        build("llama", model_dir / "llama")
+    ours = run(server, tmp_path, model="llama", method="saliency", input_text="<s>The quick",
+               generated_text="<s>The quick fox")  # fmt: skip
+    assert [token.token for token in ours[0].target].count("<s>") == 1
+    assert ours.info["warnings"] == [
+        "The text began with two BOS tokens, the tokenizer's and its own: one was left out."
+    ]
+
+
 def test_a_pad_token_in_front_is_no_padding(server, model_dir, tmp_path):
     """GPT-2's usual start of a text: Inseq has it right, and so it is left alone."""
     path = model_dir / "gpt2"
