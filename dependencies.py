@@ -49,7 +49,6 @@ async def _store(request: Request) -> JobStore:
 
 
 def owner_of(
-    request: Request,
     store: Annotated[JobStore, Depends(_store)],
     authorization: Annotated[str | None, Header(description="`Bearer KEY`, where the server has API keys.")] = None,
 ) -> str:
@@ -64,7 +63,6 @@ def owner_of(
             "python main.py keys create NAME.",
             headers={"WWW-Authenticate": "Bearer"},
         )
-    request.state.owner = owner
     return owner
 
 

@@ -1,7 +1,7 @@
 """The FastAPI app: `create_app(settings)`, routes, lifespan. `python main.py` serves it.
 
 Routes are thin: they check, ask the manager or the engine, and shape the answer. They are plain functions, which
-FastAPI runs on threads, so that nothing ever blocks the event loop.
+FastAPI runs on threads, so that nothing ever blocks the event loop; those that wait for a job are coroutines.
 """
 
 from __future__ import annotations

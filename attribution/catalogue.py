@@ -22,7 +22,7 @@ from inseq.attr.feat import FeatureAttribution
 from inseq.attr.feat.gradient_attribution import GradientAttributionRegistry
 from inseq.attr.step_functions import STEP_SCORES_MAP, StepFunctionDecoderOnlyArgs, StepFunctionEncoderDecoderArgs
 from inseq.data.aggregation_functions import AggregationFunction
-from inseq.data.aggregator import Aggregator, ContiguousSpanAggregator
+from inseq.data.aggregator import Aggregator
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import GenerationConfig
 
@@ -131,10 +131,6 @@ class AggregatorEntry:
     description: str
     parameters: dict[str, Parameter]
     cls: type[Aggregator] = field(compare=False)
-
-    @property
-    def merges_tokens(self) -> bool:
-        return issubclass(self.cls, ContiguousSpanAggregator)
 
 
 @cache

@@ -15,7 +15,8 @@ from inseq.attr.feat import FeatureAttribution
 from inseq.models import HuggingfaceModel
 
 from attribution.catalogue import Method
-from attribution.corrections.registry import Ledger, declare
+from attribution.corrections.convergence import correct_delta
+from attribution.corrections.registry import Ledger
 from models import AttributionRequest
 
 _METHODS = frozenset(
@@ -24,14 +25,6 @@ _METHODS = frozenset(
 )  # fmt: skip
 # Relative to the size of the scores: above it, a result carries a warning.
 LARGE = 0.05
-CONVERGENCE_DELTA = declare(
-    "convergence_delta",
-    reason="With return_convergence_delta, discretized_integrated_gradients takes input for baseline and baseline for "
-    "input, and gradient_shap gives the delta of its first random sample only.",
-    remedy="The delta is the sum of the scores minus f(input) - f(baseline).",
-    proof="test_corrections_methods.py::test_convergence_delta",
-)
-_WRONG_DELTA = {"discretized_integrated_gradients", "gradient_shap"}
 _ADVICE = {
     "integrated_gradients": "Raise n_steps.",
     "layer_integrated_gradients": "Raise n_steps.",
@@ -91,8 +84,7 @@ def watch(loaded_method: FeatureAttribution, model: HuggingfaceModel, ledger: Le
         ends = [value(main[name], main["additional_forward_args"]) for name in ("inputs", "baselines")]
         step = Step(float(by_token.sum()), float(by_token.abs().sum()), *ends)
         steps.append(step)
-        if method_name in _WRONG_DELTA and output.step_scores and ledger.apply(CONVERGENCE_DELTA):
-            output.step_scores["deltas"] = torch.tensor([step.delta])
+        correct_delta(method_name, output, step.delta, ledger)
         return output
 
     loaded_method.attribute_step = measured

@@ -42,19 +42,19 @@ _TOLERANCE = 1e-3
 class EmbeddingsFix:
     """What it takes for a model to compute the same from its embeddings as from ids: nothing for most models."""
 
-    scalers: tuple[torch.nn.Module, ...] = ()  # modules whose own scaling must be left out
+    scaled_twice: bool = False  # the decoder scales what it is given, too
     own_decoder: bool = False  # targets have an embedding of their own
 
     @property
     def corrections(self) -> list[Correction]:
-        return [EMBEDDINGS_SCALED_ONCE] * bool(self.scalers) + [DECODER_EMBEDDINGS] * self.own_decoder
+        return [EMBEDDINGS_SCALED_ONCE] * self.scaled_twice + [DECODER_EMBEDDINGS] * self.own_decoder
 
     @contextmanager
     def applied(self, model: HuggingfaceModel) -> Iterator[None]:
         """The model as it should be, for the block; the caller holds its lock."""
         with ExitStack() as stack:
-            for module in self.scalers:
-                _scale_what_is_looked_up(module, stack)
+            if self.scaled_twice:
+                _scale_what_is_looked_up(model.get_decoder(), stack)
             if self.own_decoder:
                 layer = embedding_of(model.get_decoder())
                 # Inseq's own place for it, which multiplies by the scale as well.
@@ -82,8 +82,9 @@ def _candidates(model: HuggingfaceModel) -> Iterator[EmbeddingsFix]:
         return
     encoder, decoder = model.get_encoder(), model.get_decoder()
     own = embedding_of(encoder).weight is not embedding_of(decoder).weight
-    for scalers in ((), (decoder,)) if hasattr(decoder, "embed_scale") else ((),):
-        yield EmbeddingsFix(scalers, own)
+    yield EmbeddingsFix(own_decoder=own)
+    if hasattr(decoder, "embed_scale"):
+        yield EmbeddingsFix(scaled_twice=True, own_decoder=own)
 
 
 def embedding_of(half: torch.nn.Module) -> torch.nn.Module:
