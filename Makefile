@@ -4,21 +4,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 SERVE_ARGS ?=
 
-.PHONY: serve test test-slow check format lock bench demo-models support-table clean
+.PHONY: serve test test-slow check audit format lock bench bench-engines demo-models support-table notebook pictures clean
 
 serve: $(VENV)/.ready  ## serve on 127.0.0.1:8000 (SERVE_ARGS="--port 9000" for more)
 	$(BIN)/python main.py $(SERVE_ARGS)
 
-test: check  ## everything that must pass
-	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term:skip-covered
+test: check $(VENV)/.browser-ready  ## everything that must pass
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --cov --cov-report=term:skip-covered
 
 test-slow: $(VENV)/.dev-ready  ## what takes minutes
 	$(BIN)/python -m pytest -m slow
 
-check: $(VENV)/.dev-ready  ## lint, format and types
+check: $(VENV)/.dev-ready audit  ## lint, format, types and dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+audit: $(VENV)/.dev-ready  ## dependencies fit together, and have no known vulnerability (as far as that can be looked up)
+	$(BIN)/python -m pip check
+	$(BIN)/python -m tests.audit
 
 format: $(VENV)/.dev-ready
 	$(BIN)/ruff check --fix .
@@ -27,9 +31,19 @@ format: $(VENV)/.dev-ready
 bench: $(VENV)/.dev-ready  ## overhead per job against Inseq called directly and its command line; and load
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.service
 	$(BIN)/python -m benchmarks.load
+	$(BIN)/python -m benchmarks.store
+
+bench-engines: $(VENV)/.dev-ready  ## the single pass beside Inseq, its loop, and Captum
+	$(BIN)/python -m benchmarks.engines
 
 support-table: $(VENV)/.dev-ready  ## try every method on every model family again, and write docs/support.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support_table > docs/support.md
+
+notebook: $(VENV)/.dev-ready  ## run the notebook again, and keep its outputs
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.notebook
+
+pictures: $(VENV)/.browser-ready  ## the README's pictures of the page, again
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.pictures
 
 demo-models: $(VENV)/.ready  ## train the bundled models again
 	$(BIN)/python -m demo_models.train
@@ -52,6 +66,11 @@ $(VENV)/.ready: requirements.lock | $(VENV)/bin/python
 $(VENV)/.dev-ready: requirements-dev.lock | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
 	@touch $@ $(VENV)/.ready
+
+# The tests of the page run in a Chromium: the machine's own, else Debian's, else Playwright's.
+$(VENV)/.browser-ready: $(VENV)/.dev-ready
+	$(BIN)/python -m tests.browser
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,19 +7,18 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from job_manager import JobManager
 from job_records import JobRecord
 from models import Job, JobStatus, Links
 from problems import InvalidRequest, NoResult, ResultExpired, ResultNotReady, ServiceError
 
 
-def job_answer(record: JobRecord, manager: JobManager) -> Job:
+def job_answer(record: JobRecord) -> Job:
     location = f"/attribution/jobs/{record.job_id}"
     return Job(
         job_id=record.job_id,
         status=record.status,
         progress=record.progress,
-        queue_position=manager.queue_position(record),
+        queue_position=record.queue_position,
         created_at=_utc(record.created_at),
         started_at=_utc(record.started_at),
         finished_at=_utc(record.finished_at),
@@ -38,17 +37,19 @@ def job_answer(record: JobRecord, manager: JobManager) -> Job:
     )
 
 
-def no_result(record: JobRecord) -> ServiceError:
+def no_result(record: JobRecord, *, partial: bool = False, has_partial: bool = False) -> ServiceError:
+    """Why there is no result. `partial`: an unfinished one would have done; `has_partial`: there is one."""
     if not record.status.is_terminal:
         return ResultNotReady(
             f"The job is {record.status}; ask again when its status is completed.", headers={"Retry-After": "1"}
         )
-    if record.status is JobStatus.CANCELLED:
-        return NoResult("The job was cancelled, so it has no result. Submit it again.")
-    if record.expired_at is not None:
+    if record.expired_at is not None and (partial or record.status is JobStatus.COMPLETED):
         return ResultExpired("The result was removed to make room (see the server's retention). Submit the job again.")
+    more = " What was done until then is at ?partial=true." if has_partial else ""
+    if record.status is JobStatus.CANCELLED:
+        return NoResult(f"The job was cancelled, so it has no result. Submit it again.{more}")
     cause = record.error
-    return NoResult(f"The job {record.status}: {cause.detail if cause else 'no reason is known'}", cause=cause)
+    return NoResult(f"The job {record.status}: {cause.detail if cause else 'no reason is known'}{more}", cause=cause)
 
 
 def _utc(seconds: float | None) -> Any:

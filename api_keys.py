@@ -7,18 +7,24 @@ random bits.
 from __future__ import annotations
 
 import hashlib
-import hmac
 import secrets
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
 
-from job_schema import api_keys, migrate, open_database
+from job_schema import api_keys, for_reading, migrate, open_database
+from problems import StorageFailed
 
 ANYBODY = ""  # who owns jobs where no keys are set
 _PREFIX = "iaa_"  # so that a leaked key is recognised for what it is
+
+_IN_USE = sa.select(api_keys.c.key_id).where(api_keys.c.hash == sa.bindparam("hash"), api_keys.c.revoked_at.is_(None))
+_LOOK_UP = sa.select(
+    sa.exists(sa.select(api_keys.c.key_id)).label("are_set"), _IN_USE.scalar_subquery().label("key_id")
+)
 
 
 @dataclass(frozen=True)
@@ -36,13 +42,18 @@ class ApiKeys:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
+        self._asking = threading.Lock()
+        self._connection: sa.Connection | None = None
 
     @classmethod
     def of(cls, data_dir: Path) -> ApiKeys:
         """For a command, beside a server that may be running on the directory."""
-        data_dir.mkdir(parents=True, exist_ok=True)
-        engine = open_database(data_dir / "jobs.sqlite3")
-        migrate(engine)
+        try:
+            data_dir.mkdir(parents=True, exist_ok=True)
+            engine = open_database(data_dir / "jobs.sqlite3")
+            migrate(engine)
+        except (OSError, sa.exc.DBAPIError) as error:
+            raise StorageFailed(f"The keys in {data_dir} cannot be opened: {error}.") from error
         return cls(engine)
 
     def create(self, name: str) -> tuple[ApiKey, str]:
@@ -70,18 +81,26 @@ class ApiKeys:
     @property
     def are_set(self) -> bool:
         """Whether there was ever a key: revoking the last one opens nothing."""
-        with self._engine.begin() as connection:
-            return connection.execute(sa.select(api_keys.c.key_id).limit(1)).first() is not None
+        return self.look_up("")[0]
 
-    def owner(self, secret: str) -> str | None:
-        """The id of the key with this secret, or None if there is none in use."""
+    def look_up(self, secret: str) -> tuple[bool, str | None]:
+        """Whether there was ever a key, and the id of the one with this secret, or None if there is none in use.
+
+        Microseconds, on a connection of its own: every request asks. Raises `StorageFailed`.
+        """
         hashed = _hashed(secret)
-        query = sa.select(api_keys.c.key_id, api_keys.c.hash).where(
-            api_keys.c.hash == hashed, api_keys.c.revoked_at.is_(None)
-        )
-        with self._engine.begin() as connection:
-            row = connection.execute(query).one_or_none()
-        return row.key_id if row is not None and hmac.compare_digest(row.hash, hashed) else None
+        try:
+            with self._asking:
+                if self._connection is None:
+                    self._connection = for_reading(self._engine).connect()
+                found = self._connection.execute(_LOOK_UP, {"hash": hashed}).one()
+        except sa.exc.DBAPIError as error:
+            raise StorageFailed(f"The API keys cannot be read: {error.orig}.") from error
+        return found.are_set, found.key_id
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
 
 
 def _hashed(secret: str) -> str:

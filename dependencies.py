@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from fastapi import Depends, Header, Request
@@ -10,7 +10,7 @@ from fastapi import Depends, Header, Request
 from api_keys import ANYBODY
 from job_manager import JobManager, Run
 from job_store import JobStore
-from models import AttributionRequest
+from models import AttributionRequest, Estimate
 from problems import Unauthorized
 
 if TYPE_CHECKING:
@@ -21,12 +21,15 @@ class Engine(Protocol):
     """What the service asks of whatever computes: `attribution.engine.AttributionEngine`, or a test's own."""
 
     def check(self, request: AttributionRequest) -> AttributionRequest: ...
+    def estimate(self, request: AttributionRequest) -> Estimate: ...
     def result_identity(self, request: AttributionRequest) -> str | None: ...
     def devices(self) -> Sequence[str]: ...
     def prepare_worker(self, threads: int) -> None: ...
     @property
     def run(self) -> Run: ...
     def view(self, raw: bytes, view_format: str, options: ViewOptions) -> bytes: ...
+    def page_policy(self, options: ViewOptions) -> str: ...
+    def comparison(self, raw: Mapping[str, bytes], options: ViewOptions) -> bytes: ...
     def methods(self) -> list[dict[str, Any]]: ...
     def step_functions(self) -> list[dict[str, Any]]: ...
     def aggregators(self) -> dict[str, Any]: ...
@@ -48,15 +51,15 @@ async def _store(request: Request) -> JobStore:
     return request.app.state.store  # type: ignore[no-any-return]
 
 
-def owner_of(
+async def owner_of(
     store: Annotated[JobStore, Depends(_store)],
     authorization: Annotated[str | None, Header(description="`Bearer KEY`, where the server has API keys.")] = None,
 ) -> str:
     """Whose request this is. Raises `Unauthorized`."""
-    if not store.keys.are_set:
-        return ANYBODY
     scheme, _, secret = (authorization or "").partition(" ")
-    owner = store.keys.owner(secret.strip()) if scheme.lower() == "bearer" else None
+    are_set, owner = store.keys.look_up(secret.strip() if scheme.lower() == "bearer" else "")
+    if not are_set:
+        return ANYBODY
     if owner is None:
         raise Unauthorized(
             "This server needs an API key: send the header Authorization: Bearer KEY. The operator makes keys with "

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from models import Problem, ProblemItem
+from models import MODEL_NAME_PATTERN, Problem, ProblemItem
 from problems import (
     PROBLEM_MEDIA_TYPE,
     InvalidRequest,
@@ -89,6 +89,8 @@ def _one_per_place(items: Iterable[ProblemItem]) -> list[ProblemItem]:
 def _item(error: Any) -> ProblemItem:
     place, *path = error["loc"]
     detail = str(error["msg"]).removeprefix("Value error, ")
+    if error.get("ctx", {}).get("pattern") == MODEL_NAME_PATTERN:
+        detail = "This is no model name: write name or org/name, and @revision behind it if you want one."
     if place == "body":
         # Pydantic names the tried members of a union too (`str`, `list[...]`); a pointer has keys and indices only.
         keys = [str(each) for each in path if isinstance(each, int) or _is_key(str(each))]

@@ -11,13 +11,17 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import structlog
 
-from job_records import JobRecord, Submission, with_progress
+from job_listing import Filters
+from job_progress import Live, ProgressWriter, Reporter
+from job_records import JobRecord, Submission
 from job_store import JobStore
-from models import AttributionRequest, JobStatus, Problem, Progress, ResultPart, Stage
+from models import AttributionRequest, JobStatus, Problem, Progress, ResultPart
+from pace import Pace
 from problems import (
     AttributionFailed,
     Cancelled,
@@ -34,15 +38,20 @@ from problems import (
 
 log = structlog.get_logger(__name__)
 
-_PROGRESS_INTERVAL = 1.0  # seconds between two writes of one job's progress
-_TELL_INTERVAL = 0.2  # seconds between two notices of one job's progress to those who watch
+_STORE_INTERVAL = 1.0  # seconds between two attempts to store the end of a job on a disk that fails
+_STORE_PATIENCE = 60.0  # seconds after which a result that the disk does not take is given up
+_QUEUE_INTERVAL = 1.0  # seconds that a look at what waits serves for ETAs
 _IDLE_WAIT = 1.0  # seconds a worker sleeps at most before it looks for work by itself
+
+
+Partial = Callable[[], Sequence[ResultPart]]
 
 
 class Run(Protocol):
     """Run one request somewhere and return its result.
 
-    Raises a `JobError` for a job that cannot be done, `Cancelled` soon after `should_cancel` turned true.
+    `offer_partial` may be given a function that encodes what is done so far, from any thread. Raises a `JobError` for
+    a job that cannot be done, `Cancelled` soon after `should_cancel` turned true.
     """
 
     def __call__(
@@ -52,6 +61,7 @@ class Run(Protocol):
         device: str,
         report: Callable[[Progress], None],
         should_cancel: Callable[[], bool],
+        offer_partial: Callable[[Partial], None],
     ) -> list[ResultPart]: ...
 
 
@@ -87,8 +97,12 @@ class JobManager:
         self._cancelled: set[str] = set()  # running jobs that their owners gave up
         self._when_changed: Callable[[str], None] = lambda _: None
         self._when_ended: Callable[[JobRecord, JobStatus, float], None] = lambda *_: None
-        self._live: dict[str, Progress] = {}  # progress of running jobs, fresher than the store's
+        self._live: dict[str, Live] = {}  # running jobs: their progress is fresher than the store's
+        self._pace = Pace()
+        self._waiting: tuple[float, dict[tuple[str, str], int]] = (-math.inf, {})  # when it was read
+        self._partials: dict[str, Partial] = {}  # what running jobs have done so far
         self._busy: dict[str, list[str]] = {device: [] for device in devices}  # models being run, by device
+        self._progress_writer = ProgressWriter(store, self._live)
         self._workers = [
             threading.Thread(target=self._work_loop, args=(device,), name=f"worker-{device}-{index}", daemon=True)
             for device in devices
@@ -103,6 +117,7 @@ class JobManager:
             log.warning("job_recovered", job_id=job.job_id, attempt=job.attempt, max_attempts=self._max_attempts)
         for worker in self._workers:
             worker.start()
+        self._progress_writer.start()
 
     def stop(self, grace: float) -> None:
         """Take no new work, give running jobs `grace` seconds to finish, and put the others back to pending."""
@@ -116,6 +131,7 @@ class JobManager:
         for worker in self._workers:
             # Cancellation takes a forward pass; a worker that is deeper in is left behind, and its job is recovered.
             worker.join(5.0)
+        self._progress_writer.stop()
 
     @property
     def is_alive(self) -> bool:
@@ -160,8 +176,8 @@ class JobManager:
         with self._work:
             self._arrivals += 1
             self._work.notify()
-        log.info("job_accepted", job_id=job.job_id, model=request.model, method=request.method)
-        return job
+        log.info("job_accepted", job_id=job.job_id, model=request.model, method=",".join(request.method_names))
+        return self._fresh(job)
 
     def get(self, job_id: str, owner: str | None = None) -> JobRecord:
         """The job, with its latest progress. Raises `JobNotFound`, also for another owner's."""
@@ -178,11 +194,13 @@ class JobManager:
         before = self.get(job_id, owner)
         if before.status.is_terminal:
             raise JobEnded(f"The job is {before.status}: there is nothing to cancel. DELETE removes it.")
+        # First, so that its worker, which takes it out when the job has ended, cannot come between.
+        self._cancelled.add(job_id)
         job = self._store.request_cancel(job_id)
+        if job is None or job.status is not JobStatus.RUNNING:
+            self._cancelled.discard(job_id)
         if job is None:
             raise JobNotFound(f"There is no job {job_id!r}.")
-        if job.status is JobStatus.RUNNING:
-            self._cancelled.add(job_id)
         log.info("job_cancel_requested", job_id=job_id, status=job.status.value)
         self._when_changed(job_id)
         return self._fresh(job)
@@ -197,35 +215,49 @@ class JobManager:
             raise JobActive(f"The job is {job.status}; cancel it first: POST /attribution/jobs/{job_id}/cancel.")
         log.info("job_deleted", job_id=job_id)
 
-    def page(
-        self,
-        *,
-        limit: int,
-        before: int | None,
-        status: JobStatus | None,
-        model: str | None,
-        method: str | None,
-        tags: Sequence[tuple[str, str | None]] = (),
-        owner: str | None = None,
-    ) -> list[JobRecord]:
+    def page(self, filters: Filters, *, limit: int, before: int | None) -> list[JobRecord]:
         """Jobs, newest first, those accepted before number `before`."""
-        found = self._store.page(
-            limit=limit, before=before, status=status, model=model, method=method, tags=tags, owner=owner
-        )
-        return [self._fresh(job) for job in found]
+        return [self._fresh(job) for job in self._store.page(filters, limit=limit, before=before)]
 
-    def queue_position(self, job: JobRecord) -> int | None:
-        """How many jobs wait before this one, or None if it does not wait."""
-        return self._store.queue_position(job) if job.status is JobStatus.PENDING else None
+    def partial(self, job: JobRecord) -> Sequence[ResultPart]:
+        """What a running job has done so far, encoded as a result; empty before there is anything."""
+        encode = self._partials.get(job.job_id)
+        try:
+            return encode() if encode is not None else ()
+        except Exception:  # it is a look at something that moves: the job itself is what counts
+            log.warning("partial_failed", job_id=job.job_id, exc_info=True)
+            return ()
+
+    def seconds_until_run(self, owner: str, priority: int) -> float | None:
+        """How long a job that came now would wait for a worker, or None where no job has ended yet that would tell."""
+        return self._wait(self._store.place_of_next(owner, priority))
 
     def _fresh(self, job: JobRecord) -> JobRecord:
+        """The job as it is at this moment: its progress, its place in the queue, the seconds until it ends."""
+        now = self._clock()
+        if job.status is JobStatus.PENDING:
+            place = self._store.queue_position(job) if job.queue_position is None else job.queue_position
+            wait, run = self._wait(place), self._pace.typical(job.kind)
+            eta = None if wait is None or run is None else round(wait + run, 3)
+            progress = job.progress.model_copy(update={"eta_seconds": eta})
+            return replace(job, queue_position=place, progress=progress)
         live = self._live.get(job.job_id)
-        return with_progress(job, live) if live is not None and job.status is JobStatus.RUNNING else job
+        if live is None or job.status is not JobStatus.RUNNING:
+            return job
+        return replace(job, progress=live.progress.model_copy(update={"eta_seconds": live.left(now, self._pace)}))
+
+    def _wait(self, ahead: int) -> float | None:
+        now = self._clock()
+        if now - self._waiting[0] > _QUEUE_INTERVAL:
+            self._waiting = (now, self._store.waiting_kinds())
+        left = [each.left(now, self._pace) for each in list(self._live.values())]
+        return self._pace.wait(ahead, self._waiting[1], left, len(self._workers))
 
     def _seconds_to_room(self) -> int:
         """When a place in the queue should be free: as soon as the next job ends, by what running ones have left."""
-        left = [each.eta_seconds for each in self._live.values() if each.eta_seconds is not None]
-        return max(1, math.ceil(min(left, default=1.0)))
+        now = self._clock()
+        left = [each.left(now, self._pace) for each in list(self._live.values())]
+        return max(1, math.ceil(min((each for each in left if each is not None), default=1.0)))
 
     # Workers
 
@@ -235,8 +267,8 @@ class JobManager:
             arrivals = self._arrivals
             try:
                 job = self._store.claim(busy_models=tuple(self._busy[device]))
-            except StorageFailed as error:
-                log.warning("claim_failed", error=error.detail)
+            except Exception:  # a worker that died of it would never come back
+                log.exception("claim_failed")
                 job = None
             if job is None:
                 with self._work:
@@ -248,6 +280,7 @@ class JobManager:
             finally:
                 self._busy[device].remove(job.request.model)
                 self._live.pop(job.job_id, None)
+                self._partials.pop(job.job_id, None)
                 self._cancelled.discard(job.job_id)
                 self._when_changed(job.job_id)
 
@@ -257,15 +290,21 @@ class JobManager:
         with structlog.contextvars.bound_contextvars(job_id=job.job_id):
             log.info("job_started", attempt=job.attempt, device=device, model=job.request.model)
             self._when_changed(job.job_id)
-            reporter = _Reporter(job, self._store, self._live, self._clock, self._when_changed)
+            reporter = Reporter(job, self._live, self._clock, self._when_changed)
             limit = min(job.request.timeout_seconds or math.inf, self._max_seconds)
 
             def should_cancel() -> bool:
                 return self._aborting or job.job_id in self._cancelled or self._clock() - started > limit
 
             try:
-                result = self._run(job.request, device=device, report=reporter, should_cancel=should_cancel)
-                stored = self._store.complete(job, result, reporter.latest)
+                result = self._run(
+                    job.request,
+                    device=device,
+                    report=reporter,
+                    should_cancel=should_cancel,
+                    offer_partial=lambda encode: self._partials.__setitem__(job.job_id, encode),
+                )
+                stored = self._store_end(lambda: self._store.complete(job, result, reporter.latest), _STORE_PATIENCE)
                 log.info("job_completed", seconds=round(self._clock() - started, 3), stored=stored)
                 status = JobStatus.COMPLETED
             except Cancelled:
@@ -274,15 +313,18 @@ class JobManager:
                 status = self._fail(job, error)
             if status.is_terminal:
                 self._when_ended(job, status, self._clock() - started)
+            if status is JobStatus.COMPLETED:
+                self._pace.ended(job.kind, self._clock() - started)
 
     def _stopped(self, job: JobRecord, limit: float) -> JobStatus:
         """A job that was told to stop has stopped, and the device is free: why was it?"""
         if job.job_id in self._cancelled:
-            self._store.cancel(job)
+            progress, partial = self._progress_of(job), self.partial(job)
+            self._store_end(lambda: self._store.cancel(job, progress, partial))
             log.info("job_cancelled")
             return JobStatus.CANCELLED
         if self._aborting:
-            self._store.requeue(job)
+            self._store_end(lambda: self._store.requeue(job))
             log.info("job_requeued")
             return JobStatus.PENDING
         return self._fail(
@@ -292,6 +334,10 @@ class JobManager:
                 "timeout_seconds, up to the server's limit (INSEQ_API_MAX_JOB_SECONDS)."
             ),
         )
+
+    def _progress_of(self, job: JobRecord) -> Progress | None:
+        live = self._live.get(job.job_id)
+        return None if live is None else live.progress
 
     def _fail(self, job: JobRecord, error: Exception) -> JobStatus:
         if isinstance(error, ServiceError):
@@ -303,52 +349,28 @@ class JobManager:
             reason = str(error).strip() or "no further explanation"
             detail = f"{type(error).__name__}: {reason}"
             problem = AttributionFailed(detail).to_problem(_instance(job))
-        try:
-            self._store.fail(job, problem)
-        except StorageFailed:
-            # It stays `running` and is run again after a restart, when the disk may be writable.
-            log.warning("job_failure_not_stored")
+        progress, partial = self._progress_of(job), self.partial(job)
+        self._store_end(lambda: self._store.fail(job, problem, progress, partial))
         return JobStatus.FAILED
 
+    def _store_end(self, store: Callable[[], bool], patience: float = math.inf) -> bool:
+        """Store how a job ended, again and again while the disk does not take it (it may be full): the result was long
+        in the making, and no other job could end either. Raises `StorageFailed` when the patience is over.
 
-class _Reporter:
-    """Takes a job's progress: adds the time left, keeps the latest in memory, writes it now and then."""
-
-    def __init__(
-        self,
-        job: JobRecord,
-        store: JobStore,
-        live: dict[str, Progress],
-        clock: Callable[[], float],
-        tell: Callable[[str], None],
-    ) -> None:
-        self._job, self._store, self._live, self._clock, self._tell = job, store, live, clock, tell
-        self._told = 0.0
-        self.latest = Progress()
-        self._stage: Stage | None = None
-        self._stage_began = 0.0
-        self._steps_before = 0
-        self._written = clock()
-
-    def __call__(self, progress: Progress) -> None:
-        now = self._clock()
-        changed = progress.stage is not self._stage
-        if changed:
-            self._stage, self._stage_began, self._steps_before = progress.stage, now, progress.steps_done
-        done = progress.steps_done - self._steps_before
-        if progress.stage is Stage.ATTRIBUTING and progress.steps_total and done > 0:
-            left = progress.steps_total - progress.steps_done
-            progress = progress.model_copy(update={"eta_seconds": round((now - self._stage_began) / done * left, 3)})
-        self.latest = self._live[self._job.job_id] = progress
-        if changed or now - self._told >= _TELL_INTERVAL:
-            self._told = now
-            self._tell(self._job.job_id)
-        if now - self._written >= _PROGRESS_INTERVAL:
-            self._written = now
+        When the server stops, the job is left `running` and is run again after the restart.
+        """
+        deadline = time.monotonic() + patience
+        while True:
             try:
-                self._store.save_progress(self._job, progress)
-            except StorageFailed:
-                log.warning("progress_not_stored", job_id=self._job.job_id)
+                return store()
+            except StorageFailed as error:
+                log.warning("job_end_not_stored", error=error.detail)
+                if self._stopping:
+                    return False
+                if time.monotonic() > deadline:
+                    raise
+            with self._work:
+                self._work.wait_for(lambda: self._stopping, _STORE_INTERVAL)
 
 
 def _instance(job: JobRecord) -> str:

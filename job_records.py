@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from models import AttributionRequest, JobStatus, Problem, Progress
@@ -27,6 +27,12 @@ class JobRecord:
     expired_at: float | None = None  # when its result was removed to make room
     owner: str = ""
     reused_from: str | None = None
+    queue_position: int | None = None  # of a pending job, where it was looked up
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """What jobs have in common that take about the same time: model and methods."""
+        return self.request.model, ",".join(self.request.method_names)
 
 
 @dataclass(frozen=True)
@@ -44,11 +50,6 @@ class Submission:
     def fingerprint(self) -> str:
         """Equal for equal requests."""
         return hashlib.sha256(self.request.model_dump_json().encode()).hexdigest()
-
-
-def with_progress(job: JobRecord, progress: Progress) -> JobRecord:
-    """The record with fresher progress than the row's."""
-    return replace(job, progress=progress)
 
 
 def record(row: Any) -> JobRecord:

@@ -54,6 +54,8 @@ job_tags = sa.Table(
     sa.Column("job_id", sa.String(32), primary_key=True),
     sa.Column("name", sa.String(64), primary_key=True),
     sa.Column("value", sa.String(256), nullable=False),
+    sa.Column("seq", sa.Integer, nullable=False),  # the job's number and owner, so that tags are in a page's order
+    sa.Column("owner", sa.String(16), nullable=False),
 )
 result_files = sa.Table(
     "result_files",
@@ -66,13 +68,57 @@ result_files = sa.Table(
     sa.Column("sha256", sa.String(64), nullable=False),
 )
 
+# Written out, not bound: an index of those that wait, or run, serves only a statement that says so itself.
+IS_WAITING = jobs.c.status == sa.literal_column("'pending'")
+IS_RUNNING = jobs.c.status == sa.literal_column("'running'")
+
 
 def open_database(file: Path) -> sa.Engine:
     """The database, every write of which is synced before it is told."""
     engine = sa.create_engine(f"sqlite:///{file}", pool_size=16, max_overflow=32)
     sa.event.listen(engine, "connect", _configure_connection)
-    sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    sa.event.listen(engine, "begin", _begin)
     return engine
+
+
+def for_reading(engine: sa.Engine) -> sa.Engine:
+    """The same database without transactions: each statement sees what is committed."""
+    return engine.execution_options(**{_BEGIN: None})
+
+
+def for_writing(engine: sa.Engine) -> sa.Engine:
+    """The same database, whose transactions wait at their begin for whoever else writes (a `keys` command, say): one
+    that reads first and finds only then that somebody wrote meanwhile could not go on.
+    """
+    return engine.execution_options(**{_BEGIN: "BEGIN IMMEDIATE"})
+
+
+_BEGIN = "begin_with"
+
+
+def _begin(connection: sa.Connection) -> None:
+    statement = connection.get_execution_options().get(_BEGIN, "BEGIN")
+    if statement:
+        connection.exec_driver_sql(statement)
+
+
+def check_database(engine: sa.Engine, *, may_be_new: bool) -> None:
+    """Raises `StorageFailed` for a damaged database, and for an empty one where there are results: they would be taken
+    for strays, and removed.
+    """
+    remedy = "Restore the data directory from a backup, or give the server another --data-dir. Nothing was changed."
+    try:
+        with for_reading(engine).connect() as connection:
+            found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
+            is_new = not sa.inspect(connection).has_table(jobs.name)
+    except sa.exc.DatabaseError as error:
+        if isinstance(error, sa.exc.OperationalError):  # it cannot be opened, which says nothing about its content
+            raise
+        found, is_new = str(error.orig), False
+    if found != "ok":
+        raise StorageFailed(f"The job store {engine.url.database} is damaged ({found}). {remedy}")
+    if is_new and not may_be_new:
+        raise StorageFailed(f"The job store {engine.url.database} is empty, but there are results. {remedy}")
 
 
 def migrate(engine: sa.Engine) -> None:

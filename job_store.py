@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,27 @@ import sqlalchemy as sa
 from filelock import FileLock, Timeout
 
 import job_queue
+from admission import Candidate, admit
 from api_keys import ApiKeys
+from group_commit import GroupCommit
+from job_listing import Filters, beyond_limits, page_query
 from job_records import JobRecord, Submission, record
-from job_schema import job_tags, jobs, migrate, open_database, result_files
-from models import JobStatus, Problem, Progress, ResultPart, Stage
-from problems import KeyReused, StorageFailed
-from result_files import ResultFile, ResultFiles
+from job_schema import (
+    IS_RUNNING,
+    IS_WAITING,
+    check_database,
+    for_reading,
+    for_writing,
+    jobs,
+    migrate,
+    open_database,
+    result_files,
+)
+from models import JobStatus, Problem, Progress, ResultPart
+from problems import ServiceError, StorageFailed
+from result_files import REMEDY, ResultFile, ResultFiles
+
+_EXPIRED_AT_ONCE = 100
 
 
 class JobStore:
@@ -49,19 +64,26 @@ class JobStore:
             raise StorageFailed(f"{data_dir} cannot be written: {error.strerror}.") from error
         # One writer at a time: SQLite has one anyway, and a queue here is fairer than its busy timeout.
         self._write_lock = threading.Lock()
+        self._accept = GroupCommit[Candidate, JobRecord](self._admit)
         self._engine = open_database(data_dir / "jobs.sqlite3")
+        self._reader, self._writer = for_reading(self._engine), for_writing(self._engine)
         self.keys = ApiKeys(self._engine)
         self._turns = job_queue.Turns()
         try:
+            check_database(self._engine, may_be_new=self._results.is_empty)
             migrate(self._engine)
             with self._read() as connection:
                 self._results.sweep(set(connection.execute(sa.select(result_files.c.name)).scalars()))
+        except sa.exc.DBAPIError as error:
+            self.close()
+            raise StorageFailed(f"The job store {data_dir} cannot be opened: {error.orig}. {REMEDY}") from error
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Close the database and let another server have the directory."""
+        self.keys.close()
         self._engine.dispose()
         self._lock.release()
 
@@ -73,43 +95,18 @@ class JobStore:
         Returns the job, and False if it is the earlier one of the same idempotency key. Raises `KeyReused` if that one
         is another request, and `QueueFull`.
         """
-        request, key = submission.request, submission.idempotency_key
-        row = {
-            "job_id": uuid.uuid4().hex,
-            "status": JobStatus.PENDING.value,
-            "model": request.model,
-            "method": request.method,
-            "request": request.model_dump_json(),
-            "attempt": 0,
-            "created_at": self._clock(),
-            "cancel_requested": False,
-            "idempotency_key": key,
-            "fingerprint": submission.fingerprint if key else None,
-            "owner": submission.owner,
-            "priority": request.priority,
-            "reuse_key": submission.reuse_key,
-        }
-        tags = [{"job_id": row["job_id"], "name": name, "value": value} for name, value in request.tags.items()]
-        with self._write() as connection:
-            if key is not None:
-                same = (jobs.c.owner == submission.owner, jobs.c.idempotency_key == key)
-                earlier = connection.execute(sa.select(jobs).where(*same)).one_or_none()
-                if earlier is not None:
-                    return _earlier(earlier, submission), False
-            source = self._same_result(connection, submission) if request.reuse else None
-            files = [] if source is None else self._results_of(connection, source, str(row["job_id"]))
-            if files:
-                progress = Progress(stage=Stage.SAVING, fraction=1.0).model_dump_json()
-                row |= {"status": JobStatus.COMPLETED.value, "progress": progress, "reused_from": source}
-                row |= {"started_at": row["created_at"], "finished_at": row["created_at"]}
-            else:
-                job_queue.check_room(connection, submission)
-            stored = connection.execute(sa.insert(jobs).values(row).returning(jobs)).one()
-            if tags:
-                connection.execute(sa.insert(job_tags), tags)
-            if files:
-                connection.execute(sa.insert(result_files), [{"job_id": row["job_id"], **vars(each)} for each in files])
-        return record(stored), True
+        candidate = Candidate(submission)
+        if submission.request.reuse:
+            candidate = self._with_stored_result(candidate)
+        try:
+            job = self._accept(candidate)
+        except Exception:
+            self._results.remove(file.name for file in candidate.files)
+            raise
+        is_new = job.job_id == candidate.job_id
+        if not is_new:
+            self._results.remove(file.name for file in candidate.files)
+        return job, is_new
 
     def get(self, job_id: str, owner: str | None = None) -> JobRecord | None:
         """The job, or None; with an owner, only of that one's."""
@@ -118,49 +115,36 @@ class JobStore:
             row = connection.execute(query if owner is None else query.where(jobs.c.owner == owner)).one_or_none()
         return None if row is None else record(row)
 
-    def page(
-        self,
-        *,
-        limit: int,
-        before: int | None = None,
-        status: JobStatus | None = None,
-        model: str | None = None,
-        method: str | None = None,
-        tags: Sequence[tuple[str, str | None]] = (),
-        owner: str | None = None,
-    ) -> list[JobRecord]:
-        """Jobs accepted before number `before`, newest first; new arrivals never shift a page.
-
-        `tags`: each a name and a value, or None for any value; a job must have all of them.
-        """
-        query = sa.select(jobs).order_by(jobs.c.seq.desc()).limit(limit)
-        if before is not None:
-            query = query.where(jobs.c.seq < before)
-        filters = ((jobs.c.status, status), (jobs.c.model, model), (jobs.c.method, method), (jobs.c.owner, owner))
-        for column, wanted in filters:
-            if wanted is not None:
-                query = query.where(column == str(wanted))
-        for name, value in tags:
-            tagged = sa.select(job_tags.c.job_id).where(job_tags.c.name == name)
-            query = query.where(jobs.c.job_id.in_(tagged if value is None else tagged.where(job_tags.c.value == value)))
+    def page(self, filters: Filters, *, limit: int, before: int | None = None) -> list[JobRecord]:
+        """Jobs accepted before number `before`, newest first, with their places in the queue."""
         with self._read() as connection:
-            return [record(row) for row in connection.execute(query)]
+            found = [record(row) for row in connection.execute(page_query(filters, limit=limit, before=before))]
+            places = job_queue.positions(connection, [job for job in found if job.status is JobStatus.PENDING])
+        return [replace(job, queue_position=places.get(job.seq)) for job in found]
 
     def active(self) -> dict[JobStatus, int]:
         """How many jobs wait and how many run."""
-        statuses = (JobStatus.PENDING, JobStatus.RUNNING)
-        query = (
-            sa.select(jobs.c.status, sa.func.count())
-            .where(jobs.c.status.in_([each.value for each in statuses]))
-            .group_by(jobs.c.status)
-        )
+        counts = [sa.select(sa.func.count()).where(each).scalar_subquery() for each in (IS_WAITING, IS_RUNNING)]
         with self._read() as connection:
-            return {JobStatus(status): count for status, count in connection.execute(query)}
+            waiting, running = connection.execute(sa.select(*counts)).one()
+        return {JobStatus.PENDING: waiting, JobStatus.RUNNING: running}
 
     def queue_position(self, job: JobRecord) -> int:
         """How many jobs run before a pending one, if no more come."""
         with self._read() as connection:
-            return job_queue.position(connection, job)
+            return job_queue.positions(connection, [job])[job.seq]
+
+    def place_of_next(self, owner: str, priority: int) -> int:
+        """How many jobs would run before one that came now."""
+        with self._read() as connection:
+            return job_queue.Waiting(connection).place_of_next(owner, priority)
+
+    def waiting_kinds(self) -> dict[tuple[str, str], int]:
+        """How many jobs wait, by model and method."""
+        query = sa.select(jobs.c.model, jobs.c.method, sa.func.count()).where(IS_WAITING)
+        with self._read() as connection:
+            rows = connection.execute(query.group_by(jobs.c.model, jobs.c.method))
+            return {(model, method): count for model, method, count in rows}
 
     def claim(self, busy_models: Collection[str] = ()) -> JobRecord | None:
         """Take the next pending job. Owners take turns; of one owner's, those on a model that is busy on this device
@@ -184,26 +168,23 @@ class JobStore:
             .returning(jobs)
         )
 
-    def save_progress(self, job: JobRecord, progress: Progress) -> None:
-        """Remember how far a running job is; the caller bounds how often."""
+    def save_progress(self, progress: Iterable[tuple[JobRecord, Progress]]) -> None:
+        """Remember how far running jobs are; the caller bounds how often."""
         with self._write() as connection:
-            connection.execute(sa.update(jobs).where(*_held(job)).values(progress=progress.model_dump_json()))
+            for job, latest in progress:
+                connection.execute(sa.update(jobs).where(*_held(job)).values(progress=latest.model_dump_json()))
 
     def complete(self, job: JobRecord, result: Sequence[ResultPart], progress: Progress) -> bool:
         """Store the result durably, then mark the job completed. False if the job was no longer this attempt's."""
         files = self._results.write(job.job_id, job.attempt, result)
-        with self._write() as connection:
-            moved = self._finish(connection, job, JobStatus.COMPLETED, progress=progress.model_dump_json())
-            if moved:
-                connection.execute(
-                    sa.insert(result_files), [{"job_id": job.job_id, **vars(stored)} for stored in files]
-                )
-        return moved
+        return self._end(job, JobStatus.COMPLETED, progress, files)
 
-    def fail(self, job: JobRecord, error: Problem) -> bool:
-        """Mark the job failed, with the reason. False if the job was no longer this attempt's."""
-        with self._write() as connection:
-            return self._finish(connection, job, JobStatus.FAILED, error=error.model_dump_json())
+    def fail(
+        self, job: JobRecord, error: Problem, progress: Progress | None = None, partial: Sequence[ResultPart] = ()
+    ) -> bool:
+        """Mark the job failed, with the reason, and keep what it had done. False if it was no longer this attempt's."""
+        files = self._try_to_write(job, partial)
+        return self._end(job, JobStatus.FAILED, progress, files, error=error.model_dump_json())
 
     def request_cancel(self, job_id: str) -> JobRecord | None:
         """Cancel a pending job at once, or ask a running one to stop; an ended one is left as it is.
@@ -219,10 +200,13 @@ class JobStore:
             row = connection.execute(sa.select(jobs).where(jobs.c.job_id == job_id)).one_or_none()
         return None if row is None else record(row)
 
-    def cancel(self, job: JobRecord) -> bool:
-        """Mark a running job cancelled, now that the device is free of it. False if it was no longer this attempt's."""
-        with self._write() as connection:
-            return self._finish(connection, job, JobStatus.CANCELLED)
+    def cancel(self, job: JobRecord, progress: Progress | None = None, partial: Sequence[ResultPart] = ()) -> bool:
+        """Mark a running job cancelled, now that the device is free of it, and keep what it had done.
+
+        False if it was no longer this attempt's.
+        """
+        files = self._try_to_write(job, partial)
+        return self._end(job, JobStatus.CANCELLED, progress, files)
 
     def delete(self, job_id: str) -> JobRecord | None:
         """Forget an ended job and its result; an active one is left as it is. Returns what it was, None if nothing."""
@@ -243,35 +227,29 @@ class JobStore:
 
         Their jobs stay, marked as expired. Returns their ids.
         """
-        sizes = (
-            sa.select(result_files.c.job_id, sa.func.sum(result_files.c.size).label("size"))
-            .group_by(result_files.c.job_id)
-            .subquery()
-        )
-        newest = (jobs.c.finished_at.desc(), jobs.c.seq.desc())
-        ranked = (
-            sa.select(
-                jobs.c.job_id,
-                jobs.c.finished_at,
-                sa.func.row_number().over(order_by=newest).label("rank"),
-                sa.func.sum(sizes.c.size).over(order_by=newest).label("bytes"),
-            )
-            .join(sizes, sizes.c.job_id == jobs.c.job_id)
-            .subquery()
-        )
-        too_many = sa.or_(ranked.c.finished_at < before, ranked.c.rank > keep, ranked.c.bytes > keep_bytes)
-        with self._write() as connection:
-            expired = list(connection.execute(sa.select(ranked.c.job_id).where(too_many)).scalars())
-            if not expired:
-                return []
-            names = self._forget_files(connection, expired)
-            connection.execute(sa.update(jobs).where(jobs.c.job_id.in_(expired)).values(expired_at=self._clock()))
-        self._results.remove(names)
+        with self._read() as connection:
+            beyond = list(connection.execute(beyond_limits(before, keep, keep_bytes)).scalars())
+        expired: list[str] = []
+        # A few at a time, so that nobody waits long for the lock.
+        for some in (beyond[at : at + _EXPIRED_AT_ONCE] for at in range(0, len(beyond), _EXPIRED_AT_ONCE)):
+            with self._write() as connection:
+                still = jobs.c.job_id.in_(some)
+                gone = sa.update(jobs).where(still).values(expired_at=self._clock()).returning(jobs.c.job_id)
+                ids = list(connection.execute(gone).scalars())
+                names = self._forget_files(connection, ids)
+            self._results.remove(names)
+            expired += ids
         return expired
 
     def requeue(self, job: JobRecord) -> bool:
-        """Put a running job back to pending, because the server stops; it does not count as an attempt."""
+        """Put a running job back to pending, because the server stops; it does not count as an attempt.
+
+        One that was to be cancelled is.
+        """
         with self._write() as connection:
+            given_up = sa.select(jobs.c.cancel_requested).where(*_held(job))
+            if connection.execute(given_up).scalar_one_or_none():
+                return self._finish(connection, job, JobStatus.CANCELLED)
             return self._move(connection, job, JobStatus.PENDING, attempt=job.attempt - 1, started_at=None)
 
     def recover(self, max_attempts: int, give_up: Callable[[JobRecord], Problem]) -> list[JobRecord]:
@@ -281,7 +259,7 @@ class JobStore:
         Returns the jobs that were running.
         """
         with self._write() as connection:
-            rows = connection.execute(sa.select(jobs).where(jobs.c.status == JobStatus.RUNNING.value)).all()
+            rows = connection.execute(sa.select(jobs).where(IS_RUNNING)).all()
             for job in map(record, rows):
                 if job.cancel_requested:
                     self._finish(connection, job, JobStatus.CANCELLED)
@@ -302,7 +280,7 @@ class JobStore:
         return {row.kind: _file(row) for row in rows}
 
     def read(self, stored: ResultFile) -> bytes:
-        """The bytes of a result file, checked against their checksum. Raises `StorageFailed`."""
+        """The bytes of a result file, checked against their checksum. Raises `ResultDamaged`, `StorageFailed`."""
         return self._results.read(stored)
 
     def is_writable(self) -> bool:
@@ -316,34 +294,65 @@ class JobStore:
 
     # Inside
 
+    def _end(
+        self, job: JobRecord, status: JobStatus, progress: Progress | None, files: Sequence[ResultFile], **values: Any
+    ) -> bool:
+        """Mark a running job ended, with its files."""
+        if progress is not None:
+            values["progress"] = progress.model_dump_json()
+        try:
+            with self._write() as connection:
+                moved = self._finish(connection, job, status, **values)
+                if moved and files:
+                    rows = [{"job_id": job.job_id, **vars(each)} for each in files]
+                    connection.execute(sa.insert(result_files), rows)
+        except StorageFailed:
+            self._results.remove(each.name for each in files)
+            raise
+        if not moved:
+            self._results.remove(each.name for each in files)
+        return moved
+
     def _finish(self, connection: sa.Connection, job: JobRecord, status: JobStatus, **values: Any) -> bool:
         return self._move(connection, job, status, finished_at=self._clock(), **values)
+
+    def _try_to_write(self, job: JobRecord, partial: Sequence[ResultPart]) -> list[ResultFile]:
+        """The files of an unfinished result; none where there is no room for them, which is no reason not to end."""
+        try:
+            return self._results.write(job.job_id, job.attempt, partial) if partial else []
+        except StorageFailed:
+            return []
 
     def _move(self, connection: sa.Connection, job: JobRecord, status: JobStatus, **values: Any) -> bool:
         """The one place where a claimed job's status changes: only if it is still this attempt, and running."""
         moved = connection.execute(sa.update(jobs).where(*_held(job)).values(status=status.value, **values))
         return moved.rowcount == 1
 
-    def _same_result(self, connection: sa.Connection, submission: Submission) -> str | None:
-        """The newest job of the same owner whose stored result this request would have."""
-        if submission.reuse_key is None:
-            return None
+    def _admit(self, candidates: Sequence[Candidate]) -> list[JobRecord | ServiceError]:
+        with self._write() as connection:
+            return admit(connection, candidates, self._clock())
+
+    def _with_stored_result(self, candidate: Candidate) -> Candidate:
+        """With the newest result of the same owner that this request would have, if there is one and it is whole."""
+        submission = candidate.submission
         same = (
             jobs.c.reuse_key == submission.reuse_key,
             jobs.c.status == JobStatus.COMPLETED.value,
             jobs.c.owner == submission.owner,
             jobs.c.expired_at.is_(None),
         )
-        query = sa.select(jobs.c.job_id).where(*same).order_by(jobs.c.seq.desc()).limit(1)
-        return connection.execute(query).scalar_one_or_none()
-
-    def _results_of(self, connection: sa.Connection, source: str, job_id: str) -> list[ResultFile]:
-        """The files of a job, linked for another; none where they are gone, and the job has to be run."""
-        rows = connection.execute(sa.select(result_files).where(result_files.c.job_id == source)).all()
+        newest = sa.select(jobs.c.job_id).where(*same).order_by(jobs.c.seq.desc()).limit(1)
+        if submission.reuse_key is None:
+            return candidate
+        with self._read() as connection:
+            source = connection.execute(newest).scalar_one_or_none()
+        if source is None:
+            return candidate
         try:
-            return self._results.link_all([_file(row) for row in rows], job_id)
-        except StorageFailed:
-            return []
+            files = self._results.link_all(tuple(self.files(source).values()), candidate.job_id)
+        except StorageFailed:  # gone or damaged: the job is to be run
+            return candidate
+        return replace(candidate, reused_from=source, files=files)
 
     def _forget_files(self, connection: sa.Connection, job_ids: list[str]) -> list[str]:
         """Take result files out of the database; they are removed from the disk only once that is committed."""
@@ -355,18 +364,22 @@ class JobStore:
     @contextmanager
     def _read(self) -> Iterator[sa.Connection]:
         try:
-            with self._engine.begin() as connection:
+            with self._reader.connect() as connection:
                 yield connection
-        except sa.exc.DBAPIError as error:
-            raise StorageFailed(f"The job store cannot be read: {error.orig}.") from error
+        except sa.exc.SQLAlchemyError as error:
+            raise StorageFailed(f"The job store cannot be read: {_reason(error)}. {REMEDY}") from error
 
     @contextmanager
     def _write(self) -> Iterator[sa.Connection]:
         try:
-            with self._write_lock, self._engine.begin() as connection:
+            with self._write_lock, self._writer.begin() as connection:
                 yield connection
-        except sa.exc.DBAPIError as error:
-            raise StorageFailed(f"The job store cannot be written: {error.orig}.") from error
+        except sa.exc.SQLAlchemyError as error:
+            raise StorageFailed(f"The job store cannot be written: {_reason(error)}. {REMEDY}") from error
+
+
+def _reason(error: sa.exc.SQLAlchemyError) -> str:
+    return str(error.orig if isinstance(error, sa.exc.DBAPIError) else error)
 
 
 def _file(row: Any) -> ResultFile:
@@ -379,13 +392,3 @@ def _held(job: JobRecord) -> tuple[sa.ColumnElement[bool], ...]:
         jobs.c.status == JobStatus.RUNNING.value,
         jobs.c.attempt == job.attempt,
     )
-
-
-def _earlier(row: Any, submission: Submission) -> JobRecord:
-    """The job that has this idempotency key already."""
-    if row.fingerprint != submission.fingerprint:
-        raise KeyReused(
-            f"The Idempotency-Key {submission.idempotency_key!r} was used for another request (job {row.job_id}). A "
-            "key stands for one request: make a new one."
-        )
-    return record(row)

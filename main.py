@@ -7,44 +7,45 @@ FastAPI runs on threads, so that nothing ever blocks the event loop; those that 
 from __future__ import annotations
 
 import asyncio
-import gzip
-import hashlib
 import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Literal
+from typing import Annotated
 
 import structlog
 from fastapi import APIRouter, FastAPI, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from answers import job_answer, json_object, names, no_result, read_cursor, read_tag, write_cursor
-from dependencies import Engine, Manager, Owner, Store, TheEngine
+from answers import job_answer, read_cursor, read_tag, write_cursor
+from dependencies import Engine, Manager, Owner, TheEngine
 from events import JobWatch, event_id
 from http_errors import install_error_handlers, problem_responses
+from job_listing import Filters
 from job_manager import JobManager
 from job_store import JobStore
 from metrics import Metrics, RequestMetrics
 from middleware import RequestGuard, RequestIdMiddleware
-from models import AttributionRequest, AttributionResult, Job, JobList, JobStatus
+from models import AttributionRequest, Estimate, Job, JobList, JobStatus
+from page_routes import add_pages
 from problems import (
     BodyTooLarge,
+    InputRejected,
     InvalidRequest,
     JobActive,
     JobEnded,
     JobNotFound,
     KeyReused,
     ModelNotAllowed,
-    NoResult,
+    ModelUnavailable,
     QueueFull,
-    ResultExpired,
-    ResultNotReady,
     ShuttingDown,
+    StorageFailed,
     Unauthorized,
     UnsupportedMediaType,
 )
+from result_routes import results
 from retention import Retention
 from service_routes import catalogue, meta
 from settings import Settings
@@ -63,7 +64,14 @@ api = APIRouter(prefix="/attribution", tags=["attribution"], responses=problem_r
     status_code=202,
     response_model=Job,
     responses=problem_responses(
-        InvalidRequest, ModelNotAllowed, KeyReused, BodyTooLarge, UnsupportedMediaType, QueueFull, ShuttingDown
+        InvalidRequest,
+        ModelNotAllowed,
+        KeyReused,
+        BodyTooLarge,
+        UnsupportedMediaType,
+        QueueFull,
+        ShuttingDown,
+        StorageFailed,
     ),
 )
 def submit_job(
@@ -81,9 +89,23 @@ def submit_job(
     request = engine.check(body)
     reuse_key = engine.result_identity(request)
     record = manager.submit(request, idempotency_key=idempotency_key, owner=owner, reuse_key=reuse_key)
-    job = job_answer(record, manager)
+    job = job_answer(record)
     response.headers["Location"] = job.links.self
     return job
+
+
+@api.post(
+    "/estimate",
+    response_model=Estimate,
+    responses=problem_responses(
+        InvalidRequest, ModelNotAllowed, ModelUnavailable, InputRejected, BodyTooLarge, UnsupportedMediaType
+    ),
+)
+def estimate_job(body: AttributionRequest, engine: TheEngine, manager: Manager, owner: Owner) -> Estimate:
+    """What the job would take: tokens, passes, time, memory. Its method is not run, and nothing is queued."""
+    estimate: Estimate = engine.estimate(engine.check(body))
+    queue = manager.seconds_until_run(owner, body.priority)
+    return estimate.model_copy(update={"seconds": estimate.seconds.model_copy(update={"queue": queue})})
 
 
 @api.get("/jobs", response_model=JobList, responses=problem_responses(InvalidRequest))
@@ -98,18 +120,11 @@ def list_jobs(
     tag: Annotated[list[str] | None, Query(description="`name` or `name:value`; several must all hold.")] = None,
 ) -> JobList:
     """The jobs, newest first. Pages neither skip nor repeat a job while new ones arrive."""
-    records = manager.page(
-        limit=limit + 1,
-        before=read_cursor(cursor),
-        status=status,
-        model=model,
-        method=method,
-        tags=[read_tag(each) for each in tag or []],
-        owner=owner,
-    )
+    filters = Filters(status, model, method, [read_tag(each) for each in tag or []], owner)
+    records = manager.page(filters, limit=limit + 1, before=read_cursor(cursor))
     page = records[:limit]
     following = write_cursor(page[-1].seq) if len(records) > limit else None
-    return JobList(jobs=[job_answer(record, manager) for record in page], next_cursor=following)
+    return JobList(jobs=[job_answer(record) for record in page], next_cursor=following)
 
 
 @api.get("/jobs/{job_id}", response_model=Job, responses=problem_responses(JobNotFound))
@@ -164,7 +179,7 @@ async def watch_job(
 )
 def cancel_job(job_id: str, manager: Manager, owner: Owner) -> Job:
     """Give a job up: at once if it waits, within a forward pass if it runs. `cancelled` once the device is free."""
-    return job_answer(manager.cancel(job_id, owner), manager)
+    return job_answer(manager.cancel(job_id, owner))
 
 
 @api.delete("/jobs/{job_id}", status_code=204, responses=problem_responses(JobNotFound, JobActive))
@@ -172,73 +187,6 @@ def delete_job(job_id: str, manager: Manager, owner: Owner) -> Response:
     """Forget an ended job and its result."""
     manager.delete(job_id, owner)
     return Response(status_code=204)
-
-
-@api.get(
-    "/jobs/{job_id}/results",
-    responses={
-        200: {"model": AttributionResult, "description": "The result in the asked view"},
-        304: {"description": "Not modified"},
-        **problem_responses(JobNotFound, ResultNotReady, NoResult, ResultExpired, InvalidRequest),
-    },
-    response_class=Response,
-)
-def get_results(
-    job_id: str,
-    request: Request,
-    manager: Manager,
-    engine: TheEngine,
-    store: Store,
-    owner: Owner,
-    view: Annotated[
-        Literal["json", "inseq"],
-        Query(alias="format", description="`inseq`: a file for `inseq.FeatureAttributionOutput.load`."),
-    ] = "json",
-    aggregator: Annotated[
-        str | None, Query(description="Inseq's aggregators in order, e.g. `subwords,scores`.")
-    ] = None,
-    aggregate_fn: Annotated[
-        str | None, Query(description="A function for each aggregator, e.g. `absmax,vnorm`; empty for its default.")
-    ] = None,
-    aggregator_args: Annotated[str | None, Query(description="Arguments of the aggregators, as a JSON object.")] = None,
-    normalize: Annotated[bool | None, Query(description="Whether scores sum to 1 over the attributed tokens.")] = None,
-    granular: Annotated[bool, Query(description="The scores as they were computed, not aggregated.")] = False,
-    decode_tokens: Annotated[
-        bool, Query(description="Each token as people read it (`text`) beside the raw one.")
-    ] = False,
-) -> Response:
-    """The result of a completed job."""
-    record = manager.get(job_id, owner)
-    if record.status is not JobStatus.COMPLETED or record.expired_at is not None:
-        raise no_result(record)
-    from attribution.results import ViewOptions
-
-    options = ViewOptions(
-        aggregators=names(aggregator),
-        aggregate_fn=tuple(name or None for name in aggregate_fn.split(",")) if aggregate_fn is not None else (),
-        aggregator_args=json_object(aggregator_args),
-        normalize=normalize,
-        granular=granular,
-        decode_tokens=decode_tokens,
-    )
-    options.check()
-    files = store.files(record.job_id)
-    stored = options.is_default and view == "json"
-    basis = files["summary" if stored else "raw"].sha256
-    etag = f'W/"{hashlib.sha256(f"{basis} {view} {options}".encode()).hexdigest()[:32]}"'
-    headers = {"ETag": etag, "Vary": "Accept-Encoding", "Cache-Control": "private, no-cache"}
-    if etag in {each.strip() for each in request.headers.get("If-None-Match", "").split(",")}:
-        return Response(status_code=304, headers=headers)
-    if view == "inseq":
-        headers["Content-Disposition"] = f'attachment; filename="{record.job_id}.json"'
-    zipped = store.read(files["summary"]) if stored else None
-    content = None if zipped is not None else engine.view(store.read(files["raw"]), view, options)
-    if "gzip" in request.headers.get("Accept-Encoding", ""):
-        headers["Content-Encoding"] = "gzip"
-        body = zipped if zipped is not None else gzip.compress(content or b"", 5, mtime=0)
-    else:
-        body = gzip.decompress(zipped) if zipped is not None else content or b""
-    return Response(body, media_type="application/json", headers=headers)
 
 
 # Putting it together
@@ -278,7 +226,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         metrics.look_at(store.active, chosen.model_cache_numbers, lambda: app.state.watch.watched)
         manager.tell_of_ends(
             lambda job, status, seconds: metrics.job_ended(
-                method=job.request.method, model=job.request.model, status=status, seconds=seconds
+                method=job.request.method or "comparison", model=job.request.model, status=status, seconds=seconds
             )
         )
         retention = Retention(store, settings)
@@ -298,10 +246,13 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         summary="Inseq feature attribution as durable jobs over HTTP.",
         version=VERSION,
         lifespan=lifespan,
+        docs_url=None,  # Swagger is served by `page_routes`, from here
+        redoc_url=None,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
-    for router in (api, catalogue, meta):
+    for router in (api, results, catalogue, meta):
         app.include_router(router)
+    add_pages(app)
     install_error_handlers(app)
     app.add_middleware(RequestGuard, max_bytes=settings.max_body_bytes, allowed_hosts=settings.allowed_hosts)
     app.add_middleware(RequestMetrics, metrics=metrics)
@@ -328,7 +279,7 @@ def _inseq_engine(settings: Settings) -> Engine:
 
 
 def _current_job(job_id: str, manager: JobManager, owner: str | None = None) -> Job:
-    return job_answer(manager.get(job_id, owner), manager)
+    return job_answer(manager.get(job_id, owner))
 
 
 def _preferred_wait(request: Request) -> float:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import random
 import re
-import uuid
 from collections.abc import Sequence
 
 import structlog
@@ -13,10 +13,11 @@ from http_errors import problem_response
 from problems import BodyTooLarge, ServiceError, UnsupportedMediaType, WrongHost
 
 log = structlog.get_logger(__name__)
+# Ids of requests are no secrets; asking the system for each would have the event loop wait for the interpreter's lock.
+_ids = random.Random()  # noqa: S311
 
-# Nothing that the API answers is to run or load anything in a browser; Swagger's page loads itself from elsewhere.
-_POLICY = b"default-src 'none'; frame-ancestors 'none'"
-_SWAGGER = "/docs"
+# Nothing that the API answers is to run or load anything in a browser; an answer that is a page has its own policy.
+_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 
 
 class RequestIdMiddleware:
@@ -29,7 +30,7 @@ class RequestIdMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = uuid.uuid4().hex
+        request_id = f"{_ids.getrandbits(128):032x}"
 
         started = False
 
@@ -37,12 +38,14 @@ class RequestIdMiddleware:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
+                headers = list(message.get("headers", []))
+                has_policy = any(name.lower() == _POLICY[0] for name, _ in headers)
                 message["headers"] = [
-                    *message.get("headers", []),
+                    *headers,
                     (b"x-request-id", request_id.encode()),
                     (b"x-content-type-options", b"nosniff"),
                     (b"referrer-policy", b"no-referrer"),
-                    *([] if scope["path"] == _SWAGGER else [(b"content-security-policy", _POLICY)]),
+                    *([] if has_policy else [_POLICY]),
                 ]
             await send(message)
 

@@ -1,39 +1,45 @@
 """What crosses the wire: a request, a job, a result and a problem, as Pydantic models.
 
-Knows nothing of HTTP, storage or torch. What a request may name (methods, functions, their arguments) is checked by
-`attribution.checks`, which reads it from Inseq; here is only what needs no model and no Inseq.
+Knows nothing of HTTP, storage or torch. The request, which is the longest, has a module of its own.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    StringConstraints,
-    ValidationInfo,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-# `name` or `org/name`, optionally `@revision`: never a path. Each part starts with a letter or digit and has no two
-# dots in a row, so neither `..` nor a leading slash can be written.
-_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*"
-MODEL_NAME_PATTERN = rf"^{_NAME}(?:/{_NAME})?(?:@{_NAME})?$"
-METHOD_ALIASES = {"deep_lift": "deeplift"}
+from request_models import METHOD_ALIASES, MODEL_NAME_PATTERN, Arguments, AttributionRequest, ChatMessage, Engine
 
-Text = Annotated[str, StringConstraints(min_length=1)]
-Arguments = dict[str, Any]
-TagName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
-TagValue = Annotated[str, StringConstraints(max_length=256)]
+__all__ = [
+    "METHOD_ALIASES",
+    "MODEL_NAME_PATTERN",
+    "Agreement",
+    "Arguments",
+    "AttributionRequest",
+    "AttributionResult",
+    "ChatMessage",
+    "ComparisonResult",
+    "Engine",
+    "Estimate",
+    "InputEstimate",
+    "Job",
+    "JobList",
+    "JobStatus",
+    "Links",
+    "MethodResult",
+    "Problem",
+    "ProblemItem",
+    "Progress",
+    "ResultPart",
+    "SecondsEstimate",
+    "SequenceAttribution",
+    "Stage",
+    "Token",
+]
 
 
 class JobStatus(StrEnum):
@@ -64,187 +70,13 @@ class Stage(StrEnum):
     SAVING = "saving"  # the result is being written
 
 
-class ChatMessage(BaseModel):
-    """One turn of a conversation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    role: Annotated[str, StringConstraints(min_length=1, max_length=50)] = Field(
-        description="Who speaks, as the model's chat template knows it: `system`, `user`, `assistant`."
-    )
-    content: Annotated[str, StringConstraints(min_length=1)]
-
-
-class TokenizerArguments(BaseModel):
-    """Languages of a multilingual translation model, by the tokenizer's own codes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    src_lang: str | None = Field(None, max_length=50, examples=["eng_Latn"])
-    tgt_lang: str | None = Field(None, max_length=50, examples=["fra_Latn"])
-
-
-Conversation = Annotated[list[ChatMessage], Field(min_length=1)]
-
-
-class AttributionRequest(BaseModel):
-    """One attribution job. Unknown fields are refused, so that a typo is told and not ignored."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        protected_namespaces=(),
-        json_schema_extra={
-            "examples": [
-                {
-                    "model": "lookup-gpt2",
-                    "method": "input_x_gradient",
-                    "input_text": "Anna likes tea. Ben likes milk. Anna likes",
-                    "step_scores": ["probability", "logit"],
-                }
-            ]
-        },
-    )
-
-    model: Annotated[
-        str,
-        StringConstraints(pattern=MODEL_NAME_PATTERN, max_length=200),
-        Field(description="A bundled model, a Hub id (`name` or `org/name`, optionally `@revision`), or a local name."),
-    ]
-    method: str = Field(max_length=100, description="An identifier of `inseq.list_feature_attribution_methods()`.")
-    messages: Conversation | Annotated[list[Conversation], Field(min_length=1)] | None = Field(
-        None,
-        description="Instead of `input_text`: a conversation or several, rendered by the tokenizer's own chat "
-        "template. One that ends with the assistant's turn is continued.",
-    )
-    input_text: Text | Annotated[list[Text], Field(min_length=1)] | None = Field(
-        None, validate_default=True, description="The text or texts to attribute."
-    )
-    generated_text: Text | Annotated[list[Text], Field(min_length=1)] | None = Field(
-        None,
-        description="The target, for constrained decoding: one per input. For a decoder-only model it starts with the "
-        "input; behind messages it is the assistant's reply alone. Without it the model generates.",
-    )
-    step_scores: list[str] = Field([], max_length=32, description="Step functions to report for each generated token.")
-    attributed_fn: str | None = Field(
-        None, max_length=100, description="The step function that is attributed; Inseq's default is `probability`."
-    )
-    attribution_args: Arguments = Field({}, description="Arguments of the attribution method.")
-    attributed_fn_args: Arguments = Field({}, description="Arguments of the attributed function.")
-    step_scores_args: Arguments = Field({}, description="Arguments of the step score functions.")
-    generation_args: Arguments = Field({}, description="Arguments of Transformers' `generate`, e.g. `max_new_tokens`.")
-    tokenizer_args: TokenizerArguments = Field(
-        TokenizerArguments(), description="Languages: `src_lang`, and `tgt_lang`, which generation then begins with."
-    )
-    chat_template_args: Arguments = Field(
-        {}, description="Variables for the chat template, e.g. `enable_thinking`; with `messages` only."
-    )
-    n_steps: int | None = Field(None, ge=1, description="Shorthand for `attribution_args.n_steps`.")
-    internal_batch_size: int | None = Field(
-        None, ge=1, description="Shorthand for `attribution_args.internal_batch_size`."
-    )
-    attr_pos_start: int | None = Field(None, ge=0, description="First target position to attribute, in tokens.")
-    attr_pos_end: int | None = Field(None, ge=1, description="Target position to stop before, in tokens.")
-    attribute_target: bool = Field(False, description="Attribute the target prefix too (encoder-decoder models).")
-    include_eos_baseline: bool = Field(False, description="Replace EOS by the baseline as well.")
-    skip_special_tokens: bool = Field(False, description="Encode texts without the tokenizer's special tokens.")
-    clean_special_chars: bool = Field(False, description="Strip the tokenizer's marks (such as `▁`) from tokens.")
-    output_step_attributions: bool = Field(False, description="Return the attributions of each step as well.")
-    force_cpu: bool = Field(False, description="Run on the CPU even where there is a GPU.")
-    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Precision of weights and scores.")
-    corrections: bool = Field(
-        True, description="False gives Inseq's own numbers where it is wrong, for comparison; `info` says which."
-    )
-    engine: Literal["auto", "inseq"] = Field("auto", description="How it is computed; `auto` is Inseq's own loop.")
-    timeout_seconds: float | None = Field(
-        None, gt=0, description="Longest time the job may run; the server's own limit holds besides."
-    )
-    reuse: bool = Field(
-        False, description="Answer at once from the stored result of the same request, if there is one."
-    )
-    priority: int = Field(0, ge=-100, le=100, description="Among one's own waiting jobs the higher comes first.")
-    tags: dict[TagName, TagValue] = Field({}, max_length=16, description="For finding jobs again: a small string map.")
-    seed: int = Field(
-        0,
-        ge=0,
-        lt=2**32,
-        description="Seed of every random draw; the same seed gives the same numbers, whatever else runs.",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_unicode(cls, data: Any) -> Any:
-        """JSON can write half a character (an escaped lone surrogate), which no text has, and no store takes."""
-        try:
-            json.dumps(data, ensure_ascii=False, default=str).encode()
-        except UnicodeEncodeError as error:
-            raise ValueError("a string has half a character in it (a lone surrogate), which is no Unicode") from error
-        return data
-
-    @field_validator("method")
-    @classmethod
-    def _resolve_alias(cls, value: str) -> str:
-        return METHOD_ALIASES.get(value, value)
-
-    @field_validator("input_text")
-    @classmethod
-    def _one_kind_of_input(cls, value: str | list[str] | None, info: ValidationInfo) -> str | list[str] | None:
-        if "messages" in info.data and (value is None) == (info.data["messages"] is None):
-            raise ValueError("give either input_text or messages")
-        return value
-
-    @model_validator(mode="after")
-    def _fits_its_kind_of_input(self) -> AttributionRequest:
-        if self.messages is None and self.chat_template_args:
-            raise ValueError("chat_template_args are for messages")
-        if self.messages is not None and self.skip_special_tokens:
-            raise ValueError("skip_special_tokens would take away what the chat template writes; leave it out")
-        return self
-
-    @model_validator(mode="after")
-    def _one_target_per_input(self) -> AttributionRequest:
-        if self.generated_text is not None and len(self.targets or ()) != self.count:
-            raise ValueError(
-                f"generated_text needs one text per input: {self.count} inputs, {len(self.targets or ())} targets"
-            )
-        if None not in (start := self.attr_pos_start, end := self.attr_pos_end) and start >= end:  # type: ignore[operator]
-            raise ValueError("attr_pos_start must be less than attr_pos_end")
-        return self
-
-    @property
-    def inputs(self) -> list[str]:
-        """The input texts, as a list whatever way they were written; none where there are conversations."""
-        return [self.input_text] if isinstance(self.input_text, str) else list(self.input_text or ())
-
-    @property
-    def conversations(self) -> list[list[ChatMessage]] | None:
-        """The conversations, as a list whatever way they were written, or None where the input is text."""
-        if self.messages is None:
-            return None
-        return [self.messages] if isinstance(self.messages[0], ChatMessage) else list(self.messages)
-
-    @property
-    def count(self) -> int:
-        """How many inputs there are."""
-        return len(self.conversations or self.inputs)
-
-    @property
-    def languages(self) -> dict[str, str]:
-        """The tokenizer's languages that are asked for."""
-        return self.tokenizer_args.model_dump(exclude_none=True)
-
-    @property
-    def targets(self) -> list[str] | None:
-        """The forced targets, one per input, or None where the model generates."""
-        return [self.generated_text] if isinstance(self.generated_text, str) else self.generated_text
-
-
 class Progress(BaseModel):
-    """How far a job is. `fraction` and `eta_seconds` (seconds left) come from the attribution loop itself."""
+    """How far a job is. `eta_seconds`: until it ends; while it waits, by what such jobs took and what is before it."""
 
     model_config = ConfigDict(frozen=True)
 
     stage: Stage = Stage.QUEUED
+    method: str | None = Field(None, description="In a comparison: the method that runs.")
     steps_done: int = 0
     steps_total: int | None = None
     fraction: float = Field(0.0, ge=0, le=1)
@@ -320,6 +152,56 @@ class JobList(BaseModel):
     next_cursor: str | None = None
 
 
+class InputEstimate(BaseModel):
+    """One input's size, in tokens."""
+
+    model_config = ConfigDict(frozen=True)
+
+    input_tokens: int
+    target_tokens: int = Field(description="With the prompt, for a decoder-only model.")
+    attributed_tokens: int = Field(description="Generated tokens that are attributed.")
+
+
+class SecondsEstimate(BaseModel):
+    """Where the time goes, in seconds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    queue: float | None = Field(None, description="Before a worker is free; null where nothing tells yet.")
+    generating: float
+    attributing: float
+    total: float = Field(description="Generating and attributing.")
+
+
+class Estimate(BaseModel):
+    """What a job would take, from measured rates of its model on its device. Nothing is queued."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    model: str
+    methods: list[str] = Field(description="One, or those of a comparison, whose numbers are added up.")
+    device: str
+    dtype: str
+    engine: Engine = Field(description="The one that the passes are counted for; in a comparison the first method's.")
+    inputs: list[InputEstimate]
+    is_upper_bound: bool = Field(
+        description="The model writes the target, or the method ends when it has found enough: it may be less."
+    )
+    forward_passes: int = Field(description="Calls of the model by the attribution, step scores included.")
+    backward_passes: int
+    generation_passes: int
+    seconds: SecondsEstimate
+    is_calibrated: bool = Field(
+        description="Whether earlier jobs of this model and method corrected the time; else it is from a probe alone."
+    )
+    peak_memory_bytes: int = Field(description="Weights, and what the largest pass needs beside them.")
+    available_memory_bytes: int = Field(description="What the device has for it: free, or taken by the model itself.")
+    fits: bool
+    result_bytes: int = Field(description="The stored scores before compression.")
+    warnings: list[str] = []
+    request: AttributionRequest = Field(description="As it would be accepted, defaults filled in.")
+
+
 class Token(BaseModel):
     """A token as it is in the model's vocabulary, and its id there (-1 for one that was merged)."""
 
@@ -351,6 +233,30 @@ class AttributionResult(BaseModel):
     sequence_attributions: list[SequenceAttribution]
     step_attributions: list[dict[str, Any]] | None = None
     info: dict[str, Any]
+
+
+class MethodResult(AttributionResult):
+    """One method's result in a comparison."""
+
+    method: str
+
+
+class Agreement(BaseModel):
+    """How two methods agree on a text: means over its generated tokens, of the absolute scores of the tokens before."""
+
+    methods: tuple[str, str]
+    sequence: int = Field(description="Number of the input text.")
+    spearman: float | None = Field(description="Rank correlation; null where a method's scores are all equal.")
+    kendall: float | None = Field(description="Rank correlation by pairs (tau-b).")
+    top_overlap: float | None = Field(description="The part of the `k` largest scores that both have.")
+    k: int
+
+
+class ComparisonResult(BaseModel):
+    """The result of a comparison in the default JSON view."""
+
+    comparison: list[MethodResult]
+    agreement: list[Agreement]
 
 
 @dataclass(frozen=True)

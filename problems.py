@@ -12,15 +12,17 @@ what to do about it. Knows nothing of FastAPI; `main` turns what is raised into 
     ├── ResultNotReady          409  the job has not ended yet
     ├── NoResult                409  the job failed: there is no result, and why
     ├── ResultExpired           410  the result was removed to make room
+    ├── ResultDamaged           410  its file was lost or changed on the disk
     ├── JobEnded                409  it cannot be cancelled any more
     ├── JobActive               409  it cannot be deleted yet
     ├── KeyReused               422  the Idempotency-Key stands for another request
     ├── QueueFull               429  too many jobs wait
+    ├── NotAcceptable           406  no view of a result is of a media type that the client takes
     ├── BodyTooLarge            413
     ├── UnsupportedMediaType    415
     ├── WrongHost               400  the Host header names another host (DNS rebinding)
     ├── ShuttingDown            503
-    ├── StorageFailed           507  the data directory cannot be written, or a result file is damaged
+    ├── StorageFailed           507  the data directory cannot be read or written: full, read-only, damaged
     └── JobError                     what a failed job carries as its `error`
         ├── ModelUnavailable    404  neither cached nor reachable
         ├── UnsupportedByModel  422  the model cannot do what was asked
@@ -134,6 +136,12 @@ class ResultExpired(ServiceError):
     slug, status = "result-expired", HTTPStatus.GONE
 
 
+class ResultDamaged(ServiceError):
+    """The stored result is damaged."""
+
+    slug, status = "result-damaged", HTTPStatus.GONE
+
+
 class JobEnded(ServiceError):
     """The job has ended."""
 
@@ -156,6 +164,12 @@ class QueueFull(ServiceError):
     """Too many jobs are waiting."""
 
     slug, status = "queue-full", HTTPStatus.TOO_MANY_REQUESTS
+
+
+class NotAcceptable(ServiceError):
+    """No view of the result has a media type that is accepted."""
+
+    slug, status = "not-acceptable", HTTPStatus.NOT_ACCEPTABLE
 
 
 class BodyTooLarge(ServiceError):

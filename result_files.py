@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import uuid
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import structlog
+
 from models import ResultPart
-from problems import StorageFailed
+from problems import ResultDamaged, StorageFailed
+
+REMEDY = "The operator has to see to the data directory (docs/operations.md); then try again."
+_ROOM = 1024**2  # bytes; with less, a disk is as good as full
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,33 +42,43 @@ class ResultFiles:
         self._directory = directory
 
     def write(self, job_id: str, attempt: int, parts: Sequence[ResultPart]) -> list[ResultFile]:
-        """Store the parts durably."""
-        files = [self._write(f"{job_id}.{attempt}.{part.kind}", part) for part in parts]
-        _sync_directory(self._directory)
+        """Store the parts durably, all of them or none."""
+        names = [f"{job_id}.{attempt}.{part.kind}" for part in parts]
+        try:
+            files = [self._write(name, part) for name, part in zip(names, parts, strict=True)]
+            _sync_directory(self._directory)
+        except OSError as error:
+            self.remove(names)
+            raise StorageFailed(f"The result could not be stored: {error.strerror}. {REMEDY}") from error
         return files
 
     def read(self, stored: ResultFile) -> bytes:
-        """The bytes of a file. Raises `StorageFailed` if it is gone or damaged."""
+        """The bytes of a file. Raises `ResultDamaged` if it is gone or changed, else `StorageFailed`."""
         try:
             content = (self._directory / stored.name).read_bytes()
+        except FileNotFoundError:
+            content = None
         except OSError as error:
-            raise StorageFailed(f"The result file {stored.name} cannot be read: {error.strerror}.") from error
-        if hashlib.sha256(content).hexdigest() != stored.sha256:
-            raise StorageFailed(f"The result file {stored.name} is damaged; submit the job again.")
+            raise StorageFailed(f"The result file {stored.name} cannot be read: {error.strerror}. {REMEDY}") from error
+        if content is None or hashlib.sha256(content).hexdigest() != stored.sha256:
+            what = "is gone from the disk" if content is None else "is damaged: it is not as it was written"
+            log.error("result_damaged", file=stored.name, gone=content is None)
+            raise ResultDamaged(f"The result file {stored.name} {what}. Submit the job again.")
         return content
 
     def link_all(self, files: Sequence[ResultFile], job_id: str) -> list[ResultFile]:
         """The same contents under names of another job's, so that either can be removed without the other.
 
-        Raises `StorageFailed` where a file is gone.
+        Raises `StorageFailed` where a file is gone or damaged.
         """
         linked = [replace(stored, name=f"{job_id}.0.{stored.kind}") for stored in files]
         try:
             for stored, link in zip(files, linked, strict=True):
+                self.read(stored)
                 os.link(self._directory / stored.name, self._directory / link.name)
-        except OSError as error:
+        except (OSError, StorageFailed, ResultDamaged) as error:
             self.remove(link.name for link in linked)
-            raise StorageFailed(f"The result cannot be linked: {error.strerror}.") from error
+            raise StorageFailed(f"The result cannot be linked: {error}.") from error
         _sync_directory(self._directory)
         return linked
 
@@ -76,8 +93,16 @@ class ResultFiles:
         self.remove(file.name for file in self._directory.iterdir() if file.name not in known)
 
     @property
+    def is_empty(self) -> bool:
+        """Whether there are no results."""
+        return not any(True for _ in self._directory.iterdir())
+
+    @property
     def are_writable(self) -> bool:
-        return os.access(self._directory, os.W_OK)
+        try:
+            return os.access(self._directory, os.W_OK) and shutil.disk_usage(self._directory).free > _ROOM
+        except OSError:
+            return False
 
     def _write(self, name: str, part: ResultPart) -> ResultFile:
         # The attempt is in the name, so that two attempts can never mix their files.
@@ -88,9 +113,10 @@ class ResultFiles:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.rename(self._directory / name)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise StorageFailed(f"The result could not be stored: {error.strerror}.") from error
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
         digest = hashlib.sha256(part.content).hexdigest()
         return ResultFile(part.kind, name, part.codec, len(part.content), digest)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import signal
@@ -48,6 +49,10 @@ class AnnouncingServer(uvicorn.Server):
         await super().startup(sockets)
         if not self.started:
             return
+        # What torch and Transformers brought lives as long as the process: the garbage collector, which stops every
+        # thread, need not look through it again and again (0.3 s each time).
+        gc.collect()
+        gc.freeze()
         port = self.servers[0].sockets[0].getsockname()[1]
         body = {
             "model": "lookup-gpt2",

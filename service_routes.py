@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import PlainTextResponse, RedirectResponse
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from dependencies import Manager, Store, TheEngine, owner_of
@@ -55,11 +55,6 @@ def list_models(engine: TheEngine) -> dict[str, Any]:
 
 
 # The service itself
-
-
-@meta.get("/", include_in_schema=False)
-def index() -> RedirectResponse:
-    return RedirectResponse("/docs")
 
 
 @meta.get("/health/live")

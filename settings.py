@@ -68,6 +68,9 @@ class Settings(BaseSettings):
     max_inputs: int = Field(64, ge=1, description="Input texts in one job.")
     max_input_tokens: int = Field(4096, ge=1, description="Tokens in one input text.")
     max_new_tokens: int = Field(1024, ge=1, description="Tokens one input may generate.")
+    recheck_share: float = Field(
+        0.0, ge=0, le=1, description="Share of the texts of the single pass that Inseq's loop does again, to compare."
+    )
     max_n_steps: int = Field(2000, ge=1, description="Interpolation steps, samples or probes per generated token.")
 
     @field_validator("allowed_hosts", "model_dirs", "allowed_models", "devices", mode="before")

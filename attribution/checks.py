@@ -15,7 +15,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from attribution import catalogue
 from attribution.catalogue import Method, Parameter, StepFunction
-from models import Arguments, AttributionRequest, ProblemItem
+from attribution.single_pass.support import obstacle
+from models import Arguments, AttributionRequest, Engine, ProblemItem
 from problems import InvalidRequest
 from settings import Settings
 
@@ -36,9 +37,9 @@ def resolve(request: AttributionRequest, settings: Settings, *, is_encoder_decod
     Raises `InvalidRequest` with every error found, each with a JSON pointer into the body.
     """
     errors: list[ProblemItem] = []
-    method = catalogue.methods().get(request.method)
+    method = catalogue.methods().get(request.attribution_method)
     if method is None:
-        errors.append(_unknown("/method", "method", request.method, catalogue.methods()))
+        errors.append(_unknown("/method", "method", request.attribution_method, catalogue.methods()))
         raise InvalidRequest(errors[0].detail, errors=errors)
     functions = _functions(request, errors)
     attribution_args = _with_shorthands(request, method, errors)
@@ -51,6 +52,8 @@ def resolve(request: AttributionRequest, settings: Settings, *, is_encoder_decod
         errors += _function_argument_errors("/attributed_fn_args", request.attributed_fn_args, attributed)
         errors += _function_argument_errors("/step_scores_args", request.step_scores_args, scored)
         errors += _refusals(request, method, attribution_args, [f for f in functions if f])
+        if request.engine == Engine.SINGLE_PASS and (reason := obstacle(request, method)):
+            errors.append(_at("/engine", f"This request cannot go the single pass: {reason} Use auto or inseq."))
         if is_encoder_decoder is not None:
             errors += kind_refusals(request, method, is_encoder_decoder=is_encoder_decoder)
     errors += _generation_errors(request, settings)
@@ -71,7 +74,8 @@ def typed(values: Arguments, parameters: dict[str, Parameter]) -> Arguments:
 
 def draws_random(request: AttributionRequest) -> bool:
     """Whether the attribution draws from a random generator (generation may, by its own arguments)."""
-    return request.method in RANDOM_METHODS or "mc_dropout_prob_avg" in (request.attributed_fn, *request.step_scores)
+    functions = (request.attributed_fn, *request.step_scores)
+    return request.attribution_method in RANDOM_METHODS or "mc_dropout_prob_avg" in functions
 
 
 def repeats_rows(request: AttributionRequest, method: Method) -> bool:
@@ -301,6 +305,11 @@ def _limit_errors(
         value = attribution_args.get(name)
         if isinstance(value, int) and value < 1:
             yield _at(f"/attribution_args/{name}", f"{name} must be at least 1.")
+
+
+def pointer(*names: str) -> str:
+    """A JSON pointer (RFC 6901)."""
+    return "".join(f"/{_escape(name)}" for name in names)
 
 
 def _at(pointer: str, detail: str) -> ProblemItem:

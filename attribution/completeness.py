@@ -7,6 +7,7 @@ with two more forwards a step, of the very function that is attributed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,15 +81,20 @@ def watch(loaded_method: FeatureAttribution, model: HuggingfaceModel, ledger: Le
     def measured(main: dict[str, Any], arguments: dict[str, Any]) -> Any:
         output = attribute_step(main, arguments)
         scores = [each for each in (output.source_attributions, output.target_attributions) if each is not None]
-        by_token = torch.cat([each.detach().double().sum(-1).flatten() for each in scores])
-        ends = [value(main[name], main["additional_forward_args"]) for name in ("inputs", "baselines")]
-        step = Step(float(by_token.sum()), float(by_token.abs().sum()), *ends)
+        at_input, at_baseline = (value(main[name], main["additional_forward_args"]) for name in ("inputs", "baselines"))
+        step = step_of(scores, at_input, at_baseline)
         steps.append(step)
         correct_delta(method_name, output, step.delta, ledger)
         return output
 
     loaded_method.attribute_step = measured
     return steps
+
+
+def step_of(scores: Iterable[torch.Tensor], at_input: float, at_baseline: float) -> Step:
+    """The identity of one step from its scores, each [1, length, width]."""
+    by_token = torch.cat([each.detach().double().sum(-1).flatten() for each in scores])
+    return Step(float(by_token.sum()), float(by_token.abs().sum()), at_input, at_baseline)
 
 
 def describe(steps: list[Step]) -> dict[str, list[float]]:

@@ -7,11 +7,9 @@ one would have the same methods.
 from __future__ import annotations
 
 import hashlib
-import platform
 import warnings
-from collections.abc import Callable
-from functools import cache
-from importlib.metadata import version
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import orjson
@@ -19,17 +17,31 @@ import torch
 from inseq.data import FeatureAttributionOutput
 from transformers.utils import logging as transformers_logging
 
-from attribution import catalogue, checks, results
+from attribution import catalogue, comparison, results, stored
+from attribution.comparison import JointProgress
 from attribution.corrections import registry
-from attribution.corrections.registry import Ledger
+from attribution.estimates import Estimator, check_weights, route_of
+from attribution.generation import Written
 from attribution.model_cache import LoadedModel, ModelCache, bundled_models
+from attribution.passes import Shape
+from attribution.rates import Rates
 from attribution.results import ViewOptions
 from attribution.runner import Runner
-from models import AttributionRequest, Progress, ResultPart, Stage
+from attribution.single_pass.memory import is_out_of_memory, smaller_pieces
+from attribution.views import heatmap, inseq_html, tables
+from models import AttributionRequest, Estimate, Progress, ResultPart, Stage
 from problems import OutOfMemory
 from settings import Settings
 
-RAW, SUMMARY = "raw", "summary"
+Partial = Callable[[], list[ResultPart]]
+_VIEWS = {
+    ("json", "heatmap"): results.json_view,
+    ("inseq", "heatmap"): results.inseq_view,
+    ("csv", "heatmap"): tables.csv_view,
+    ("parquet", "heatmap"): tables.parquet_view,
+    ("html", "heatmap"): heatmap.html_view,
+    ("html", "inseq"): inseq_html.inseq_html_view,
+}
 
 
 class AttributionEngine:
@@ -42,6 +54,8 @@ class AttributionEngine:
         warnings.filterwarnings("ignore", module=r"(captum|inseq|transformers)\b")
         self._settings = settings
         self._models = ModelCache(settings)
+        self._rates = Rates()
+        self._estimator = Estimator(settings, self._models, self._rates)
 
     # Before the queue
 
@@ -49,7 +63,14 @@ class AttributionEngine:
         """The request as it will run. Raises `InvalidRequest` for what can be known not to work."""
         self._models.check_allowed(request.model)
         kind = self._models.is_encoder_decoder(request.model)
-        return checks.resolve(request, self._settings, is_encoder_decoder=kind)
+        checked = comparison.resolve(request, self._settings, is_encoder_decoder=kind)
+        if source := self._models.on_this_machine(request.model):
+            check_weights(source, checked, self._place(checked, self.devices()[0]))
+        return checked
+
+    def estimate(self, request: AttributionRequest) -> Estimate:
+        """What a checked request would take: see `Estimator.estimate`."""
+        return self._estimator.estimate(request, self._place(request, self.devices()[0]))
 
     def result_identity(self, request: AttributionRequest) -> str | None:
         """Equal for checked requests that must have the same result: model revision, arguments, texts, seed, device
@@ -59,7 +80,7 @@ class AttributionEngine:
         if revision is None:
             return None
         without = {"tags", "timeout_seconds", "priority", "reuse"}
-        parts = [revision, request.model_dump(mode="json", exclude=without), self.devices(), versions()]
+        parts = [revision, request.model_dump(mode="json", exclude=without), self.devices(), stored.versions()]
         return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     # On a worker
@@ -81,20 +102,23 @@ class AttributionEngine:
         device: str,
         report: Callable[[Progress], None],
         should_cancel: Callable[[], bool],
+        offer_partial: Callable[[Partial], None] = lambda _: None,
     ) -> list[ResultPart]:
         """Run a checked request and return its result, encoded for the store.
 
-        Where the device runs out of memory it is done once more, in smaller pieces. Raises a `JobError` that says why
-        it cannot be done, `Cancelled` within one forward pass of `should_cancel` turning true, and whatever Inseq and
-        the model raise.
+        `offer_partial` is given a function that encodes what is done so far, from any thread, and also after this has
+        raised. Where the device runs out of memory it is done once more, in smaller pieces. Raises a `JobError` that
+        says why it cannot be done, `Cancelled` within one forward pass of `should_cancel` turning true, and whatever
+        Inseq and the model raise.
         """
-        place = "cpu" if request.force_cpu else device
+        place = self._place(request, device)
         smaller, notes = request, list[str]()
         for last in (False, True):
             try:
-                return self._run(smaller, place, report, should_cancel, notes)
+                with smaller_pieces(_SMALLER if last else 1):
+                    return self._run(smaller, place, report, should_cancel, offer_partial, notes)
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if last:
                     self._models.forget_idle()
@@ -110,35 +134,62 @@ class AttributionEngine:
             )
         raise AssertionError("unreachable")
 
+    @staticmethod
+    def _place(request: AttributionRequest, device: str) -> str:
+        return "cpu" if request.force_cpu else device
+
     def _run(
         self,
         request: AttributionRequest,
         place: str,
         report: Callable[[Progress], None],
         should_cancel: Callable[[], bool],
+        offer_partial: Callable[[Partial], None],
         notes: list[str],
     ) -> list[ResultPart]:
         report(Progress(stage=Stage.LOADING_MODEL))
+        joint, written = JointProgress(report, request.method_names), dict[int, Written]()
+        done: dict[str, FeatureAttributionOutput] = {}
         with self._models.lease(request.model, device=place, dtype=request.dtype) as loaded:
-            runner = Runner(
-                request,
-                loaded,
-                report=report,
-                should_cancel=should_cancel,
-                max_input_tokens=self._settings.max_input_tokens,
-            )
-            runner.warnings += notes
-            output = runner.run()
-            output.info |= _record(request, loaded, runner)
+
+            def expected_seconds(shapes: Sequence[Shape]) -> float:
+                for name in request.method_names if not joint.expected else ():
+                    one = request.of_method(name)
+                    joint.expected[name] = self._estimator.expected_seconds(one, loaded, shapes)
+                return joint.expected[runner.request.attribution_method]
+
+            for index, name in enumerate(request.method_names):
+                runner = Runner(
+                    request.of_method(name),
+                    loaded,
+                    report=report if request.methods is None else joint.of_method(index),
+                    should_cancel=should_cancel,
+                    expected_seconds=expected_seconds,
+                    max_input_tokens=self._settings.max_input_tokens,
+                    recheck_share=self._settings.recheck_share,
+                    written=written if request.methods is not None else None,
+                )
+                runner.warnings += notes
+                offer_partial(partial(_encode_partial, request, dict(done), loaded, runner))
+                output = runner.run()
+                self._rates.learn(loaded.key, route_of(runner.request), expected=runner.expected, took=runner.took)
+                done[name] = stored.with_record(output, runner, loaded, runner.token_notes)
         report(runner.finished())
-        return encode(output)
+        return stored.encode(request, done)
 
     # After it
 
     def view(self, raw: bytes, view_format: str, options: ViewOptions) -> bytes:
         """A view of a stored result. Raises `InvalidRequest` where the scores cannot be shown as asked."""
-        output = results.decode(raw)
-        return results.inseq_view(output, options) if view_format == "inseq" else results.json_view(output, options)
+        return _VIEWS[view_format, options.style](results.decode(raw), options)
+
+    def comparison(self, raw: Mapping[str, bytes], options: ViewOptions) -> bytes:
+        """A comparison's methods, by name, as one JSON document. Raises `InvalidRequest`."""
+        return comparison.json_view({name: results.decode(each) for name, each in raw.items()}, options)
+
+    def page_policy(self, options: ViewOptions) -> str:
+        """The content security policy under which the html view shows, and nothing else."""
+        return inseq_html.POLICY if options.style == "inseq" else heatmap.POLICY
 
     def methods(self) -> list[dict[str, Any]]:
         return catalogue.describe_methods()
@@ -166,86 +217,37 @@ class AttributionEngine:
         }
 
 
-def encode(output: FeatureAttributionOutput) -> list[ResultPart]:
-    """The parts of a result that are stored: everything, and the default view as it is sent."""
-    # Plain JSON types from here on, so that what is read back equals what was written.
-    output.info = orjson.loads(orjson.dumps(output.info, option=orjson.OPT_SERIALIZE_NUMPY, default=str))
-    raw = results.encode(output)
-    summary = results.json_view(results.with_own_functions(output), ViewOptions())
-    return [
-        ResultPart(RAW, results.RAW_CODEC, raw),
-        ResultPart(SUMMARY, results.JSON_CODEC, results.compress(summary)),
-    ]
+def _encode_partial(
+    request: AttributionRequest, done: Mapping[str, FeatureAttributionOutput], loaded: LoadedModel, runner: Runner
+) -> list[ResultPart]:
+    """What is done so far, as a result of its own; empty where nothing is."""
+    found = runner.partial()
+    if found is None:
+        return stored.encode(request, done)
+    output, notes = found
+    name = runner.request.attribution_method
+    return stored.encode(request, {**done, name: stored.with_record(output, runner, loaded, notes)})
 
 
-def _record(request: AttributionRequest, loaded: LoadedModel, runner: Runner) -> dict[str, Any]:
-    """What it takes to get the same numbers again."""
-    method = catalogue.methods()[request.method]
-    functions = catalogue.step_functions()
-    attributed = functions[request.attributed_fn or "probability"]
-    defaults = {
-        "attribution_args": method.parameters,
-        "attributed_fn_args": attributed.parameters,
-        "step_scores_args": {k: v for name in request.step_scores for k, v in functions[name].parameters.items()},
-    }
-    return {
-        "model_name": loaded.source.name,
-        "model_revision": loaded.source.revision,
-        "model_source": loaded.source.kind,
-        "device": loaded.key.device,
-        "dtype": loaded.key.dtype,
-        "engine": "inseq",
-        **({"languages": request.languages} if request.languages else {}),
-        "seed": request.seed,
-        "arguments": {
-            name: {k: None if p.is_required else p.default for k, p in parameters.items()} | getattr(request, name)
-            for name, parameters in defaults.items()
-        }
-        | {
-            "attributed_fn": attributed.name,
-            "skip_special_tokens": request.skip_special_tokens,
-            "clean_special_chars": request.clean_special_chars,
-        },
-        "corrections": runner.ledger.applied,
-        "warnings": [*_corrections_off(runner.ledger), *runner.warnings],
-        **({"convergence": runner.convergence} if runner.convergence else {}),
-        results.NOTES: runner.token_notes,
-        "versions": versions(),
-    }
-
-
-def _corrections_off(ledger: Ledger) -> list[str]:
-    if not ledger.withheld:
-        return []
-    names = ", ".join(ledger.withheld)
-    return [f"corrections is false: these are Inseq's own numbers, without {names} (see /attribution/corrections)."]
-
-
-@cache
-def versions() -> dict[str, str]:
-    """The software that makes the numbers."""
-    packages = ("inseq", "torch", "transformers", "captum", "tokenizers", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
+_SMALLER = 4  # what was too much is done again in quarters
 # What divides the rows of one forward, and how many there are where nothing was asked for (n_steps, in Captum).
 _PIECES = ("internal_batch_size", "perturbations_per_eval")
 
 
 def _in_smaller_pieces(request: AttributionRequest) -> AttributionRequest:
     """The same request with a quarter of the rows in a forward, where the method can divide them."""
-    parameters, arguments = catalogue.methods()[request.method].parameters, dict(request.attribution_args)
+    if request.methods is not None:
+        smaller = {name: _in_smaller_pieces(request.of_method(name)).attribution_args for name in request.methods}
+        return request.model_copy(update={"attribution_args": smaller})
+    parameters, arguments = catalogue.methods()[request.attribution_method].parameters, dict(request.attribution_args)
     for name in _PIECES:
         if name in parameters:
             rows = arguments.get(name) or arguments.get("n_steps") or parameters[name].default or 50
-            arguments[name] = max(1, int(rows) // 4)
+            arguments[name] = max(1, int(rows) // _SMALLER)
     return request.model_copy(update={"attribution_args": arguments})
 
 
 def _pieces(request: AttributionRequest) -> str:
-    given = [f"{name} {request.attribution_args[name]}" for name in _PIECES if name in request.attribution_args]
+    each = [request.of_method(name).attribution_args for name in request.method_names]
+    given = dict.fromkeys(f"{name} {one[name]}" for one in each for name in _PIECES if name in one)
     return " and ".join(given)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from inseq.data import BatchEncoding
 
 from attribution import catalogue, checks
 from attribution.corrections.loop import GENERATED_IDS
-from attribution.corrections.registry import Ledger
+from attribution.corrections.registry import Correction, Ledger
+from attribution.isolation import RandomState
 from attribution.languages import needs_target_language
 from attribution.model_cache import LoadedModel
 from attribution.texts import Prompt, encode_whole_target, from_ids
@@ -17,6 +19,16 @@ from models import Arguments, AttributionRequest
 from problems import AttributionFailed, InputRejected, NothingGenerated
 
 _DEFAULT_NEW_TOKENS = 20  # Transformers' own default
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the model wrote for one input, to be attributed by several methods as if each had had it written."""
+
+    target: BatchEncoding  # [1, target_len]
+    random_state: RandomState | None  # after it
+    warnings: list[str]
+    corrections: list[Correction]
 
 
 def generation_arguments(

@@ -5,19 +5,16 @@ Knows one text and one method at a time: the texts of a request, progress and ca
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from inseq.attr.feat import FeatureAttribution, join_token_ids
-from inseq.data import (
-    Batch,
-    BatchEmbedding,
-    BatchEncoding,
-    DecoderOnlyBatch,
-    EncoderDecoderBatch,
-    FeatureAttributionOutput,
-)
+from inseq.data import Batch as OneSideBatch
+from inseq.data import BatchEmbedding, BatchEncoding, DecoderOnlyBatch, EncoderDecoderBatch, FeatureAttributionOutput
+from inseq.data.attribution import FeatureAttributionSequenceOutput, FeatureAttributionStepOutput
 from inseq.models import HuggingfaceModel
 
 from attribution import catalogue, checks, completeness
@@ -25,14 +22,54 @@ from attribution.catalogue import Method
 from attribution.corrections import embeddings, layers, loop, reagent, value_zeroing
 from attribution.corrections.registry import Ledger
 from attribution.corrections.step_functions import corrected_step_function
+from attribution.lean import lean_forwards, lean_occlusion
 from attribution.model_cache import LoadedModel
+from attribution.single_pass.assembly import Assembly, Batch
+from attribution.single_pass.kernels import prepared
+from attribution.single_pass.methods import columns as steps_of
+from attribution.single_pass.task import Column, Tick
 from attribution.texts import Text
 from models import Arguments, AttributionRequest
-from problems import InputRejected
+from problems import InputRejected, UnsupportedByModel
 
 StepDone = Callable[[int], None]
+# A text's attribution, and the identity of each step where the method has one.
+Attributed = tuple[FeatureAttributionOutput, list[completeness.Step]]
+
+
+class _Steps(list[FeatureAttributionStepOutput]):
+    """The steps of one text that are done; each one more is told."""
+
+    def __init__(self, step_done: StepDone) -> None:
+        super().__init__()
+        self._step_done = step_done
+
+    def append(self, step: FeatureAttributionStepOutput) -> None:
+        super().append(step)
+        self._step_done(len(self))
+
+
+@dataclass(frozen=True)
+class _SoFar:
+    """A running attribution of one text; `steps` grows."""
+
+    text: Text
+    steps: _Steps
+    step_score_names: dict[str, str]  # those they run under, and Inseq's
+    pad_token: str  # that Inseq drops
+    method: str
+
+
 # They look at the whole vocabulary, once for each model: nearest neighbours, word classes.
 _PREPARE = {"discretized_integrated_gradients", "reagent"}
+
+
+class EngineChoice(Protocol):
+    """Says before a method runs which way it goes; told where the single pass cannot do a text."""
+
+    def takes_single_pass(self, method: Method) -> bool: ...
+
+    def give_up(self, method: Method, reason: str) -> None: ...
 
 
 class AttributionLoop:
@@ -42,18 +79,28 @@ class AttributionLoop:
     """
 
     def __init__(
-        self, request: AttributionRequest, loaded: LoadedModel, ledger: Ledger, *, preparing: Callable[[bool], None]
+        self,
+        request: AttributionRequest,
+        loaded: LoadedModel,
+        ledger: Ledger,
+        *,
+        preparing: Callable[[bool], None],
+        choice: EngineChoice,
+        tick: Tick,
     ) -> None:
-        """`preparing` is called with whether a method is being made ready that takes its time the first time."""
+        """`preparing` is called with whether a method is being made ready that takes its time the first time, and
+        `tick` within the single pass (see `single_pass.task`).
+        """
         self._request = request
         self._preparing = preparing
+        self._choice = choice
+        self._tick = tick
         self._loaded = loaded
         self._model: HuggingfaceModel = loaded.model
         self._ledger = ledger
+        self._so_far: _SoFar | None = None
 
-    def attribute(
-        self, method: Method, text: Text, contrast: dict[str, Arguments], step_done: StepDone
-    ) -> tuple[FeatureAttributionOutput, list[completeness.Step]]:
+    def attribute(self, method: Method, text: Text, contrast: dict[str, Arguments], step_done: StepDone) -> Attributed:
         """The attribution of one text and its step scores, and the identity of each step where the method has one.
 
         `step_done` is called with the number of steps done. Raises whatever Inseq and the model raise.
@@ -63,7 +110,7 @@ class AttributionLoop:
             if names and self._scores_apart(method, contrast):
                 output, identity = self._run(method, text, contrast | {"step_scores_args": {}}, [], step_done)
                 apart = contrast | {"attributed_fn_args": {}}
-                scores, _ = self._run(catalogue.methods()["dummy"], text, apart, names, step_done)
+                scores, _ = self._run(catalogue.methods()["dummy"], text, apart, names, step_done, told=False)
                 loop.merge_step_scores(output, scores)
                 return output, identity
             return self._run(method, text, contrast, names, step_done)
@@ -87,11 +134,17 @@ class AttributionLoop:
         return bool(both) and attributed != scored and self._ledger.apply(loop.TWO_CONTRASTS)
 
     def _run(
-        self, method: Method, text: Text, contrast: dict[str, Arguments], step_scores: list[str], step_done: StepDone
-    ) -> tuple[FeatureAttributionOutput, list[completeness.Step]]:
+        self,
+        method: Method,
+        text: Text,
+        contrast: dict[str, Arguments],
+        step_scores: list[str],
+        step_done: StepDone,
+        *,
+        told: bool = True,
+    ) -> Attributed:
         request, model = self._request, self._model
         with ExitStack() as stack:
-            last_step = stack.enter_context(_steps_reported(model, step_done))
             float32 = embeddings.needs_float32_inputs(method.name, model.model.dtype, self._ledger)
             if float32:
                 stack.enter_context(embeddings.cast_to_half(model))
@@ -101,33 +154,133 @@ class AttributionLoop:
             loaded_method = self._load_method(method, text, float32=float32)
             if method.name in _PREPARE:
                 self._preparing(False)
-            identity = []
-            if completeness.has_identity(request, method):
-                identity = completeness.watch(loaded_method, model, self._ledger)
             target, tail = self._target(text)
+            batch = self._batch(text.source, target, float32=float32)
             functions = self._functions(method, step_scores, contrast)
-            output = loaded_method.attribute(
-                self._batch(text.source, target, float32=float32),
-                attr_pos_start=text.first,
-                attr_pos_end=text.end,
-                show_progress=False,
-                pretty_progress=False,
-                output_step_attributions=request.output_step_attributions,
-                attribute_target=request.attribute_target and bool(model.is_encoder_decoder),
-                skip_special_tokens=request.skip_special_tokens,
-                clean_special_chars=request.clean_special_chars,
-                attribution_args={}
+            arguments = {
+                "attr_pos_start": text.first,
+                "attr_pos_end": text.end,
+                "output_step_attributions": request.output_step_attributions,
+                "attribute_target": request.attribute_target and bool(model.is_encoder_decoder),
+                "skip_special_tokens": request.skip_special_tokens,
+                "clean_special_chars": request.clean_special_chars,
+                "attribution_args": {}
                 if method.name == "dummy"
                 else checks.typed(request.attribution_args, method.call_parameters),
                 **functions,
-            )
+            }
+            names = dict(zip(functions["step_scores"], step_scores, strict=True))
+
+            def steps_told() -> _Steps:
+                steps = _Steps(step_done)
+                if told and not method.is_final_step:
+                    self._so_far = _SoFar(text, steps, names, model.pad_token, method.name)
+                return steps
+
+            output = None
+            if self._choice.takes_single_pass(method):
+                try:
+                    output, identity = self._single_pass(method, loaded_method, batch, arguments, steps_told())
+                except UnsupportedByModel as error:
+                    self._choice.give_up(method, error.detail)
+            if output is None:
+                output, identity = self._inseq(method, loaded_method, text, batch, arguments, steps_told())
             if tail:
                 loop.restore_tail(output, tail)
-            if method.is_final_step and text.first > 1 and self._model.is_encoder_decoder:
-                loop.restore_decoder_scores(output, last_step[-1], self._ledger)
             loop.name_tokens(output)
-        _rename_step_scores(output, dict(zip(functions["step_scores"], step_scores, strict=True)))
+        _rename_step_scores(output, names)
         return output, identity
+
+    def partial(self) -> FeatureAttributionOutput | None:
+        """The scores of the steps that are done, as `attr_pos_end` there would have given them; from any thread.
+
+        None before the first one, and for methods that see the sequence once.
+        """
+        so_far, model = self._so_far, self._model
+        steps = [copy.copy(each) for each in so_far.steps] if so_far else []
+        if so_far is None or not steps:
+            return None
+        text, end = so_far.text, so_far.text.first + len(steps)
+        (target,) = join_token_ids(text.target.input_tokens, text.target.input_ids.tolist())
+        for position, step in enumerate(steps, text.first):
+            told = step.target[0][0]
+            if told.token != target[position].token:  # a contrast beside its own
+                target[position] = told
+        if self._request.clean_special_chars:
+            target = model.clean_tokens(target, as_targets=True)
+            for step in steps:
+                step.source = None if step.source is None else model.clean_tokens(step.source)
+                step.prefix = model.clean_tokens(step.prefix, as_targets=True)
+                step.target = model.clean_tokens(step.target, as_targets=True)
+        tail = target[end:] if model.is_encoder_decoder else []
+        sequences = FeatureAttributionSequenceOutput.from_step_attributions(
+            steps, [target[:end] if tail else target], pad_token=so_far.pad_token, attr_pos_end=end
+        )
+        output = FeatureAttributionOutput(
+            sequences,
+            steps if self._request.output_step_attributions else None,
+            {
+                "attribution_method": so_far.method,
+                "attr_pos_start": text.first,
+                "attr_pos_end": end,
+                "output_step_attributions": self._request.output_step_attributions,
+                "attribute_target": self._request.attribute_target and bool(model.is_encoder_decoder),
+                **model.info,
+            },
+        )
+        loop.restore_tail(output, tail)
+        loop.name_tokens(output)
+        _rename_step_scores(output, so_far.step_score_names)
+        return output
+
+    def _inseq(
+        self,
+        method: Method,
+        loaded_method: FeatureAttribution,
+        text: Text,
+        batch: Batch,
+        arguments: Arguments,
+        steps: _Steps,
+    ) -> Attributed:
+        """Inseq's own loop."""
+        model, identity = self._model, list[completeness.Step]()
+        if completeness.has_identity(self._request, method):
+            identity = completeness.watch(loaded_method, model, self._ledger)
+        # A layer that was named may be the head.
+        lean = nullcontext() if self._request.attribution_args.get("target_layer") else lean_forwards(model)
+        with _steps_reported(model, steps), lean:
+            function = model.get_attributed_fn(arguments.pop("attributed_fn"))
+            output = loaded_method.attribute(
+                batch, attributed_fn=function, show_progress=False, pretty_progress=False, **arguments
+            )
+        if method.is_final_step and text.first > 1 and model.is_encoder_decoder:
+            loop.restore_decoder_scores(output, steps[-1], self._ledger)
+        return output, identity
+
+    def _single_pass(
+        self,
+        method: Method,
+        loaded_method: FeatureAttribution,
+        batch: Batch,
+        arguments: Arguments,
+        steps: _Steps,
+    ) -> Attributed:
+        """The same from one forward over the whole sequence."""
+        identity: list[completeness.Step] = []
+        has_identity = completeness.has_identity(self._request, method)
+
+        def measured(columns: Iterator[Column]) -> Iterator[Column]:
+            for column in columns:
+                if has_identity:
+                    assert column.scores is not None
+                    identity.append(completeness.step_of(column.scores, column.at_input, column.at_baseline))
+                yield column
+
+        assembly = Assembly(loaded_method, self._model, batch, arguments)
+        task = assembly.task(self._tick, needs_identity=has_identity)
+        columns = measured(steps_of(loaded_method, task, arguments["attribution_args"]))
+        with prepared(self._loaded.network):
+            return assembly.output(columns, steps.append), identity
 
     def _functions(self, method: Method, step_scores: list[str], contrast: dict[str, Arguments]) -> dict[str, Any]:
         """The attributed function and the step scores, corrected, and their arguments in Inseq's types."""
@@ -138,7 +291,7 @@ class AttributionLoop:
         parameters = functions[request.attributed_fn].parameters if request.attributed_fn else {}
         scored = {key: value for name in step_scores for key, value in functions[name].parameters.items()}
         return {
-            "attributed_fn": self._model.get_attributed_fn(attributed),
+            "attributed_fn": attributed,
             "step_scores": [corrected_step_function(name, self._ledger) for name in step_scores],
             "attributed_fn_args": checks.typed(contrast["attributed_fn_args"], parameters),
             "step_scores_args": checks.typed(contrast["step_scores_args"], scored),
@@ -160,6 +313,8 @@ class AttributionLoop:
             if float32 and method.name == "discretized_integrated_gradients":
                 stack.enter_context(embeddings.float32_vocabulary(model))
             loaded_method = FeatureAttribution.load(method.name, attribution_model=model, **arguments)
+        if method.name == "occlusion":
+            lean_occlusion(loaded_method, model)
         if method.is_layer:
             layers.correct_layer_method(loaded_method, model, ledger)
         elif method.name == "value_zeroing":
@@ -207,15 +362,13 @@ class AttributionLoop:
             tail = self._model.clean_tokens(tail, as_targets=True)
         return loop.cut(text.target, text.end), tail
 
-    def _batch(
-        self, source: BatchEncoding, target: BatchEncoding, *, float32: bool
-    ) -> DecoderOnlyBatch | EncoderDecoderBatch:
-        def embedded(encoding: BatchEncoding, *, as_targets: bool) -> Batch:
+    def _batch(self, source: BatchEncoding, target: BatchEncoding, *, float32: bool) -> Batch:
+        def embedded(encoding: BatchEncoding, *, as_targets: bool) -> OneSideBatch:
             vectors = [
                 self._model.embed_ids(ids, as_targets=as_targets) for ids in (encoding.input_ids, encoding.baseline_ids)
             ]
             vectors = [each.float() for each in vectors] if float32 else vectors
-            return Batch(encoding, BatchEmbedding(input_embeds=vectors[0], baseline_embeds=vectors[1]))
+            return OneSideBatch(encoding, BatchEmbedding(input_embeds=vectors[0], baseline_embeds=vectors[1]))
 
         if self._model.is_encoder_decoder:
             return EncoderDecoderBatch(embedded(source, as_targets=False), embedded(target, as_targets=True))
@@ -235,28 +388,20 @@ def _cache_identity(model: HuggingfaceModel, identity: str) -> Iterator[None]:
 
 
 @contextmanager
-def _steps_reported(model: HuggingfaceModel, step_done: StepDone) -> Iterator[list[Any]]:
-    """Have the model's formatter tell of every finished step: Inseq calls it once for each generated token.
-
-    Yields a list that holds the last step's output.
-    """
+def _steps_reported(model: HuggingfaceModel, steps: _Steps) -> Iterator[None]:
+    """Have the model's formatter tell of every finished step: Inseq calls it once for each generated token."""
     original = model.formatter
-    last: list[Any] = []
 
     class ReportingFormatter(original):  # type: ignore[valid-type, misc]
-        steps = 0
-
         @classmethod
         def enrich_step_output(cls, *args: Any, **kwargs: Any) -> Any:
             output = original.enrich_step_output(*args, **kwargs)
-            last[:] = [output]
-            cls.steps += 1
-            step_done(cls.steps)
+            steps.append(output)
             return output
 
     model.formatter = ReportingFormatter
     try:
-        yield last
+        yield
     finally:
         del model.formatter
 

@@ -73,6 +73,7 @@ class LoadedModel:
     model: HuggingfaceModel
     size: int  # bytes of parameters and buffers
     embeddings_fix: EmbeddingsFix = field(default_factory=EmbeddingsFix)
+    verdicts: dict[Any, Any] = field(default_factory=dict)  # which engine may run on it, see `verdicts`
     lock: threading.Lock = field(default_factory=threading.Lock)
     leases: int = 0
     hits: int = 0
@@ -113,18 +114,12 @@ class ModelCache:
 
     def is_encoder_decoder(self, name: str) -> bool | None:
         """Whether the model is an encoder-decoder, if that can be told at once; None for one not on this machine."""
-        try:
-            source = self._resolve_locally(name)
-        except ModelUnavailable:
-            return None
+        source = self.on_this_machine(name)
         return None if source is None else _config_kind(source.path)
 
     def revision(self, name: str) -> str | None:
         """What pins the model's files, if they are on this machine."""
-        try:
-            source = self._resolve_locally(name)
-        except ModelUnavailable:
-            return None
+        source = self.on_this_machine(name)
         return None if source is None else source.revision
 
     @contextmanager
@@ -133,10 +128,15 @@ class ModelCache:
 
         Raises `ModelUnavailable` when it cannot be had.
         """
+        with self.held(name, device=device, dtype=dtype) as loaded, loaded.lock:
+            yield loaded
+
+    @contextmanager
+    def held(self, name: str, *, device: str, dtype: str) -> Iterator[LoadedModel]:
+        """The model, kept in memory until the end of the block; another may be running it, so it is only looked at."""
         loaded = self._acquire(name, device, dtype)
         try:
-            with loaded.lock:
-                yield loaded
+            yield loaded
         finally:
             with self._guard:
                 loaded.leases -= 1
@@ -188,6 +188,13 @@ class ModelCache:
         }
 
     # Finding
+
+    def on_this_machine(self, name: str) -> ModelSource | None:
+        """Where the model is, if that can be told without the hub."""
+        try:
+            return self._resolve_locally(name)
+        except ModelUnavailable:
+            return None
 
     def resolve(self, name: str) -> ModelSource:
         """Where the model is, fetching it from the hub if it is not on this machine. Raises `ModelUnavailable`."""

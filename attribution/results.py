@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise, repeat
-from typing import Any
+from typing import Any, Literal
 
 import inseq.data.attribution as inseq_classes
 import orjson
@@ -154,6 +154,8 @@ class ViewOptions:
     normalize: bool | None = None
     granular: bool = False
     decode_tokens: bool = False  # each token as people read it, beside the raw one
+    table: Literal["attributions", "step_scores"] = "attributions"  # of the csv and parquet views
+    style: Literal["heatmap", "inseq"] = "heatmap"  # of the html view
 
     @property
     def is_default(self) -> bool:

@@ -43,7 +43,7 @@ def annotate(
     with a conversation's prompt.
     """
     notes: list[Note] = [{"text": each.token} for each in tokens]  # a contrast's "this → that" has no id
-    for has_id, run in groupby(range(len(tokens)), key=lambda index: _is_id(tokens[index].id)):
+    for has_id, run in groupby(range(len(tokens)), key=lambda index: is_id(tokens[index].id)):
         positions = list(run)
         if has_id:
             texts, continues = readable(tokenizer, [tokens[index].id for index in positions])
@@ -87,5 +87,6 @@ def _groups(before: Sequence[TokenWithId], after: Sequence[TokenWithId]) -> list
     return groups
 
 
-def _is_id(value: object) -> bool:
+def is_id(value: object) -> bool:
+    """Whether a token's id is one: a contrast's or a merged token's is none."""
     return isinstance(value, int) and value >= 0

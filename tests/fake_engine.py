@@ -25,8 +25,8 @@ def body(text, **more):
     return {"model": "m", "method": "saliency", "input_text": text, **more}
 
 
-def request(text="hello", model="m"):
-    return AttributionRequest(**body(text) | {"model": model})
+def request(text="hello", model="m", **more):
+    return AttributionRequest(**body(text, **more) | {"model": model})
 
 
 def ended(client, job_id):
@@ -54,7 +54,7 @@ class FakeEngine:
     def prepare_worker(self, threads):
         self.threads = threads
 
-    def run(self, request, *, device, report, should_cancel):
+    def run(self, request, *, device, report, should_cancel, offer_partial=lambda _: None):
         text = request.inputs[0]
         self.runs.append(text)
         action, _, argument = text.partition(":")

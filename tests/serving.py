@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,7 +27,8 @@ class Server:
         self._arguments = arguments
         self._environment = environment
         self._process: subprocess.Popen[str] | None = None
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the server
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - read until nobody knows this server any more
+        weakref.finalize(self, self._log.close)
         self.client = httpx.Client()
 
     def __enter__(self) -> Self:
@@ -49,23 +51,35 @@ class Server:
         for line in self._process.stdout:
             if found := re.search(r"http://[\d.]+:\d+", line):
                 self.url = found.group()
+                self.client.close()
                 self.client = httpx.Client(base_url=self.url, timeout=30)
                 return
         raise AssertionError(f"the server did not start:\n{self.log}")
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     def kill(self) -> None:
         assert self._process is not None
         self._process.kill()
         self._process.wait()
-        self.client.close()
+        self._close()
 
     def stop(self, timeout: float = 30) -> int:
         assert self._process is not None
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
         code = self._process.wait(timeout)
-        self.client.close()
+        self._close()
         return code
+
+    def _close(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self.client.close()
 
     @property
     def log(self) -> str:

@@ -5,6 +5,8 @@ When Inseq no longer differs, the first part of a test fails and the correction 
 
 from __future__ import annotations
 
+import shutil
+
 import inseq
 import numpy as np
 import pytest
@@ -209,10 +211,11 @@ def test_convergence_delta(server, model_dir, tmp_path):
         assert ours.info["corrections"] == ["convergence_delta"]
 
 
-def test_reagent_needs_no_download(server):
+def test_reagent_needs_no_download(server, tmp_path):
     """Inseq asks nltk for data; here every token has one word class, and classes are what they say."""
+    unseen = shutil.copytree(BUNDLED / LOOKUP, tmp_path / "unseen")  # a name that no test has made classes for
     with pytest.raises(LookupError, match="averaged_perceptron_tagger"):
-        inseq.load_model(str(BUNDLED / LOOKUP), "reagent", device="cpu")
+        inseq.load_model(str(unseen), "reagent", device="cpu")
     tokenizer = AutoTokenizer.from_pretrained(BUNDLED / LOOKUP)
     classes = word_classes(tokenizer)
     ids = sorted(index for each in classes.values() for index in each)

@@ -77,6 +77,40 @@ def test_a_waiting_client_does_not_hold_up_a_shutdown(tmp_path):
         assert not waiting.is_alive()
 
 
+def test_jobs_accepted_together_survive_sigkill_together(tmp_path):
+    """Many clients at once share transactions: each 202 that was seen is a job after `kill -9`, and none is there twice."""
+    server = Server(tmp_path, module="tests.fake_engine")
+    server.start()
+    accepted: dict[str, str] = {}
+    seen = threading.Event()
+
+    def client(index):
+        with contextlib.suppress(httpx.HTTPError), httpx.Client(base_url=server.url, timeout=10) as http:
+            for number in range(1000):
+                key = f"{index}-{number}"
+                answer = http.post("/attribution/jobs", json=body(f"forever:{key}"), headers={"Idempotency-Key": key})
+                assert answer.status_code == 202
+                accepted[key] = answer.json()["job_id"]
+                if len(accepted) > 200:
+                    seen.set()
+
+    clients = [threading.Thread(target=client, args=(index,)) for index in range(16)]
+    for each in clients:
+        each.start()
+    assert seen.wait(30)
+    server.kill()
+    for each in clients:
+        each.join()
+    with sqlite3.connect(tmp_path / "jobs.sqlite3") as connection:
+        stored = dict(connection.execute("SELECT idempotency_key, job_id FROM jobs").fetchall())
+    assert accepted.items() <= stored.items()
+    server.start()
+    for key, job_id in list(accepted.items())[::20]:
+        again = server.client.post("/attribution/jobs", json=body(f"forever:{key}"), headers={"Idempotency-Key": key})
+        assert again.json()["job_id"] == job_id
+    server.kill()
+
+
 def chaos(server, rounds, submit, check, *, pause):
     """Submit from several threads while the process is killed again and again; then everything accepted is checked."""
     accepted: dict[str, object] = {}

@@ -79,7 +79,8 @@ def check(answer):
 @given(bodies)
 def test_bodies_that_are_nearly_right(app, body):
     content = json.dumps(body).encode("utf-8", "surrogatepass")
-    check(app.client.post("/attribution/jobs", content=content, headers={"Content-Type": "application/json"}))
+    for path in ("jobs", "estimate"):
+        check(app.client.post(f"/attribution/{path}", content=content, headers={"Content-Type": "application/json"}))
 
 
 @settings(max_examples=100, deadline=None)

@@ -17,6 +17,7 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from main import api, create_app, get_job, watch_job
+from result_routes import results
 from service_routes import catalogue, meta
 from settings import Settings
 from tests import reference
@@ -213,7 +214,7 @@ def test_the_record_says_how_to_get_the_result_again(server, done):
     assert info["model_name"] == LOOKUP
     assert re.fullmatch(r"[0-9a-f]{12}", info["model_revision"])
     assert (info["attribution_method"], info["attributed_fn"]) == ("saliency", "probability_fn")
-    assert (info["seed"], info["dtype"], info["device"], info["engine"]) == (0, "float32", "cpu", "inseq")
+    assert (info["seed"], info["dtype"], info["device"], info["engine"]) == (0, "float32", "cpu", "single_pass")
     assert info["arguments"]["attribution_args"] == {"abs": True}
     assert info["corrections"] == []
     assert info["versions"]["inseq"] == "0.7.1"
@@ -344,7 +345,7 @@ def test_no_route_runs_on_the_event_loop():
 
     The two coroutines wait for a job, so that a waiting client costs no thread; they read the store on a thread.
     """
-    for route in (*api.routes, *catalogue.routes, *meta.routes):
+    for route in (*api.routes, *results.routes, *catalogue.routes, *meta.routes):
         if route.endpoint not in {get_job, watch_job}:
             assert not inspect.iscoroutinefunction(route.endpoint), route.path
 

@@ -31,6 +31,13 @@ def new_engine(**settings) -> AttributionEngine:
     return AttributionEngine(Settings(**settings))
 
 
+def measured_engine(model):
+    """One that knows the model's rates: a job's own forwards are then all there are."""
+    engine = new_engine()
+    run(engine, model, "dummy")
+    return engine
+
+
 def run(engine, model, method, *, cancel_at=None, on_forward=lambda: None, report=lambda progress: None, **body):
     """The scores of a job as plain data, or `Cancelled` at its n-th forward."""
     request = engine.check(AttributionRequest(model=model, method=method, input_text=INPUTS[model], **body))
@@ -78,7 +85,7 @@ def test_a_job_stopped_midway_leaves_no_hooks(engine, monkeypatch, model, then):
     assert run(engine, model, then) == clean
 
     with without(monkeypatch, isolation, "_snapshot", no_snapshot):
-        leaky = new_engine()
+        leaky = measured_engine(model)
         with pytest.raises(Cancelled):
             run(leaky, model, "value_zeroing", cancel_at=14)
         try:
@@ -90,6 +97,7 @@ def test_a_job_stopped_midway_leaves_no_hooks(engine, monkeypatch, model, then):
 
 def test_a_stopped_job_leaves_no_trace_function(engine, monkeypatch):
     before = sys.gettrace()
+    run(engine, LOOKUP, "dummy")
     with pytest.raises(Cancelled):
         run(engine, LOOKUP, "value_zeroing", cancel_at=14)
     assert sys.gettrace() is before
@@ -105,7 +113,7 @@ def test_dropout_does_not_stay_on(engine, monkeypatch):
     assert run(engine, PHRASEBOOK, "saliency") == clean
 
     with without(monkeypatch, isolation, "_snapshot", no_snapshot):
-        leaky = new_engine()
+        leaky = measured_engine(PHRASEBOOK)
         with pytest.raises(Cancelled):  # in the dropout's own forward, before the step is done
             run(
                 leaky, PHRASEBOOK, "dummy", step_scores=["mc_dropout_prob_avg"], generated_text="il", cancel_at=3,

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from fastapi.testclient import TestClient
 
+import job_manager
 from job_manager import JobManager
 from job_store import JobStore
 from main import create_app
@@ -121,6 +122,8 @@ def test_shutdown_puts_running_jobs_back(tmp_path):
 
 
 def test_a_full_disk_fails_no_other_job(tmp_path, monkeypatch):
+    """Where the patience with the disk is over; `test_disk` has a disk that has room again before that."""
+    monkeypatch.setattr(job_manager, "_STORE_PATIENCE", 0.0)
     engine = FakeEngine()
     with TestClient(create_app(Settings(data_dir=tmp_path), engine), LOCAL) as client:
         original = ResultFiles._write

@@ -72,14 +72,26 @@ def test_the_examples_work_as_written(server, capsys):
     assert results["info"]["device"] == "cpu"
 
 
+def our_examples():
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
 def test_our_own_first_job_works_as_written(server, capsys):
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    example = our_examples()[0]
     exec(example.replace("http://localhost:8000", server.url), {})
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "'Ġtea' depended on:"
     assert len(lines) == 1 + 10  # the prompt's tokens
     scores = {line.split()[0]: float(line.split()[1]) for line in lines[1:]}
     assert scores["Ġtea"] > scores["Ġmilk"]
+
+
+def test_the_client_works_as_written(server, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(our_examples()[1].replace("http://localhost:8000", server.url), {})
+    words = {line.split()[1]: line.split()[2] for line in capsys.readouterr().out.splitlines()[1:]}
+    assert words.items() >= {"▁il": "▁the", "▁gatto": "▁cat", "▁rosso": "▁red", "▁cane": "▁dog"}.items()
+    assert (tmp_path / "heatmap.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_our_own_curl_line_works_as_written(server):

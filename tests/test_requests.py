@@ -24,10 +24,10 @@ REFUSED = {
     "unknown field": ({**GOOD, "metod": "saliency"}, "/metod", "Extra inputs are not permitted"),
     "score twice": ({**GOOD, "step_scores": ["logit", "logit"]}, "/step_scores", "twice"),
     # model names are never paths
-    "path": ({**GOOD, "model": "../../etc/passwd"}, "/model", "pattern"),
-    "absolute path": ({**GOOD, "model": "/etc"}, "/model", "pattern"),
-    "dots": ({**GOOD, "model": "a/../b"}, "/model", "pattern"),
-    "new line": ({**GOOD, "model": "gpt2\n"}, "/model", "pattern"),
+    "path": ({**GOOD, "model": "../../etc/passwd"}, "/model", "no model name"),
+    "absolute path": ({**GOOD, "model": "/etc"}, "/model", "no model name"),
+    "dots": ({**GOOD, "model": "a/../b"}, "/model", "no model name"),
+    "new line": ({**GOOD, "model": "gpt2\n"}, "/model", "no model name"),
     # texts
     "empty input": ({**GOOD, "input_text": ""}, "/input_text", "at least 1 character"),
     "no input": ({**GOOD, "input_text": []}, "/input_text", "at least 1 item"),

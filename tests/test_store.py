@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 import job_schema
+from job_listing import Filters
 from job_records import Submission
 from job_store import JobStore
 from models import JobStatus, Problem, Progress, ResultPart
-from problems import StorageFailed
+from problems import KeyReused, QueueFull, ResultDamaged, StorageFailed
 from tests.fake_engine import request
 
 ERROR = Problem(title="Failed", status=500, detail="because")
@@ -72,10 +78,10 @@ def test_a_damaged_result_is_told_and_not_served(store, tmp_path):
     store.complete(job, PARTS, Progress())
     stored = store.files(job.job_id)["raw"]
     (tmp_path / "results" / stored.name).write_bytes(b"rax")
-    with pytest.raises(StorageFailed, match="damaged"):
+    with pytest.raises(ResultDamaged, match="damaged"):
         store.read(stored)
     (tmp_path / "results" / stored.name).unlink()
-    with pytest.raises(StorageFailed, match="cannot be read"):
+    with pytest.raises(ResultDamaged, match="gone from the disk"):
         store.read(stored)
 
 
@@ -113,6 +119,185 @@ def test_the_migrations_make_the_tables_that_the_store_uses(store):
     with store._engine.connect() as connection:
         version = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
     assert version == job_schema.schema_version()
+
+
+def in_one_group(store, *submissions):
+    """Have the store accept these in two transactions: one is held up while the others come. Each one's outcome."""
+    commits = []
+    sa.event.listen(store._engine, "commit", commits.append)
+    with ThreadPoolExecutor(len(submissions) + 1) as pool:
+        with store._write_lock:
+            leader = pool.submit(store.add, Submission(request("the first, alone")))
+            wait_until(lambda: store._accept._is_led and not store._accept._waiting)
+            futures = []
+            for each in submissions:
+                futures.append(pool.submit(store.add, each))
+                wait_until(lambda: len(store._accept._waiting) == len(futures))
+        leader.result()
+        outcomes = [future.exception() or future.result() for future in futures]
+    assert len(commits) == 2
+    return outcomes
+
+
+def wait_until(holds):
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_submissions_that_come_together_share_a_transaction_and_keep_their_order(store):
+    outcomes = in_one_group(store, *(Submission(request(f"text {index}")) for index in range(30)))
+    assert all(is_new for _, is_new in outcomes)
+    jobs = [job for job, _ in outcomes]
+    assert [job.queue_position for job in jobs] == list(range(1, 31))  # behind the one that held them up
+    assert [store.queue_position(job) for job in jobs] == list(range(1, 31))
+    for index, job in enumerate(jobs):
+        assert replace(job, queue_position=None) == store.get(job.job_id)
+        assert job.request.input_text == f"text {index}"
+    assert [job.seq for job in jobs] == sorted(job.seq for job in jobs)
+    store.claim()
+    assert [store.claim().job_id for _ in jobs] == [job.job_id for job in jobs]
+
+
+def test_in_a_group_each_submission_has_its_own_outcome(store):
+    """Keys, quotas and refusals mean among those that come together what they mean one after another."""
+    store.add(Submission(request("before"), "old"))
+    limits = {"max_pending": 7, "max_pending_of_owner": 3}
+    outcomes = in_one_group(
+        store,
+        Submission(request("a"), "new", "ann", **limits),
+        Submission(request("a"), "new", "ann", **limits),  # the same again
+        Submission(request("b"), "new", "ann", **limits),  # the key of another request
+        Submission(request("a"), "new", "ben", **limits),  # another one's key
+        Submission(request("before"), "old", **limits),  # a key of before
+        Submission(request("other"), "old", **limits),
+        Submission(request("c"), None, "ann", **limits),
+        Submission(request("d"), None, "ann", **limits),
+        Submission(request("e"), None, "ann", **limits),  # ann has three
+        Submission(request("f"), None, "ben", **limits),
+        Submission(request("g"), None, "eve", **limits),  # seven wait
+        Submission(request("a"), "new", "ann", **limits),  # which needs no room
+    )
+    kinds = [type(each) if isinstance(each, Exception) else each[1] for each in outcomes]
+    assert kinds == [
+        True, False, KeyReused, True, False, KeyReused, True, True, QueueFull, True, QueueFull, False
+    ]  # fmt: skip
+    assert outcomes[0][0].job_id == outcomes[1][0].job_id == outcomes[11][0].job_id
+    assert outcomes[4][0].request.input_text == "before"
+    assert "of this key" in outcomes[8].detail
+    assert outcomes[10].detail.startswith("7 jobs are waiting")
+    assert store.active() == {JobStatus.PENDING: 7, JobStatus.RUNNING: 0}
+    accepted = [job for job, is_new in (each for each in outcomes if isinstance(each, tuple)) if is_new]
+    assert [job.queue_position for job in accepted] == [1, 2, 4, 5, 5]  # owners take turns
+    assert [store.queue_position(job) for job in accepted][-1] == accepted[-1].queue_position
+
+
+def test_what_the_database_refuses_of_one_submission_harms_no_other(store):
+    with store._writer.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE TRIGGER refuse BEFORE INSERT ON jobs WHEN new.model = 'bad' BEGIN SELECT RAISE(ABORT, 'no'); END"
+        )
+    with ThreadPoolExecutor(9) as pool:
+        with store._write_lock:
+            futures = [pool.submit(add, store, model="bad" if index == 4 else "good") for index in range(9)]
+            wait_until(lambda: len(store._accept._waiting) == 8)
+        outcomes = [future.exception() for future in futures]
+    assert [type(each) for each in outcomes] == [StorageFailed if index == 4 else type(None) for index in range(9)]
+    assert store.active() == {JobStatus.PENDING: 8, JobStatus.RUNNING: 0}
+
+
+def test_a_damaged_result_is_not_reused(store, tmp_path):
+    wanted = Submission(request(reuse=True), reuse_key="same")
+    first, _ = store.add(wanted)
+    store.complete(store.claim(), PARTS, Progress())
+    reused, _ = store.add(wanted)
+    assert (reused.reused_from, reused.status) == (first.job_id, JobStatus.COMPLETED)
+    assert store.read(store.files(reused.job_id)["raw"]) == b"raw"
+    (tmp_path / "results" / store.files(reused.job_id)["summary"].name).write_bytes(
+        b"changed"
+    )  # the newest, and its source
+    again, _ = store.add(wanted)
+    assert (again.reused_from, again.status) == (None, JobStatus.PENDING)
+    assert sorted(file.name[:32] for file in (tmp_path / "results").iterdir()) == sorted(
+        [first.job_id, reused.job_id] * 2
+    )
+
+
+def test_listings_and_the_queue_search_an_index_whatever_is_asked(store):
+    """Each statement of a page, the queue, a submission and a poll: no scan of the table, and nothing sorted."""
+    statements = {}
+    sa.event.listen(
+        store._engine,
+        "before_cursor_execute",
+        lambda _connection, _cursor, statement, parameters, *_: statements.setdefault(statement, parameters),
+    )
+    choices = {
+        "status": [None, JobStatus.COMPLETED],
+        "model": [None, "m"],
+        "method": [None, "saliency"],
+        "tags": [(), [("a", None)], [("a", "1"), ("b", None)]],
+    }
+    for values in itertools.product(*choices.values()):
+        for before in (None, 10):
+            store.page(Filters(*values, owner="ann"), limit=10, before=before)
+    listed = len(statements)
+    assert listed >= 48
+    job, _ = store.add(Submission(request(tags={"a": "1"}), "key", "ann", max_pending=10, max_pending_of_owner=10))
+    store.add(Submission(request(reuse=True), "key", "ben", reuse_key="same"))
+    store.queue_position(job)
+    store.page(Filters(owner="ann"), limit=10)
+    store.active()
+    claimed = store.claim(["another"])
+    store.claim(["m"])
+    store.save_progress([(claimed, Progress())])
+    store.complete(claimed, PARTS, Progress())
+    store.get(job.job_id, "ann")
+    store.files(job.job_id)
+    store.recover(3, lambda job: ERROR)
+    store.request_cancel(job.job_id)
+    store.delete(job.job_id)
+    store.keys.look_up("secret")
+    assert len(statements) > listed + 15
+    for statement, parameters in list(statements.items()):
+        if statement.startswith(("SELECT", "UPDATE", "DELETE", "WITH")):
+            with store._engine.connect() as connection:
+                steps = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+            # What waits, and what runs, is all that these two indexes have.
+            scans = [step for step in steps if step.startswith("SCAN") and "CONSTANT ROW" not in step]
+            assert (
+                all(each.endswith(("INDEX jobs_waiting", "INDEX jobs_running")) for each in scans)
+                or "api_keys" in statement
+            ), (statement, steps)
+            assert not any("TEMP B-TREE" in step for step in steps), (statement, steps)
+
+
+def test_a_store_of_an_older_version_keeps_its_jobs_and_tags(tmp_path):
+    engine = job_schema.open_database(tmp_path / "jobs.sqlite3")
+    config = Config()
+    config.set_main_option("script_location", str(Path(job_schema.__file__).parent / "migrations"))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0004")
+        for number in (1, 2):
+            connection.exec_driver_sql(
+                "INSERT INTO jobs (job_id, status, model, method, request, attempt, created_at, owner) "
+                "VALUES (?, 'pending', 'm', 'saliency', ?, 0, 1.0, 'ann')",
+                (f"job-{number}", request(tags={"a": str(number)}).model_dump_json()),
+            )
+            connection.exec_driver_sql("INSERT INTO job_tags VALUES (?, 'a', ?)", (f"job-{number}", str(number)))
+    engine.dispose()
+    store = JobStore(tmp_path)
+    try:
+        by_tag = {
+            value: [job.job_id for job in store.page(Filters(tags=[("a", value)], owner="ann"), limit=9)]
+            for value in ("1", "2", None)
+        }
+        assert by_tag == {"1": ["job-1"], "2": ["job-2"], None: ["job-2", "job-1"]}
+        assert store.page(Filters(tags=[("a", None)], owner="ben"), limit=9) == []
+        assert [store.claim().job_id, store.claim().job_id] == ["job-1", "job-2"]
+    finally:
+        store.close()
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -160,7 +345,9 @@ class StoreMachine(RuleBasedStateMachine):
         elif ending == "cancel":
             moved, after = self.store.cancel(job), JobStatus.CANCELLED
         else:
-            moved, after = self.store.requeue(job), JobStatus.PENDING
+            # One that was to be cancelled is, instead of being run again.
+            after = JobStatus.CANCELLED if job_id in self.doomed else JobStatus.PENDING
+            moved = self.store.requeue(job)
         assert moved == running
         if moved:
             self.expected[job_id] = after

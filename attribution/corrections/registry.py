@@ -44,12 +44,17 @@ class Ledger:
 
     def __init__(self, *, enabled: bool) -> None:
         self._enabled = enabled
-        self._met: set[str] = set()
+        self._met: dict[str, Correction] = {}
 
     def apply(self, correction: Correction) -> bool:
         """Note that the job meets this correction; whether it is to be applied."""
-        self._met.add(correction.name)
+        self._met[correction.name] = correction
         return self._enabled
+
+    @property
+    def met(self) -> list[Correction]:
+        """All that the job met, applied or not."""
+        return list(self._met.values())
 
     @property
     def applied(self) -> list[str]:

@@ -95,3 +95,14 @@ def corrected_step_function(name: str, ledger: Ledger, *, repeats_rows: bool = F
     if repeats_rows and name in _CONTRASTIVE and ledger.apply(CONTRAST_ROWS):
         return _PREFIX + name
     return name
+
+
+def plain_name(name: str) -> str:
+    """Inseq's own name of a function that may be a corrected one."""
+    return name.removeprefix(_PREFIX)
+
+
+def repeating_contrast(name: str) -> StepFunction:
+    """A contrastive function that takes several rows at once."""
+    function: StepFunction = STEP_SCORES_MAP[_PREFIX + name]
+    return function

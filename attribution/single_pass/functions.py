@@ -1,0 +1,107 @@
+"""The attributed function and the step scores, on rows of logits that one forward made for all steps.
+
+The functions are Inseq's own, called with the arguments that its loop would give them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, TypeAlias
+
+import torch
+from inseq.attr.step_functions import STEP_SCORES_MAP, get_step_scores, get_step_scores_args
+from inseq.data import DecoderOnlyBatch, EncoderDecoderBatch
+from inseq.models import HuggingfaceModel
+
+from attribution.corrections.step_functions import plain_name, repeating_contrast
+
+Batch: TypeAlias = DecoderOnlyBatch | EncoderDecoderBatch
+
+# Of nothing but a row of logits and its target: all rows at once.
+ROWWISE = frozenset({"logit", "probability", "entropy", "crossentropy", "perplexity"})
+# Also of the step's prefix, to find the contrast's token: all rows of one step at once.
+STEPWISE = frozenset(
+    {"contrast_logits", "contrast_prob", "contrast_logits_diff", "contrast_prob_diff", "pcxmi", "in_context_pvi"}
+)
+# The distance of a forward from others of the same shape, by their spread: without dropout, nothing by nothing.
+_NOISY = frozenset({"mc_dropout_prob_avg"})
+# Of one row alone.
+SINGLE = frozenset({"top_p_size"})
+
+
+class AttributedFunction:
+    """What is attributed, as a function of logits, for the steps of one text."""
+
+    def __init__(self, model: HuggingfaceModel, name: str, arguments: dict[str, Any], batch: Batch) -> None:
+        """`name` is a key of Inseq's table of step functions."""
+        self._model = model
+        self._plain = plain_name(name)
+        self._function: Callable[..., torch.Tensor] = (
+            STEP_SCORES_MAP[name] if self._plain not in STEPWISE else repeating_contrast(self._plain)
+        )
+        self._arguments = {key: value for key, value in arguments.items() if value is not None}
+        self._batch = batch
+        self._targets = batch.target_ids[0]
+
+    def __call__(self, logits: torch.Tensor, steps: range) -> torch.Tensor:
+        """[rows, steps, vocabulary] to [rows, steps]; `steps` are target positions."""
+        rows, count = logits.shape[:2]
+        if self._plain in ROWWISE:
+            targets = self._targets[steps.start : steps.stop].repeat(rows)
+            return self._call(logits.flatten(0, 1), targets, self._batch).reshape(rows, count)
+        columns = []
+        for index, step in enumerate(steps):
+            column, target, batch = logits[:, index], self._targets[step].repeat(rows), self._batch[:step]
+            if self._plain in SINGLE:
+                values = [self._call(row[None], target[:1], batch).reshape(1) for row in column]
+                columns.append(torch.cat(values))
+            else:
+                columns.append(self._call(column, target, batch).reshape(rows))
+        return torch.stack(columns, 1)
+
+    def _call(self, logits: torch.Tensor, targets: torch.Tensor, batch: Batch) -> torch.Tensor:
+        arguments = self._model.formatter.format_step_function_args(
+            attribution_model=self._model,
+            forward_output=SimpleNamespace(logits=logits[:, None]),
+            target_ids=targets,
+            is_attributed_fn=True,
+            batch=batch,
+        )
+        if self._plain in STEPWISE and len(logits) > 1:
+            arguments.decoder_input_ids = arguments.decoder_input_ids.expand(len(logits), -1)
+        return self._function(arguments, **self._arguments)
+
+
+class StepScores:
+    """The step scores that a request asks for."""
+
+    def __init__(self, model: HuggingfaceModel, names: list[str], arguments: dict[str, Any], batch: Batch) -> None:
+        self._model = model
+        self._names = names
+        self._arguments = arguments
+        self._batch = batch
+
+    def __bool__(self) -> bool:
+        return bool(self._names)
+
+    def of_step(self, step: int, logits: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Of one target position, from its row of logits ([vocabulary])."""
+        found = {}
+        with torch.no_grad():
+            for name in self._names:
+                # Only those that look at the prefix are shown it: to cut it is not free.
+                batch = self._batch if plain_name(name) in ROWWISE | SINGLE else self._batch[:step]
+                output: Any = SimpleNamespace(logits=logits[None, None])
+                if plain_name(name) in _NOISY:
+                    output = self._model.get_forward_output(batch)
+                arguments = self._model.formatter.format_step_function_args(
+                    attribution_model=self._model,
+                    forward_output=output,
+                    target_ids=self._batch.target_ids[0, step],
+                    is_attributed_fn=False,
+                    batch=batch,
+                )
+                extra = get_step_scores_args([name], self._arguments)
+                found[name] = get_step_scores(name, arguments, extra).to("cpu")
+        return found

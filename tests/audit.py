@@ -1,0 +1,54 @@
+"""Known vulnerabilities of the locked dependencies: `python -m tests.audit`, part of `make check`.
+
+Exits with 1 for one that is known. Where the advisories cannot be looked up (no network, a mirror without them) it says
+so and exits with 0.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+LOCK = Path(__file__).parent.parent / "requirements.lock"
+
+
+def verdict(report: str, errors: str) -> tuple[int, str]:
+    """The exit status and what to say, from pip-audit's JSON report and what it wrote on standard error."""
+    try:
+        found = json.loads(report)["dependencies"]
+    except ValueError:
+        return (
+            0,
+            f"Dependencies NOT audited, the advisories cannot be reached: {(errors.strip().splitlines() or ['?'])[-1]}",
+        )
+    lines = [
+        f"{each['name']} {each['version']}: {vulnerability['id']}, mended in {', '.join(vulnerability['fix_versions']) or 'no version'}"
+        for each in found
+        for vulnerability in each.get("vulns", ())
+    ]
+    if lines:
+        return 1, "\n".join(["Known vulnerabilities:", *lines, "Run `make lock`, or pin a version that is mended."])
+    skipped = [each["name"] for each in found if "skip_reason" in each]
+    if len(skipped) == len(found):
+        return 0, "Dependencies NOT audited: this index has no advisories."
+    return (
+        0,
+        f"{len(found) - len(skipped)} dependencies have no known vulnerability; {len(skipped)} could not be looked up.",
+    )
+
+
+def main() -> None:
+    options = ["--no-deps", "--disable-pip", "--format", "json", "--progress-spinner", "off", "--timeout", "5"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip_audit", "--requirement", str(LOCK), *options],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    status, text = verdict(done.stdout, done.stderr)
+    print(text)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The browser that tests of the page run in: the machine's own Chromium or Chrome, or Playwright's.
+
+`python -m tests.browser` finds one or installs one: `make test` does so on a fresh machine.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+
+from playwright.sync_api import Error, sync_playwright
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+
+def executable():
+    """The machine's own browser, or None: then Playwright looks for the one that it installed."""
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+@contextmanager
+def browser():
+    """A headless browser."""
+    # Chromium's sandbox cannot be had as root, as in most containers; the pages here are our own.
+    arguments = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=executable(), args=arguments)
+        yield running
+        running.close()
+
+
+def works():
+    """Whether there is a browser that starts."""
+    try:
+        with browser():
+            return True
+    except Error as error:
+        print(str(error).splitlines()[0], file=sys.stderr)
+        return False
+
+
+def install():
+    """Debian's browser where its packages can be installed, else Playwright's own."""
+    if shutil.which("apt-get") and os.geteuid() == 0:
+        subprocess.run(["apt-get", "update", "-qq"], check=False)
+        command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium", "fonts-noto-core"]
+        if not subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode:
+            return
+    subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], check=False)
+
+
+def main():
+    if works():
+        return
+    print("The tests of the page need Chromium; installing it.", file=sys.stderr)
+    install()
+    if not works():
+        sys.exit(
+            "No Chromium or Chrome could be started or installed, and the tests of the page need one. Install Chromium "
+            "with your system's packages (Debian, Ubuntu: apt-get install chromium), or run "
+            f"{sys.executable} -m playwright install --with-deps chromium. Then run make test again."
+        )
+
+
+if __name__ == "__main__":
+    main()

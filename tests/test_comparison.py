@@ -1,0 +1,228 @@
+"""Several methods on one input: each one's numbers as alone, the target generated once, and how well they agree."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from inseq.data.attribution import FeatureAttributionSequenceOutput
+from scipy import stats
+
+from attribution import results
+from attribution.comparison import JointProgress, agreement
+from attribution.engine import AttributionEngine
+from models import AttributionRequest, Progress, Stage
+from problems import Cancelled
+from settings import Settings
+from tests.conftest import LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
+
+METHODS = ["lime", "saliency", "value_zeroing", "gradient_shap"]
+ARGUMENTS = {"lime": {"n_samples": 12}, "gradient_shap": {"n_samples": 3, "stdevs": 0.1}}
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    return AttributionEngine(Settings(data_dir=tmp_path_factory.mktemp("data")))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"model": LOOKUP, "input_text": PROMPT, "step_scores": ["probability"]},
+        {"model": LOOKUP, "input_text": PROMPT, "seed": 3,
+         "generation_args": {"do_sample": True, "temperature": 3.0, "max_new_tokens": 4}},
+        {"model": PHRASEBOOK, "input_text": [SENTENCE, "a dog"], "generated_text": ["le chat rouge", "un chien"]},
+    ],
+    ids=["greedy", "sampled", "forced"],
+)  # fmt: skip
+def test_each_method_is_as_if_it_ran_alone(server, body):
+    job_id = server.run(**body, methods=METHODS, attribution_args=ARGUMENTS)
+    whole = server.result(job_id)
+    assert [each["method"] for each in whole["comparison"]] == METHODS
+    for each in whole["comparison"]:
+        name = each["method"]
+        alone = server.result(server.run(**body, method=name, attribution_args=ARGUMENTS.get(name, {})))
+        assert each["sequence_attributions"] == alone["sequence_attributions"], name
+        assert each["info"]["attribution_method"] == name
+        apart = {"exec_time", "engine_check"}
+        assert {k: v for k, v in each["info"].items() if k not in apart} == {
+            k: v for k, v in alone["info"].items() if k not in apart
+        }
+        one = server.result(job_id, method=name)
+        assert one == {k: v for k, v in each.items() if k != "method"}
+        raw = server.result(job_id, method=name, granular="true")
+        assert raw["sequence_attributions"] != one["sequence_attributions"] or name == "value_zeroing"
+
+
+def test_the_target_is_generated_once(engine):
+    request = engine.check(AttributionRequest(model=PHRASEBOOK, methods=["saliency", "occlusion"], input_text=SENTENCE))
+    seen = []
+    engine.run(request, device="cpu", report=seen.append, should_cancel=lambda: False)
+    assert {each.method for each in seen if each.stage is Stage.GENERATING} == {"saliency"}
+    assert [each.method for each in seen if each.stage is Stage.ATTRIBUTING][-1] == "occlusion"
+    attributing = [each for each in seen if each.stage is Stage.ATTRIBUTING]
+    fractions = [each.fraction for each in attributing]
+    assert fractions == sorted(fractions)
+    assert attributing[0].eta_seconds > attributing[-1].eta_seconds >= 0
+    assert fractions[-1] == pytest.approx(1.0)
+
+
+def test_the_time_left_follows_what_was_done():
+    now, seen = [0.0], []
+    joint = JointProgress(seen.append, ["a", "b"], clock=lambda: now[0])
+    joint.expected = {"a": 1.0, "b": 3.0}
+
+    def tell(index, fraction, stage=Stage.ATTRIBUTING):
+        joint.of_method(index)(Progress(stage=stage, fraction=fraction))
+        return seen[-1].method, seen[-1].fraction, seen[-1].eta_seconds
+
+    assert tell(0, 0.0) == ("a", 0.0, 4.0)  # as expected, before anything was done
+    now[0] = 10.0  # ten times slower than that
+    assert tell(0, 1.0) == ("a", 0.25, 30.0)
+    assert tell(1, 0.0, Stage.PREPARING) == ("b", 0.25, None)
+    now[0] = 20.0
+    assert tell(1, 1 / 3) == ("b", pytest.approx(0.5), 20.0)
+    assert tell(1, 0.0, Stage.PREPARING)[1] == pytest.approx(0.5)  # never back
+
+
+def test_agreement_is_worked_out_again_from_the_numbers(server):
+    result = server.result(server.run(model=LOOKUP, methods=["saliency", "input_x_gradient"], input_text=PROMPT))
+    (told,) = result["agreement"]
+    ours, theirs = (
+        np.array(each["sequence_attributions"][0]["target_attributions"], dtype=float) for each in result["comparison"]
+    )
+    rhos, taus, overlaps = [], [], []
+    for one, other in zip(ours.T, theirs.T, strict=True):
+        x, y = one[~np.isnan(one)], other[~np.isnan(other)]
+        rhos.append(stats.pearsonr(stats.rankdata(x), stats.rankdata(y)).statistic)
+        concordant = [np.sign((x[i] - x[j]) * (y[i] - y[j])) for i in range(len(x)) for j in range(i)]
+        taus.append(np.mean(concordant))  # no ties among real scores
+        overlaps.append(len(set(np.argsort(x)[-3:]) & set(np.argsort(y)[-3:])) / 3)
+    assert told["methods"] == ["saliency", "input_x_gradient"]
+    assert told["spearman"] == pytest.approx(np.mean(rhos))
+    assert told["kendall"] == pytest.approx(np.mean(taus))
+    assert (told["top_overlap"], told["k"], told["sequence"]) == (pytest.approx(np.mean(overlaps)), 3, 0)
+
+
+def sequence(columns):
+    scores = torch.tensor(columns, dtype=torch.float32).T
+    return FeatureAttributionSequenceOutput(source=[], target=[], source_attributions=scores, attr_pos_start=0)
+
+
+def test_agreement_by_hand():
+    nan = math.nan
+    rising, falling = sequence([[1, 2, 3, 4, nan], [1, 2, 3, 4, 5]]), sequence([[4, 3, -2, 1, nan], [5, 4, 3, 2, 1]])
+    told = agreement(rising, falling)
+    assert told["spearman"] == told["kendall"] == pytest.approx(-1)
+    assert told["top_overlap"] == pytest.approx((2 / 3 + 1 / 3) / 2)
+    assert agreement(rising, rising) == {
+        "spearman": pytest.approx(1),
+        "kendall": pytest.approx(1),
+        "top_overlap": 1,
+        "k": 3,
+    }
+    flat = sequence([[1, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
+    assert (agreement(rising, flat)["spearman"], agreement(rising, flat)["kendall"]) == (None, None)
+    assert agreement(rising, sequence([[1, 2]]))["top_overlap"] is None  # of another shape
+
+
+def test_a_comparison_that_stops_keeps_the_methods_that_are_done(engine):
+    body = {"model": PHRASEBOOK, "methods": ["saliency", "occlusion", "lime"], "input_text": SENTENCE}
+    request = engine.check(AttributionRequest(**body))
+    whole = engine.run(request, device="cpu", report=lambda _: None, should_cancel=lambda: False)
+    latest, offered = [None], []
+
+    def report(progress):
+        latest[0] = progress.method
+
+    with pytest.raises(Cancelled):
+        engine.run(
+            request,
+            device="cpu",
+            report=report,
+            should_cancel=lambda: latest[0] == "lime",
+            offer_partial=offered.append,
+        )
+    parts = {part.kind: part for part in offered[-1]()}
+    assert set(parts) == {"raw.0", "summary.0", "raw.1", "summary.1", "summary"}
+    expected = {part.kind: part for part in whole}
+    for kind in ("raw.0", "raw.1"):
+        ours, theirs = (results.decode(each[kind].content) for each in (parts, expected))
+        (a,), (b,) = ours.sequence_attributions, theirs.sequence_attributions
+        assert torch.equal(a.source_attributions, b.source_attributions)
+
+
+def test_views_of_a_comparison(server):
+    job_id = server.run(model=LOOKUP, methods=["saliency", "attention"], input_text=PROMPT)
+
+    def get(**parameters):
+        return server.client.get(f"/attribution/jobs/{job_id}/results", params=parameters)
+
+    answer = get(format="csv")
+    assert (answer.status_code, answer.json()["detail"]) == (
+        422, "This job compares methods: say whose csv with method=saliency|attention.",
+    )  # fmt: skip
+    assert get(format="csv", method="attention").text.startswith('"sequence","side"')
+    assert get(method="lime").status_code == 422
+    path, browser = f"/attribution/jobs/{job_id}/results", {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    assert server.client.get(path, headers=browser).json() == get().json()
+    page = server.client.get(path, params={"method": "saliency"}, headers=browser)
+    assert page.headers["Content-Type"].startswith("text/html")
+    assert server.client.get(path, headers={"Accept": "text/csv"}).status_code == 422
+    assert get(granular="true").json()["agreement"] == []
+    unnormalized = get(normalize="false").json()
+    assert unnormalized["comparison"][0] != get().json()["comparison"][0]
+    assert (
+        get(method="saliency", normalize="false").json()["sequence_attributions"]
+        == (unnormalized["comparison"][0]["sequence_attributions"])
+    )
+    etag = get().headers["ETag"]
+    assert server.client.get(f"/attribution/jobs/{job_id}/results", headers={"If-None-Match": etag}).status_code == 304
+    assert get(method="saliency").headers["ETag"] != get(method="attention").headers["ETag"] != etag
+    single = server.run(model=LOOKUP, method="saliency", input_text=PROMPT)
+    answer = server.client.get(f"/attribution/jobs/{single}/results", params={"method": "lime"})
+    assert (answer.status_code, answer.json()["detail"]) == (422, "This job has no method 'lime'. It has: saliency.")
+
+
+def test_an_estimate_adds_the_methods_up(server):
+    def estimate(**more):
+        body = {"model": LOOKUP, "input_text": PROMPT, "generated_text": f"{PROMPT} tea.", **more}
+        answer = server.client.post("/attribution/estimate", json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    one, other = estimate(method="saliency"), estimate(method="occlusion")
+    both = estimate(methods=["saliency", "occlusion"])
+    assert both["methods"] == ["saliency", "occlusion"]
+    assert both["forward_passes"] == one["forward_passes"] + other["forward_passes"]
+    assert both["peak_memory_bytes"] == max(one["peak_memory_bytes"], other["peak_memory_bytes"])
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer", "word"),
+    [
+        ({"methods": ["saliency"]}, "/methods", "at least 2"),
+        ({"methods": ["saliency", "lime"], "method": "lime"}, "/method", "either"),
+        ({}, "/method", "either"),
+        ({"methods": ["saliency", "deep_lift", "deeplift"]}, "/methods/2", "twice"),
+        ({"methods": ["saliency", "limee"]}, "/methods/1", "did you mean 'lime'"),
+        ({"methods": ["saliency", "lime"], "attribution_args": {"n_samples": 3}}, "/attribution_args/n_samples", "under"),
+        ({"methods": ["saliency", "lime"], "attribution_args": {"lime": 3}}, "/attribution_args/lime", "object"),
+        ({"methods": ["saliency", "lime"], "attribution_args": {"lime": {"n": 3}}}, "/attribution_args/lime/n", "no argument"),
+        ({"methods": ["saliency", "lime"], "n_steps": 3}, "/n_steps", "None of these"),
+        ({"methods": ["saliency", "lime"], "step_scores": ["nope"]}, "/step_scores/0", "nope"),
+    ],
+)  # fmt: skip
+def test_what_a_comparison_cannot_be(server, body, pointer, word):
+    problem = server.refusal(model=LOOKUP, input_text=PROMPT, **body)
+    assert [error["pointer"] for error in problem["errors"]] == [pointer]
+    assert word in problem["errors"][0]["detail"]
+
+
+def test_shorthands_go_to_the_methods_that_have_them(server):
+    job_id = server.run(model=LOOKUP, methods=["saliency", "integrated_gradients"], input_text=PROMPT, n_steps=7)
+    assert server.job(job_id)["request"]["attribution_args"] == {"saliency": {}, "integrated_gradients": {"n_steps": 7}}
+    listed = server.client.get("/attribution/jobs", params={"method": "saliency,integrated_gradients"}).json()["jobs"]
+    assert [job["job_id"] for job in listed] == [job_id]

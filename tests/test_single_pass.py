@@ -1,0 +1,313 @@
+"""The single pass gives the numbers of Inseq's loop: over families, methods, functions, arguments, lengths.
+
+The loop's own numbers are held to Inseq called directly by `test_exactness` and `test_families`, which run with
+`engine: auto`, and so with the single pass too.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from attribution import results
+from attribution.engine import AttributionEngine
+from attribution.single_pass import memory, methods
+from models import AttributionRequest
+from problems import Cancelled, InvalidRequest, UnsupportedByModel
+from settings import Settings
+from tests import reference
+from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT
+from tests.families import FAMILIES, build
+
+METHODS = ["saliency", "input_x_gradient", "integrated_gradients", "gradient_shap", "deeplift", "occlusion", "dummy"]
+OWN_INFO = {"engine", "engine_check", "exec_time", "convergence"}
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory, model_dir):
+    """The real engine in this process, with a model of every family."""
+    for name in FAMILIES:
+        if not (model_dir / name).exists():
+            build(name, model_dir / name)
+    return AttributionEngine(Settings(data_dir=tmp_path_factory.mktemp("data"), model_dirs=(str(model_dir),)))
+
+
+def run(engine, way, *, should_cancel=lambda: False, report=lambda _: None, **body):
+    request = engine.check(AttributionRequest(engine=way, **body))
+    parts = engine.run(request, device="cpu", report=report, should_cancel=should_cancel)
+    return results.decode(parts[0].content)
+
+
+def assert_same(ours, theirs, rtol=1e-5):
+    """All that Inseq's classes hold, the steps too, and all of `info` but what tells of the engine."""
+    for mine, other in zip(ours.sequence_attributions, theirs.sequence_attributions, strict=True):
+        reference.assert_same_sequence(mine, other, rtol=rtol)
+        assert type(mine).__name__ == type(other).__name__
+    assert (ours.step_attributions is None) == (theirs.step_attributions is None)
+    for mine, other in zip(ours.step_attributions or [], theirs.step_attributions or [], strict=True):
+        assert type(mine) is type(other)
+        for name in ("source", "prefix", "target"):
+            assert str(getattr(mine, name)) == str(getattr(other, name)), name
+        for name in ("source_attributions", "target_attributions"):
+            reference.assert_close(getattr(mine, name), getattr(other, name), name, rtol)
+        assert mine.step_scores.keys() == other.step_scores.keys()
+    assert ours.info.keys() - OWN_INFO == theirs.info.keys() - OWN_INFO
+    for key in theirs.info.keys() - OWN_INFO:
+        assert ours.info[key] == theirs.info[key], key
+    assert ("convergence" in ours.info) == ("convergence" in theirs.info)
+    for mine, other in zip(ours.info.get("convergence", []), theirs.info.get("convergence", []), strict=True):
+        scale = max(map(abs, other["at_input"] + other["delta"]), default=0)
+        for name in ("delta", "at_input", "at_baseline"):
+            assert mine[name] == pytest.approx(other[name], rel=1e-4, abs=1e-5 * max(scale, 1e-3)), name
+
+
+def arguments(method):
+    """Arguments of a method, as a strategy."""
+    return {
+        "saliency": st.fixed_dictionaries({}, optional={"abs": st.booleans()}),
+        "integrated_gradients": st.fixed_dictionaries(
+            {"n_steps": st.integers(2, 6)},
+            optional={
+                "method": st.sampled_from(["riemann_trapezoid", "riemann_left", "gausslegendre"]),
+                "internal_batch_size": st.integers(2, 7),
+                "multiply_by_inputs": st.booleans(),
+            },
+        ),
+        "gradient_shap": st.fixed_dictionaries(
+            {"n_samples": st.integers(1, 3)}, optional={"stdevs": st.sampled_from([0.0, 0.1])}
+        ),
+        "deeplift": st.fixed_dictionaries({}, optional={"multiply_by_inputs": st.booleans()}),
+        "occlusion": st.fixed_dictionaries({}, optional={"perturbations_per_eval": st.integers(1, 4)}),
+    }.get(method, st.just({}))
+
+
+@st.composite
+def bodies(draw):
+    """A request on a family's model: digits, since each is one token."""
+    family, method = draw(st.sampled_from(sorted(FAMILIES))), draw(st.sampled_from(METHODS))
+    digits = st.text("0123456789", min_size=1, max_size=9)
+    source, target = draw(digits), draw(digits)
+    is_encoder_decoder = FAMILIES[family].is_encoder_decoder
+    body = {"model": family, "method": method, "input_text": source, "attribution_args": draw(arguments(method)),
+            "generated_text": target if is_encoder_decoder else source + target,
+            "step_scores": draw(st.lists(st.sampled_from(["probability", "entropy", "crossentropy", "logit"]),
+                                         unique=True, max_size=2)),
+            "output_step_attributions": draw(st.booleans()), "clean_special_chars": draw(st.booleans()),
+            "include_eos_baseline": draw(st.booleans()), "seed": draw(st.integers(0, 9))}  # fmt: skip
+    if method != "dummy":
+        body["attributed_fn"] = draw(
+            st.sampled_from([None, "probability", "logit", "entropy", "crossentropy", "perplexity"])
+        )
+        body["attribute_target"] = is_encoder_decoder and draw(st.booleans())
+    if is_encoder_decoder:
+        body["attr_pos_start"] = draw(st.integers(1, len(target)))
+        body["attr_pos_end"] = draw(st.integers(body["attr_pos_start"] + 1, len(target) + 1))
+    return body
+
+
+@given(body=bodies(), positions=st.sampled_from([1, 20, 1000]))
+@settings(max_examples=70, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_equals_inseqs_loop(engine, monkeypatch, body, positions):
+    """`positions` at once: pieces of every size give the same."""
+    monkeypatch.setattr(memory, "_CPU_POSITIONS", positions)
+    ours, theirs = (run(engine, way, **body) for way in ("single_pass", "inseq"))
+    assert (ours.info["engine"], theirs.info["engine"]) == ("single_pass", "inseq")
+    assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_family_is_trusted(engine, family, method):
+    """With `auto`: a probe agrees, and says by how much, also where a window is shorter than the text."""
+    text, target = "The quick brown", "fox jumps over"
+    target = target if FAMILIES[family].is_encoder_decoder else f"{text} {target}"
+    body = {"model": family, "method": method, "input_text": text, "generated_text": target}
+    ours = run(engine, "auto", **body)
+    assert ours.info["engine"] == "single_pass"
+    check = ours.info["engine_check"]
+    assert 0 <= check["largest_difference"] <= check["tolerance"] == 1e-4
+    assert_same(ours, run(engine, "inseq", **body))
+
+
+@pytest.mark.parametrize("model", [LOOKUP, PHRASEBOOK])
+@pytest.mark.parametrize("method", METHODS)
+def test_inseqs_loop_is_inseq(engine, model, method):
+    """Without the work that nobody reads, and with a forced contrast, which has no single pass."""
+    text, target, contrast = {
+        LOOKUP: (PROMPT, PROMPT + " milk. Ben", PROMPT + " tea. Ben"),
+        PHRASEBOOK: ("the red cat sees a dog", "il gatto rosso vede un cane", "il gatto nero vede un cane"),
+    }[model]
+    arguments = {"integrated_gradients": {"n_steps": 3}, "gradient_shap": {"n_samples": 2}}.get(method, {})
+    body = {"step_scores": ["probability", "contrast_prob"], "step_scores_args": {"contrast_targets": contrast}}
+    ours = run(
+        engine, "inseq", model=model, method=method, input_text=text, generated_text=target, seed=2,
+        attribution_args=arguments, output_step_attributions=True, **body,
+    )  # fmt: skip
+    theirs = reference.attribute(
+        BUNDLED / model, text, method, seed=2, generated_texts=target, attribution_args=dict(arguments),
+        output_step_attributions=True, **body,
+    )  # fmt: skip
+    for mine, other in zip(ours.sequence_attributions, theirs.sequence_attributions, strict=True):
+        reference.assert_same_sequence(mine, other)
+
+
+CONTRAST = {"contrast_targets": PROMPT + " tea. Ben"}
+
+
+@pytest.mark.parametrize("more", [
+    {"attributed_fn": "contrast_prob_diff", "attributed_fn_args": CONTRAST},
+    {"attributed_fn": "contrast_logits_diff", "attributed_fn_args": CONTRAST, "output_step_attributions": True},
+    {"attributed_fn": "pcxmi", "attributed_fn_args": CONTRAST},
+    {"attributed_fn": "probability", "attributed_fn_args": {"logprob": True}},
+    {"step_scores": ["contrast_prob", "kl_divergence", "in_context_pvi"], "step_scores_args": CONTRAST},
+    {"step_scores": ["top_p_size", "mc_dropout_prob_avg"], "step_scores_args": {"top_p": 0.7, "n_mcd_steps": 2}},
+])  # fmt: skip
+@pytest.mark.parametrize("method", METHODS[:-1])
+def test_functions(engine, method, more):
+    """Contrasts without a forward of their own are attributed in the single pass; step scores of any kind are read."""
+    small = {"integrated_gradients": {"n_steps": 3}, "gradient_shap": {"n_samples": 2}}.get(method, {})
+    body = {"model": LOOKUP, "method": method, "input_text": PROMPT, "generated_text": PROMPT + " milk. Ben",
+            "attribution_args": small, **more}  # fmt: skip
+    ours, theirs = (run(engine, way, **body) for way in ("single_pass", "inseq"))
+    if more.get("attributed_fn") == "pcxmi":
+        # Zero where the contrast has the same token: whether rounding adds up to rounding is chance.
+        for each in (ours, theirs):
+            each.info.pop("warnings")
+    assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("model", [LOOKUP, PHRASEBOOK, "gpt2", "bart"])
+@pytest.mark.parametrize("window", [
+    {"sliding_window_shapes": (2,)},
+    {"sliding_window_shapes": (3,), "strides": 2},
+    {"sliding_window_shapes": (3,), "strides": (1, 5)},
+])  # fmt: skip
+def test_occlusion_windows(engine, model, window):
+    """Windows of several tokens that overlap, and reach over the end."""
+    text = "a b c d e f"
+    with engine._models.lease(model, device="cpu", dtype="float32") as loaded:
+        width = loaded.model.get_embedding_layer().embedding_dim
+        is_encoder_decoder = loaded.model.is_encoder_decoder
+    arguments = window | {"sliding_window_shapes": (*window["sliding_window_shapes"], width)}
+    body = {"model": model, "method": "occlusion", "input_text": text, "attribution_args": arguments,
+            "generated_text": "g h i" if is_encoder_decoder else f"{text} g h i"}  # fmt: skip
+    assert_same(run(engine, "single_pass", **body), run(engine, "inseq", **body))
+
+
+def test_a_window_over_a_part_of_the_embedding_goes_inseqs_way(engine):
+    body = {"model": "gpt2", "method": "occlusion", "input_text": "12", "generated_text": "123",
+            "attribution_args": {"sliding_window_shapes": [9, 32]}}  # fmt: skip
+    with pytest.raises(UnsupportedByModel, match="A window must"):
+        run(engine, "single_pass", **body)
+
+
+def test_several_inputs_free_generation_and_seeds(engine):
+    body = {"model": LOOKUP, "method": "gradient_shap", "input_text": [PROMPT, "Clara likes soup. Emma likes rice. Emma likes"], "seed": 5,
+            "attribution_args": {"n_samples": 2, "stdevs": 0.1}, "generation_args": {"max_new_tokens": 4},
+            "step_scores": ["probability"]}  # fmt: skip
+    ours = run(engine, "single_pass", **body)
+    assert len(ours.sequence_attributions) == 2
+    assert_same(ours, run(engine, "inseq", **body))
+
+
+@pytest.mark.parametrize(("more", "reason"), [
+    ({"method": "lime"}, "lime does not have one"),
+    ({"method": "attention"}, "attention does not have one"),
+    ({"method": "saliency", "attributed_fn": "mc_dropout_prob_avg"}, "more than the logits of one step"),
+    ({"method": "saliency", "attributed_fn": "contrast_prob_diff",
+      "attributed_fn_args": CONTRAST | {"contrast_force_inputs": True}}, "on other inputs"),
+    ({"method": "deeplift", "attribution_args": {"return_convergence_delta": True}}, "return_convergence_delta"),
+    ({"method": "saliency", "corrections": False}, "Inseq's own loop"),
+])  # fmt: skip
+def test_what_has_no_single_pass_is_refused_or_left_to_inseq(engine, more, reason):
+    body = {"model": LOOKUP, "input_text": PROMPT, "generated_text": PROMPT + " milk. Ben", **more}
+    with pytest.raises(InvalidRequest) as refused:
+        run(engine, "single_pass", **body)
+    assert reason in refused.value.detail
+    assert refused.value.errors[0].pointer == "/engine"
+    if more["method"] != "lime":
+        info = run(engine, "auto", **body).info
+        assert info["engine"] == "inseq"
+        assert reason in info["engine_check"]["reason"]
+
+
+class Forgetful(torch.nn.Module):
+    """An attention-free mixer that is not causal: each position gets the mean over all."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden + hidden.mean(1, keepdim=True)
+
+
+def test_a_model_that_looks_ahead_is_not_trusted(engine):
+    """Verify, then trust: `auto` gives Inseq's numbers, `single_pass` fails with the reason."""
+    body = {"model": "opt", "method": "saliency", "input_text": "1234", "generated_text": "1234567"}
+    with engine._models.lease("opt", device="cpu", dtype="float32") as loaded:
+        verdicts = dict(loaded.verdicts)
+        loaded.verdicts.clear()
+        norm, ahead = loaded.network.model.decoder.final_layer_norm, Forgetful()
+        handle = norm.register_forward_hook(lambda _module, _arguments, output: ahead(output))
+    try:
+        ours = run(engine, "auto", **body)
+        assert ours.info["engine"] == "inseq"
+        assert ours.info["engine_check"]["largest_difference"] > 1e-2
+        assert "other numbers" in ours.info["engine_check"]["reason"]
+        assert_same(ours, run(engine, "inseq", **body))
+        with pytest.raises(UnsupportedByModel, match="other numbers"):
+            run(engine, "single_pass", **body)
+    finally:
+        handle.remove()
+        loaded.verdicts.clear()
+        loaded.verdicts.update(verdicts)
+    assert run(engine, "auto", **body).info["engine"] == "single_pass"
+
+
+def test_a_share_of_jobs_is_checked_again(engine, tmp_path, monkeypatch):
+    """A wrong single pass that no probe saw: the result is Inseq's, and the model is not trusted again."""
+    careful = AttributionEngine(Settings(data_dir=tmp_path, recheck_share=1))
+    body = {"model": LOOKUP, "method": "input_x_gradient", "input_text": PROMPT, "generated_text": PROMPT + " milk."}
+    right = run(careful, "auto", **body)
+    assert right.info["engine"] == "single_pass"
+    assert right.info["engine_check"]["rechecked_difference"] < 1e-5
+    monkeypatch.setattr(methods, "input_x_gradient", lambda part: methods.saliency(part, absolute=True))
+    wrong = run(careful, "auto", **body)
+    assert wrong.info["engine"] == "inseq"
+    assert "checked again" in wrong.info["engine_check"]["reason"]
+    assert wrong.info["engine_check"]["rechecked_difference"] > 1e-2
+    for each in (wrong, run(careful, "auto", **body)):
+        reference.assert_same_sequence(each.sequence_attributions[0], right.sequence_attributions[0])
+
+
+@pytest.mark.parametrize("method", ["saliency", "integrated_gradients", "occlusion"])
+def test_cancelled_between_the_pieces(engine, monkeypatch, method):
+    """Products count as forwards do; the next job on the model is as it was."""
+    monkeypatch.setattr(memory, "_CPU_POSITIONS", 1)
+    body = {"model": LOOKUP, "method": method, "input_text": PROMPT, "generated_text": PROMPT + " milk. Ben likes"}
+    asked, clean = [], run(engine, "single_pass", **body)
+
+    def counted():
+        asked.append(1)
+        return False
+
+    run(engine, "single_pass", should_cancel=counted, **body)
+    total = len(asked)
+    assert total >= 5
+    for stop in (2, total // 2, total - 1):
+        left = iter(range(stop))
+        with pytest.raises(Cancelled):
+            run(engine, "single_pass", should_cancel=lambda left=left: next(left, None) is None, **body)
+    assert_same(run(engine, "single_pass", **body), clean, rtol=0)
+
+
+def test_progress_is_told_within(engine, monkeypatch):
+    monkeypatch.setattr(memory, "_CPU_POSITIONS", 1)
+    told = []
+    body = {"model": LOOKUP, "method": "occlusion", "input_text": PROMPT, "generated_text": PROMPT + " milk. Ben likes"}
+    run(engine, "single_pass", report=told.append, **body)
+    fractions = [each.fraction for each in told if each.stage == "attributing"]
+    assert fractions == sorted(fractions)
+    assert len(set(fractions)) > 2
+    assert math.isclose(fractions[-1], 1)

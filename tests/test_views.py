@@ -1,0 +1,449 @@
+"""A result as a heatmap and as tables: the numbers are the JSON's, nothing is lost, and no token can do harm."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+import re
+from base64 import b64encode
+from html.parser import HTMLParser
+
+import inseq
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from inseq.data import FeatureAttributionOutput
+from inseq.data.attribution import CoarseFeatureAttributionSequenceOutput
+from inseq.utils.typing import TokenWithId
+
+from attribution.results import ViewOptions, json_view
+from attribution.views import heatmap, inseq_html, tables
+from problems import InvalidRequest
+from tests.conftest import LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
+
+HTML, CSV, PARQUET, JSON = "text/html", "text/csv", "application/vnd.apache.parquet", "application/json"
+JOBS = {
+    "decoder-only": {"model": LOOKUP, "input_text": PROMPT},
+    "encoder-decoder": {"model": PHRASEBOOK, "input_text": [SENTENCE, "a king buys the old hat"], "attribute_target": True},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=JOBS)
+def done(request, server):
+    """A completed job on each kind of model, with step scores."""
+    return server.run(method="input_x_gradient", step_scores=["probability", "entropy"], **JOBS[request.param])
+
+
+@pytest.fixture(scope="module")
+def one(server):
+    return server.run(method="saliency", step_scores=["probability"], **JOBS["decoder-only"])
+
+
+def get(server, job_id, accept=None, **parameters):
+    headers = {"Accept": accept} if accept else {}
+    return server.client.get(f"/attribution/jobs/{job_id}/results", params=parameters, headers=headers)
+
+
+# Which view
+
+
+NEGOTIATED = {
+    "*/*": JSON,
+    JSON: JSON,
+    HTML: HTML,
+    CSV: CSV,
+    PARQUET: PARQUET,
+    "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8": HTML,  # a browser
+    "text/csv;q=0.5, application/json;q=0.4": CSV,
+    "text/*": HTML,
+    "application/json;q=0, */*": HTML,
+    "text/csv; header=present": CSV,
+}
+
+
+@pytest.mark.parametrize("accept", NEGOTIATED)
+def test_the_accept_header_says_which_view(server, one, accept):
+    answer = get(server, one, accept)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].split(";")[0] == NEGOTIATED[accept]
+    assert {each.strip() for each in answer.headers["vary"].split(",")} == {"Accept", "Accept-Encoding"}
+
+
+def test_no_view_that_is_accepted_is_told(server, one):
+    answer = get(server, one, "image/png, application/pdf")
+    assert answer.status_code == 406
+    assert answer.json()["type"] == "/problems/not-acceptable"
+    assert "text/html" in answer.json()["detail"]
+
+
+def test_format_wins_over_the_accept_header(server, one):
+    answer = get(server, one, HTML, format="csv")
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+    assert answer.headers["content-disposition"] == f'attachment; filename="{one}.csv"'
+
+
+MISFITS = {
+    "table=step_scores": "table does not apply to this view (json). It is for csv and parquet.",
+    "format=html&table=attributions": "table does not apply to this view (html)",
+    "format=csv&style=heatmap": "style does not apply to this view (csv)",
+    "format=html&granular=true": "granular does not apply to this view (html)",
+    "format=inseq&decode_tokens=true": "decode_tokens does not apply to this view (inseq)",
+    "format=html&style=inseq&decode_tokens=true": "decode_tokens does not apply",
+    "format=inseq&normalize=false": "for inseq with an aggregator",
+    "format=csv&table=nonsense": "table",
+    "format=html&style=pretty": "style",
+}
+
+
+@pytest.mark.parametrize("query", MISFITS)
+def test_a_parameter_of_another_view_is_told(server, one, query):
+    answer = server.client.get(f"/attribution/jobs/{one}/results?{query}")
+    assert answer.status_code == 422
+    assert MISFITS[query] in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("view", ["html", "csv", "parquet"])
+def test_views_are_cached_and_compressed(server, one, view):
+    url = f"/attribution/jobs/{one}/results?format={view}"
+    plain = server.client.get(url, headers={"Accept-Encoding": "identity"})
+    zipped = server.client.get(url, headers={"Accept-Encoding": "gzip"})
+    assert plain.content == zipped.content
+    # Parquet is compressed inside.
+    assert zipped.headers.get("content-encoding") == (None if view == "parquet" else "gzip")
+    again = server.client.get(url, headers={"If-None-Match": plain.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    other = server.client.get(url + "&aggregator=sum", headers={"If-None-Match": plain.headers["etag"]})
+    assert other.status_code == 200
+    assert other.content != plain.content
+
+
+# Tables
+
+
+def expected_rows(result):
+    """The rows that the JSON view says there are."""
+    rows = []
+    for index, sequence in enumerate(result["sequence_attributions"]):
+        for side in ("source", "target"):
+            for at, scores in enumerate(sequence[f"{side}_attributions"] or []):
+                for step, score in enumerate(scores):
+                    position = sequence["attr_pos_start"] + step
+                    if score is not None:
+                        place = (*cells(sequence[side], at), *cells(sequence["target"], position))
+                        rows.append((index, side, *place, score))
+    return rows
+
+
+def cells(tokens, position):
+    return position, tokens[position]["token"], tokens[position]["token_id"]
+
+
+def expected_step_scores(result):
+    return [
+        (index, *cells(sequence["target"], sequence["attr_pos_start"] + step), name, score)
+        for index, sequence in enumerate(result["sequence_attributions"])
+        for name, scores in sequence["step_scores"].items()
+        for step, score in enumerate(scores)
+    ]
+
+
+def read_csv(content):
+    header, *rows = csv.reader(io.StringIO(content.decode(), newline=""))
+    numbers = {"score": lambda text: float(np.float32(text)) if text else None}
+    whole = ("sequence", "attributed_position", "attributed_token_id", "generated_position", "generated_token_id")
+    numbers |= dict.fromkeys(whole, int)
+    return header, [tuple(numbers.get(name, str)(cell) for name, cell in zip(header, row, strict=True)) for row in rows]
+
+
+def read_parquet(content):
+    found = pyarrow.parquet.read_table(io.BytesIO(content))
+    return found.column_names, list(zip(*(column.to_pylist() for column in found.columns), strict=True))
+
+
+READ = {"csv": read_csv, "parquet": read_parquet}
+OPTIONS = [{}, {"aggregator": "sum", "normalize": "false"}, {"aggregator": "subwords,vnorm", "aggregate_fn": "max,"}]
+
+
+@pytest.mark.parametrize("view", READ)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_tables_have_the_numbers_of_the_json(server, done, view, options):
+    header, rows = READ[view](get(server, done, format=view, **options).content)
+    assert header == [
+        "sequence", "side", "attributed_position", "attributed_token", "attributed_token_id", "generated_position",
+        "generated_token", "generated_token_id", "score",
+    ]  # fmt: skip
+    expected = expected_rows(server.result(done, **options))
+    assert len(rows) == len(expected) >= 8
+    for ours, theirs in zip(rows, expected, strict=True):
+        assert ours[:-1] == theirs[:-1]
+        assert ours[-1] == np.float32(theirs[-1])
+
+
+@pytest.mark.parametrize("view", READ)
+def test_step_scores_are_a_table_of_their_own(server, done, view):
+    header, rows = READ[view](get(server, done, format=view, table="step_scores").content)
+    assert header == [
+        "sequence", "generated_position", "generated_token", "generated_token_id", "step_score", "score"
+    ]  # fmt: skip
+    assert rows == [(*row[:-1], np.float32(row[-1])) for row in expected_step_scores(server.result(done))]
+
+
+def test_granular_tables_name_their_dimensions(server):
+    job_id = server.run(model=LOOKUP, method="attention", input_text=PROMPT)
+    header, rows = read_parquet(get(server, job_id, format="parquet", granular="true").content)
+    assert header[-3:] == ["model_layer", "attention_head", "score"]
+    (sequence,) = server.result(job_id, granular="true")["sequence_attributions"]
+    start = sequence["attr_pos_start"]
+    for row in rows:
+        at, step = row[2], row[5] - start
+        layer, head, score = row[-3:]
+        assert score == np.float32(sequence["target_attributions"][at][step][layer][head])
+    assert len(rows) == len({(*row[2:3], *row[5:6], *row[-3:-1]) for row in rows}) > 100
+
+
+def test_a_result_without_attributions_has_an_empty_table(server):
+    job_id = server.run(model=LOOKUP, method="dummy", input_text=PROMPT, step_scores=["logit"])
+    header, rows = read_csv(get(server, job_id, format="csv").content)
+    assert (header[-1], rows) == ("score", [])
+    assert len(read_csv(get(server, job_id, format="csv", table="step_scores").content)[1]) == 2
+    assert "logit" in get(server, job_id, format="html").text
+
+
+def test_parquet_carries_the_record(server, one):
+    schema = pyarrow.parquet.read_schema(io.BytesIO(get(server, one, format="parquet").content))
+    assert json.loads(schema.metadata[b"info"]) == server.result(one)["info"]
+
+
+def test_readable_tokens_are_a_column(server, one):
+    header, rows = read_csv(get(server, one, format="csv", decode_tokens="true").content)
+    assert [row[header.index("attributed_text")] for row in rows[:2]] == ["Anna", "Anna"]
+    assert rows[2][header.index("attributed_text")] == " likes"
+
+
+# Any token
+
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
+TOKENS = st.lists(
+    TEXT | st.sampled_from(["<script>alert(1)</script>", '"', "NA", "nan", "&lt;", "\u202e", "a,b"]),
+    min_size=2,
+    max_size=5,
+)
+
+
+def an_output(source, target, scores=None):
+    """An output with these tokens, of which the first of the target was given."""
+    steps = len(target) - 1
+    made = (
+        torch.arange(len(source) * steps, dtype=torch.float32).reshape(len(source), steps) / 7
+        if scores is None
+        else scores
+    )
+    after = torch.arange(len(target))[:, None] > torch.arange(steps)[None, :]
+    sequence = CoarseFeatureAttributionSequenceOutput(
+        source=[TokenWithId(token, index) for index, token in enumerate(source)],
+        target=[TokenWithId(token, 100 + index) for index, token in enumerate(target)],
+        source_attributions=made,
+        target_attributions=torch.ones(len(target), steps).masked_fill(after, torch.nan),
+        step_scores={"probability": torch.linspace(0, 1, steps)},
+        sequence_scores=None,
+        attr_pos_start=1,
+        attr_pos_end=len(target),
+    )
+    return FeatureAttributionOutput([sequence], None, {"model_name": "m", "attribution_method": "saliency"})
+
+
+@settings(max_examples=150, deadline=None)
+@given(source=TOKENS, target=TOKENS)
+def test_any_token_survives_a_table(source, target):
+    output = an_output(source, target)
+    rows = expected_rows(json.loads(json_view(output, ViewOptions())))
+    for view, read in ((tables.csv_view, read_csv), (tables.parquet_view, read_parquet)):
+        found = read(view(output, ViewOptions()))[1]
+        assert found == [(*row[:-1], np.float32(row[-1])) for row in rows]
+
+
+def test_a_score_that_is_not_a_number_is_null_and_not_lost():
+    output = an_output(["a", "b"], ["c", "d"], torch.tensor([[math.nan], [2.0]]))
+    for view, read in ((tables.csv_view, read_csv), (tables.parquet_view, read_parquet)):
+        rows = read(view(output, ViewOptions()))[1]
+        assert [(row[1], row[2], row[-1]) for row in rows] == [
+            ("source", 0, None),
+            ("source", 1, 2.0),
+            ("target", 0, 1.0),
+        ]
+
+
+# The heatmap
+
+
+class Page(HTMLParser):
+    """What a browser would make of a document: its elements, attributes, cells and labels."""
+
+    def __init__(self, document):
+        super().__init__()
+        self.elements, self.attributes, self.scores, self.told, self.style = set(), set(), [], [], ""
+        self._in_style = False
+        self.feed(document)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.add(tag)
+        self.attributes |= {name for name, _ in attributes}
+        found = dict(attributes)
+        self._in_style = tag == "style"
+        if tag == "td" and "title" in found:
+            self.scores.append((found["class"].split()[0], found["title"].rsplit(": ", 1)[1]))
+        if tag == "bdi" and "title" in found:
+            self.told.append(found["title"])
+
+    def handle_data(self, data):
+        if self._in_style:
+            self.style += data
+
+    def handle_endtag(self, tag):
+        self._in_style = False
+
+
+@pytest.mark.parametrize("options", OPTIONS[:2], ids=str)
+def test_the_heatmap_has_the_numbers_of_the_json(server, done, options):
+    page = Page(get(server, done, format="html", **options).text)
+    result = server.result(done, **options)
+    found = [np.float32(score) for kind, score in page.scores if kind == "score"]
+    assert found == [np.float32(row[-1]) for row in expected_rows(result)]
+    steps = [np.float32(score) for kind, score in page.scores if kind == "step"]
+    assert steps == [np.float32(row[-1]) for row in expected_step_scores(result)]
+
+
+def test_the_heatmap_runs_and_loads_nothing(server, one):
+    answer = get(server, one, format="html")
+    page = Page(answer.text)
+    assert not page.elements & {"script", "link", "img", "iframe", "object", "embed", "form", "base"}
+    assert not {name for name in page.attributes if name.startswith("on")} | (
+        page.attributes & {"style", "src", "href"}
+    )
+    assert "url(" not in page.style
+    assert "@import" not in page.style
+    policies = answer.headers.get_list("content-security-policy")
+    assert len(policies) == 1
+    digest = b64encode(hashlib.sha256(page.style.encode()).digest()).decode()
+    assert policies[0].startswith(f"default-src 'none'; style-src 'sha256-{digest}';")
+    # Everything else keeps the policy that allows nothing.
+    assert get(server, one).headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+
+
+OWN = {
+    "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "b", "bdi", "section", "div", "table", "thead",
+    "tbody", "tr", "th", "td", "small", "i", "span", "details", "summary", "pre", "sup",
+}  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None)
+@given(source=TOKENS, target=TOKENS)
+def test_no_token_can_be_anything_but_text(source, target):
+    page = Page(heatmap.html_view(an_output(source, target), ViewOptions()).decode())
+    assert page.elements <= OWN
+    assert page.attributes <= {
+        "lang", "charset", "name", "content", "class", "dir", "title", "scope", "colspan", "tabindex", "role",
+        "aria-label",
+    }  # fmt: skip
+    assert {f"{token!r} (id {index})" for index, token in enumerate(source)} <= set(page.told)
+    plain = Page(inseq_html.inseq_html_view(an_output(source, target), ViewOptions()).decode())
+    assert plain.elements <= {"meta", "title", "br", "b", "html", "div", "span", "table", "tr", "th"}
+    assert not {name for name in plain.attributes if name.startswith("on")}
+
+
+SHOWN = {
+    " the": '<i class="mark">␣</i>the',
+    " ": '<i class="mark">␣</i>',
+    "\n": '<i class="mark">⏎</i>',
+    "a b": "a b",
+    "": '<i class="mark">∅</i>',
+    "\u202eabc": '<i class="code">U+202E</i>abc',
+    "\u200b": '<i class="code">U+200B</i>',
+    "<b>": "&lt;b&gt;",
+    "🏳\u200d🌈": "🏳\u200d🌈",
+    "漢字": "漢字",
+}
+
+
+@pytest.mark.parametrize("token", SHOWN)
+def test_what_nobody_sees_is_made_visible(token):
+    assert str(heatmap.visible(token)) == SHOWN[token]
+
+
+def test_too_many_scores_are_refused_before_they_are_written(monkeypatch):
+    monkeypatch.setattr(heatmap, "MOST_CELLS", 3)
+    monkeypatch.setattr(tables, "MOST_ROWS", 3)
+    output = an_output(["a", "b"], ["c", "d", "e"])
+    with pytest.raises(InvalidRequest, match="10 scores are too many for a heatmap"):
+        heatmap.html_view(output, ViewOptions())
+    with pytest.raises(InvalidRequest, match="10 scores are too many for a table"):
+        tables.csv_view(output, ViewOptions())
+
+
+def test_a_heatmap_is_of_one_score_for_each_pair(server, one):
+    answer = get(server, one, format="html", aggregator="spans", aggregator_args='{"target_spans": [[0, 2]]}')
+    assert answer.status_code == 422
+    assert "one score for each pair of tokens" in answer.json()["detail"]
+
+
+def test_inseqs_own_heatmap_is_inseqs(server, one, tmp_path):
+    answer = get(server, one, format="html", style="inseq")
+    assert answer.headers["content-security-policy"] == inseq_html.POLICY
+    file = tmp_path / "result.json"
+    file.write_bytes(get(server, one, format="inseq").content)
+    theirs = inseq.FeatureAttributionOutput.load(file).show(display=False, return_html=True)
+
+    def cells(html):
+        return re.findall(r'<th style="background:rgba\(([^"]*)\)">([^<]*)</th>', html)
+
+    # NumPy 2 has Inseq write colours that no browser reads; the numbers in them are its own.
+    assert cells(answer.text) == [
+        (re.sub(r"np\.float64\((.*?)\)", r"\1", color), score) for color, score in cells(theirs)
+    ]
+    assert len(cells(answer.text)) > 20
+    assert answer.text == get(server, one, format="html", style="inseq").text
+
+
+# Colours: black or white text on every shade has the contrast that WCAG 2.2 asks for (4.5), on both pages
+
+
+LMS = np.array([[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566], [0.0883024619, 0.2817188376, 0.6299787005]])  # fmt: skip
+LAB = np.array([[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099], [0.0259040371, 0.7827717662, -0.8086757660]])  # fmt: skip
+
+
+def oklab(color):
+    parts = np.array([int(color[index : index + 2], 16) / 255 for index in (1, 3, 5)])
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return LAB @ np.cbrt(LMS @ linear)
+
+
+def luminance(lab):
+    return np.clip(np.linalg.inv(LMS) @ (np.linalg.inv(LAB) @ lab) ** 3, 0, 1) @ np.array([0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("theme", [0, 1, 2], ids=["light", "dark", "print"])
+@pytest.mark.parametrize("end", ["more", "less"])
+def test_numbers_can_be_read_on_every_shade(theme, end):
+    style = (heatmap._HERE / "heatmap.css").read_text()
+    blocks = re.findall(r":root \{([^}]*--zero[^}]*)\}", style)
+    colors = dict(re.findall(r"--(\w+): (#\w{6})", blocks[theme]))
+    zero, strongest = oklab(colors["zero"]), oklab(colors[end])
+    lightness = []
+    for level in range(heatmap._LEVELS + 1):
+        shade = zero + (strongest - zero) * level / heatmap._LEVELS
+        lightness.append(shade[0])
+        ink = heatmap.ink(level)
+        text = {"low": colors["under"], "middle": "#000000", "high": colors["over"]}[ink]
+        pair = sorted((luminance(shade), luminance(oklab(text))))
+        assert (pair[1] + 0.05) / (pair[0] + 0.05) >= 4.5, (level, ink)
+    # Equal steps of score are equal steps of lightness.
+    steps = np.diff(lightness)
+    assert np.allclose(steps, steps[0])
+    assert abs(lightness[-1] - lightness[0]) > 0.4

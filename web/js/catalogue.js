@@ -1,0 +1,24 @@
+// What can be asked for: read from the server once, so that nothing of it is written here a second time.
+import { getJson } from "./api.js";
+
+const byName = (entries) => Object.fromEntries(entries.map((entry) => [entry.name, entry]));
+
+export async function loadCatalogue() {
+  const paths = ["methods", "step_functions", "aggregators", "models"].map((name) => `/attribution/${name}`);
+  const [methods, functions, aggregators, models, openapi] = await Promise.all(
+    [...paths, "/openapi.json"].map((path) => getJson(path)),
+  );
+  const { parameters } = openapi.paths["/attribution/jobs/{job_id}/results"].get;
+  const format = parameters.find(({ name }) => name === "format").schema;
+  return {
+    methods: byName(methods.methods),
+    stepFunctions: byName(functions.step_functions),
+    aggregators: byName(aggregators.aggregators),
+    aggregationFunctions: aggregators.aggregation_functions,
+    models,
+    request: openapi.components.schemas.AttributionRequest.properties,
+    schemas: openapi.components.schemas,
+    canEstimate: "/attribution/estimate" in openapi.paths,
+    formats: [format, ...(format.anyOf ?? [])].find((each) => each.enum)?.enum ?? ["json"],
+  };
+}

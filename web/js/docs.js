@@ -1,0 +1,2 @@
+// The interactive documentation of the API.
+window.SwaggerUIBundle({ url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true });

@@ -1,0 +1,49 @@
+// The list of jobs, live.
+import { hasEnded, methodsOf, stateOf, STATUSES, titleOf, when } from "./job.js";
+import { html, useState } from "./preact.js";
+import { ProgressBar } from "./progress.js";
+import { formHash, jobHash } from "./route.js";
+
+export function JobList({ store, openId }) {
+  const [isLoading, setLoading] = useState(false);
+  const more = async () => {
+    setLoading(true);
+    await store.more();
+    setLoading(false);
+  };
+  return html`
+    <aside class="jobs" aria-label="Jobs">
+      <div class="jobs-head">
+        <h2>Jobs</h2>
+        <label class="inline">Status
+          <select value=${store.status} onChange=${(event) => store.filter(event.target.value)}>
+            <option value="">all</option>
+            ${STATUSES.map((status) => html`<option value=${status}>${status}</option>`)}
+          </select>
+        </label>
+        <a class="button" href=${formHash()}>New job</a>
+      </div>
+      ${store.problem && html`<p class="error" role="alert">${store.problem.message}</p>`}
+      ${store.isLoaded && !store.list.length && html`<p class="muted">${store.status ? `No ${store.status} jobs.` : "No jobs yet."}</p>`}
+      <ul>
+        ${store.list.map((job) => html`<${Entry} key=${job.job_id} job=${job} isOpen=${job.job_id === openId} />`)}
+      </ul>
+      ${store.cursor && html`<button onClick=${more} disabled=${isLoading}>Load more</button>`}
+    </aside>
+  `;
+}
+
+function Entry({ job, isOpen }) {
+  return html`
+    <li>
+      <a class="job" href=${jobHash(job.job_id)} aria-current=${isOpen ? "page" : undefined}>
+        <span class="job-text" dir="auto">${titleOf(job.request)}</span>
+        <span class="job-meta">
+          <span class="status ${job.status}">${hasEnded(job) ? stateOf(job) : job.status}</span>
+          <span class="muted">${methodsOf(job.request).join(", ")} · ${job.request.model} · ${when(job.created_at)}</span>
+        </span>
+        ${!hasEnded(job) && html`<${ProgressBar} job=${job} />`}
+      </a>
+    </li>
+  `;
+}

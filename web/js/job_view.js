@@ -1,0 +1,79 @@
+// One job: what it was asked, how far it is, what came of it.
+import { duration, hasEnded, methodsOf, phaseOf, runTime, titleOf, when } from "./job.js";
+import { Notice } from "./notice.js";
+import { html, useEffect, useState } from "./preact.js";
+import { ProgressBar } from "./progress.js";
+import { ResultView } from "./result_view.js";
+import { formHash, go } from "./route.js";
+
+export function JobView({ id, parameters, store, catalogue }) {
+  const [problem, setProblem] = useState(null);
+  useEffect(() => {
+    store.open(id).catch(setProblem);
+    return () => store.open(null);
+  }, [id]);
+  const job = store.get(id);
+  useTitle(job);
+  if (problem && !job) return html`<${Notice} problem=${problem}><p><a href=${formHash()}>Submit a job</a></p><//>`;
+  if (!job) return html`<p class="muted" role="status">Loading…</p>`;
+  const attempt = (action) => async () => {
+    setProblem(null);
+    try {
+      await action();
+    } catch (problem) {
+      setProblem(problem);
+    }
+  };
+  const cancel = attempt(() => store.cancel(job));
+  const remove = attempt(async () => {
+    await store.remove(job);
+    go(formHash());
+  });
+  return html`
+    <article class="job-view" aria-labelledby="job-title">
+      <h1 id="job-title" dir="auto">${titleOf(job.request)}</h1>
+      <p class="facts">
+        <span class="status ${job.status}">${job.status}</span>
+        <span>${methodsOf(job.request).join(", ")}</span><span>${job.request.model}</span>
+        <span>${when(job.created_at)}${runTime(job) !== null && `, ran ${duration(runTime(job))}`}</span>
+      </p>
+      <p class="hidden" role="status">${phaseOf(job)}</p>
+      <div class="actions">
+        ${!hasEnded(job) && html`
+          <button onClick=${cancel} disabled=${job.cancel_requested}>${job.cancel_requested ? "Stopping…" : "Cancel"}</button>`}
+        <a class="button" href=${formHash({ from: job.job_id })}>Edit and run again</a>
+        ${hasEnded(job) && html`<${Delete} onDelete=${remove} />`}
+      </div>
+      ${problem && html`<${Notice} problem=${problem} />`}
+      ${!hasEnded(job) && html`<div class="under-way"><${ProgressBar} job=${job} /></div>`}
+      ${job.status === "failed" && html`<${Notice} problem=${job.error} />`}
+      ${job.status === "cancelled" && html`<p class="muted">The job was cancelled.</p>`}
+      ${job.expired_at && html`<p class="muted">The result was removed to make room. Run it again to get it back.</p>`}
+      ${hasScores(job) && html`<${ResultView} job=${job} parameters=${parameters} catalogue=${catalogue} />`}
+    </article>
+  `;
+}
+
+/** Whether there may be something to show, if only the tokens that are done. */
+function hasScores({ status, progress, expired_at }) {
+  return !expired_at && status !== "pending" && (status === "completed" || progress.steps_done > 0) && progress.stage !== "generating";
+}
+
+function Delete({ onDelete }) {
+  const [isSure, setSure] = useState(false);
+  if (!isSure) return html`<button class="quiet" onClick=${() => setSure(true)}>Delete</button>`;
+  return html`<span role="group" aria-label="Delete this job and its result?">
+    <button class="danger" onClick=${onDelete}>Delete job and result</button> <button class="quiet" onClick=${() => setSure(false)}>Keep</button>
+  </span>`;
+}
+
+function useTitle(job) {
+  const title = job ? `${job.status}: ${titleOf(job.request).slice(0, 40)}` : "";
+  useEffect(() => {
+    const before = document.title;
+    if (title) document.title = title;
+    return () => {
+      document.title = before;
+    };
+  }, [title]);
+}

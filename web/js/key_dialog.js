@@ -1,0 +1,27 @@
+// Asks for an API key where the server has keys.
+import { html, useEffect, useRef, useState } from "./preact.js";
+
+export function KeyDialog({ wasRefused, onEnter }) {
+  const dialog = useRef(null);
+  const [value, setValue] = useState("");
+  useEffect(() => dialog.current.showModal(), []);
+  const enter = (event) => {
+    event.preventDefault();
+    if (value.trim()) onEnter(value.trim());
+  };
+  return html`
+    <dialog ref=${dialog} class="key" aria-labelledby="key-title" onCancel=${(event) => event.preventDefault()}>
+      <form onSubmit=${enter}>
+        <h2 id="key-title">This server needs an API key</h2>
+        ${wasRefused && html`<p class="error" role="alert">That key was not accepted. It may have been revoked.</p>`}
+        <p class="muted">
+          Whoever runs the server makes one with <code>python main.py keys create NAME</code>. It stays in this tab and is
+          forgotten when the tab is closed.
+        </p>
+        <label for="key">API key</label>
+        <input id="key" type="password" autocomplete="off" required value=${value} onInput=${(event) => setValue(event.target.value)} />
+        <div class="actions"><button class="primary" type="submit">Use this key</button></div>
+      </form>
+    </dialog>
+  `;
+}

@@ -1,0 +1,5 @@
+// Puts the page into the document.
+import { App } from "./app.js";
+import { html, render } from "./preact.js";
+
+render(html`<${App} />`, document.body);

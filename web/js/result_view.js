@@ -1,0 +1,83 @@
+// The result of a job, in the view that the address names.
+import { getJson, withQuery } from "./api.js";
+import { Comparison } from "./comparison.js";
+import { Downloads } from "./downloads.js";
+import { methodsOf } from "./job.js";
+import { Notice } from "./notice.js";
+import { html, useEffect, useRef, useState } from "./preact.js";
+import { show } from "./route.js";
+import { SequenceView } from "./sequence_view.js";
+import { queryOf, ViewControls } from "./view_controls.js";
+
+/** Of a job that has not completed, the tokens that are done; nothing where there are none. */
+export function ResultView({ job, parameters, catalogue }) {
+  const query = { ...queryOf(parameters), partial: job.status === "completed" ? undefined : true };
+  const path = withQuery(job.links.results, { ...query, format: "json", decode_tokens: true });
+  const [{ result, ...last }, setAnswer] = useState({});
+  const problem = last.path === path ? last.problem : undefined;
+  const asked = useRef(null);
+  const isHidden = query.partial && problem?.status === 409;
+  useEffect(() => {
+    // One look at a time at a job that runs, and no more where its method shows nothing before its end.
+    if (asked.current === path || isHidden) return;
+    asked.current = path;
+    const answer = (given) => {
+      if (asked.current === path) setAnswer(given);
+      if (asked.current === path) asked.current = null;
+    };
+    getJson(path).then((result) => answer({ result }), (problem) => answer(({ result }) => ({ result, problem, path })));
+  }, [path, query.partial && job.progress.steps_done]);
+  if (isHidden || (query.partial && !result && !problem)) return null;
+  const isComparison = methodsOf(job.request).length > 1 && !query.method; // whose other formats are each method's
+  const onShow = (changes) => show(job.job_id, { ...parameters, ...changes });
+  return html`
+    <section class="result" aria-label="Result">
+      <${Downloads} job=${job} query=${query} formats=${isComparison ? ["json"] : catalogue.formats} />
+      <${ViewControls} resultsPath=${withQuery(job.links.results, { method: query.method, partial: query.partial })}
+        methods=${methodsOf(job.request)} parameters=${parameters} catalogue=${catalogue} onShow=${onShow} />
+      ${problem && html`<${Notice} problem=${problem}>
+        <button onClick=${() => onShow({ agg: "", fn: "", args: "", norm: "", method: "" })}>Back to the default view</button>
+      <//>`}
+      ${!result && !problem && html`<p class="muted" role="status">Reading the result…</p>`}
+      ${result && !problem && html`<${Shown} result=${result} parameters=${parameters} onShow=${onShow} />`}
+    </section>
+  `;
+}
+
+function Shown({ result, parameters, onShow }) {
+  const info = result.comparison ? Object.fromEntries(result.comparison.map(({ method, info }) => [method, info])) : result.info;
+  const warnings = result.comparison
+    ? result.comparison.flatMap(({ method, info }) => (info.warnings ?? []).map((each) => `${method}: ${each}`))
+    : (result.info.warnings ?? []);
+  const sequences = (result.comparison?.[0] ?? result).sequence_attributions;
+  const index = Math.min(Number(parameters.seq) || 0, sequences.length - 1);
+  const choose = (seq) => onShow({ seq: seq ? String(seq) : "", pos: "", row: "" });
+  return html`
+    ${sequences.length > 1 && html`<${SequenceSwitch} sequences=${sequences} index=${index} onChange=${choose} />`}
+    ${info.partial && html`<p class="muted">The tokens that are done: ${info.partial.steps_done} of ${info.partial.steps_total}.</p>`}
+    ${warnings.length > 0 && html`<${Warnings} warnings=${warnings} />`}
+    ${result.comparison
+      ? html`<${Comparison} result=${result} index=${index} parameters=${parameters} onShow=${onShow} />`
+      : html`<${SequenceView} key=${index} sequence=${sequences[index]} parameters=${parameters} onShow=${onShow} />`}
+    <details class="info">
+      <summary>What it takes to get these numbers again</summary>
+      <pre tabindex="0" aria-label="Information on the result">${JSON.stringify(info, null, 2)}</pre>
+    </details>
+  `;
+}
+
+function SequenceSwitch({ sequences, index, onChange }) {
+  const textOf = (sequence) => sequence.source.map((token) => token.text ?? token.token).join("").trim().slice(0, 60);
+  return html`
+    <div class="switch">
+      <label for="sequence">Text</label>
+      <select id="sequence" value=${index} onChange=${(event) => onChange(Number(event.target.value))}>
+        ${sequences.map((sequence, each) => html`<option value=${each}>${each + 1}: ${textOf(sequence)}</option>`)}
+      </select>
+    </div>
+  `;
+}
+
+function Warnings({ warnings }) {
+  return html`<div class="notice warning"><strong>Warnings</strong><ul>${warnings.map((each) => html`<li>${each}</li>`)}</ul></div>`;
+}

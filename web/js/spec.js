@@ -1,0 +1,82 @@
+// What a field takes, from Inseq's type names and from JSON Schema; and what was typed, as JSON.
+//
+// A spec is {pointer, name, kind, type, default, choices?, help?, isRequired?}. What cannot be read as its type goes to
+// the server as it was typed: the server says best what it expects.
+
+const KINDS = { int: "integer", float: "number", bool: "boolean", str: "text" };
+
+/** The spec of a parameter of the catalogue, at `pointer` of the request. */
+export function specOfParameter(parameter, pointer) {
+  const type = parameter.type.replace(/^Optional\[(.+)\]$/, "$1 | None");
+  const literal = /^Literal\[(.+)\]$/.exec(type);
+  const alternatives = type.split("|").map((each) => each.trim());
+  const core = alternatives.filter((each) => each !== "None");
+  return {
+    pointer,
+    name: parameter.name,
+    type: type.replace(/Union\[(.+)\]/, (_, inner) => inner),
+    kind: literal ? "choice" : (core.length === 1 && KINDS[core[0]]) || (/\bstr\b/.test(type) ? "texts" : "json"),
+    choices: literal ? literal[1].split(",").map((each) => each.trim().replace(/^'|'$/g, "")) : undefined,
+    default: parameter.default ?? null,
+    isRequired: parameter.required,
+  };
+}
+
+/** The specs of a property of a JSON Schema: one, or those of the object that it is. */
+export function specsOfProperty(name, property, schemas, pointer = `/${name}`) {
+  const found = resolve(property, schemas);
+  if (found.properties) {
+    return Object.entries(found.properties).flatMap(([inner, each]) =>
+      specsOfProperty(inner, each, schemas, `${pointer}/${inner}`),
+    );
+  }
+  const options = (found.anyOf ?? [found]).map((each) => resolve(each, schemas)).filter((each) => each.type !== "null");
+  const [only] = options;
+  const isSimple = options.length === 1 && ["integer", "number", "boolean", "string"].includes(only.type);
+  const kind = !isSimple ? "json" : only.enum ? "choice" : only.type === "string" ? "text" : only.type;
+  return [
+    {
+      pointer,
+      name,
+      kind,
+      type: isSimple ? only.type : [...new Set(options.map((each) => each.type ?? "object"))].join(" or "),
+      choices: only?.enum,
+      default: property.default ?? null,
+      help: property.description,
+    },
+  ];
+}
+
+function resolve(schema, schemas) {
+  return schema.$ref ? { ...schemas[schema.$ref.split("/").at(-1)], default: schema.default } : schema;
+}
+
+/** What stands in an untouched field. */
+export function shownDefault(spec) {
+  if (spec.kind === "boolean") return Boolean(spec.default);
+  return toText(spec.default);
+}
+
+/** A JSON value as it is typed into a field. */
+export function toText(value) {
+  if (value === null || value === undefined) return "";
+  if (typeof value !== "object") return String(value);
+  return Object.keys(value).length ? JSON.stringify(value) : "";
+}
+
+/** What was typed as JSON, or undefined where it says no more than the default. */
+export function parse(spec, raw) {
+  if (raw === undefined || raw === shownDefault(spec)) return undefined;
+  if (typeof raw === "boolean") return raw;
+  const text = raw.trim();
+  if (text === "") return undefined;
+  if (spec.kind === "integer" || spec.kind === "number") return Number.isFinite(Number(text)) ? Number(text) : text;
+  if (spec.kind === "json" || (spec.kind === "texts" && /^[[{]/.test(text))) {
+    try {
+      return JSON.parse(text);
+    } catch {
+      return text;
+    }
+  }
+  return raw;
+}
