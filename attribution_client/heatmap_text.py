@@ -1,0 +1,124 @@
+"""A result as coloured tables of text, for a terminal: as many columns beside each other as it is wide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from attribution_client.frames import Scores, scores_of
+from attribution_client.labels import label, readable
+from models import AttributionResult, ComparisonResult, SequenceAttribution, Token
+
+# The colours of the service's heatmap; text turns white where that is the better contrast.
+_ZERO, _MORE, _LESS = (251, 248, 245), (143, 45, 4), (15, 80, 144)
+_WHITE_FROM = 0.7
+_SMALL, _LARGE = 0.01, 1000  # what two decimals show well
+_SIDES = {"source": "source tokens", "target": "prompt and prefix"}
+_LABEL, _CELL = 20, 7  # letters
+
+
+def print_comparison(compared: ComparisonResult, out: Console) -> None:
+    """Each method's result, and how far each two agree."""
+    for result in compared.comparison:
+        print_result(result, out)
+    table = Table(box=box.SIMPLE_HEAD if out.is_terminal else None, pad_edge=False, header_style="bold")
+    several = len({pair.sequence for pair in compared.agreement}) > 1
+    overlap = f"top {compared.agreement[0].k} in common" if compared.agreement else ""
+    for name in (*["text"] * several, "methods", "Spearman", "Kendall", overlap):
+        table.add_column(name, justify="left" if name == "methods" else "right")
+    for pair in compared.agreement:
+        numbers = ("" if each is None else f"{each:.2f}" for each in (pair.spearman, pair.kendall, pair.top_overlap))
+        table.add_row(*[str(pair.sequence + 1)] * several, " and ".join(pair.methods), *numbers)
+    out.print(table)
+
+
+def print_result(result: AttributionResult, out: Console) -> None:
+    """Each sequence: its text, its scores, its step scores."""
+    info = result.info
+    head = f"{info.get('attribution_method', 'attribution')} of {info.get('model_name', 'a model')}"
+    out.print(Text(head, "bold"))
+    for warning in info.get("warnings", []):
+        out.print(Text(f"! {readable(warning)}", "yellow"))
+    for index, sequence in enumerate(result.sequence_attributions):
+        if len(result.sequence_attributions) > 1:
+            out.print(Text(f"\ntext {index + 1} of {len(result.sequence_attributions)}", "bold"))
+        _print_sequence(sequence, out)
+
+
+def _print_sequence(sequence: SequenceAttribution, out: Console) -> None:
+    sides = [(side, scores) for side in _SIDES if (scores := scores_of(sequence, side)).size]
+    generated = sequence.target[sequence.attr_pos_start : sequence.attr_pos_end]
+    largest = max((abs(float(each)) for _, scores in sides for each in scores.flat if math.isfinite(each)), default=0.0)
+    power = 0 if not largest or _SMALL <= largest < _LARGE else math.floor(math.log10(largest))
+    if power:
+        out.print(Text(f"scores are x 10^{power}", "dim"))
+    for columns in _blocks([_column_width(each) for each in generated], out.width - _LABEL):
+        # Cells touch, as in a heatmap; the blank between two labels belongs to the cell.
+        table = Table(box=box.SIMPLE_HEAD if out.is_terminal else None, pad_edge=False, padding=0)
+        table.add_column("", justify="right", no_wrap=True)
+        for column in columns:
+            table.add_column(Text(f"  {label(generated[column])} "), justify="right", no_wrap=True, min_width=_CELL)
+        for side, scores in sides:
+            _add_rows(table, side, sequence, scores, columns, largest, power, is_titled=len(sides) > 1)
+        table.add_section()
+        for name, values in sequence.step_scores.items():
+            numbers = (values[column] for column in columns)
+            table.add_row(Text(f"{name} ", "dim"), *("" if each is None else f"{each:.3g} " for each in numbers))
+        out.print(table)
+
+
+def _column_width(token: Token) -> int:
+    return max(_CELL, cell_len(label(token)) + 3)
+
+
+def _blocks(widths: list[int], room: int) -> Iterator[range]:
+    """Columns that fit beside each other, at least one at a time."""
+    first = used = 0
+    for column, width in enumerate(widths):
+        if used and used + width > room:
+            yield range(first, column)
+            first, used = column, 0
+        used += width
+    yield range(first, len(widths))
+
+
+def _add_rows(
+    table: Table,
+    side: str,
+    sequence: SequenceAttribution,
+    scores: Scores,
+    columns: range,
+    largest: float,
+    power: int,
+    *,
+    is_titled: bool,
+) -> None:
+    if is_titled:
+        table.add_row(Text(f"{_SIDES[side]} ", "dim italic"))
+    tokens: list[Token] = getattr(sequence, side)
+    generated = sequence.target[sequence.attr_pos_start : sequence.attr_pos_end]
+    widths = [_column_width(each) for each in generated]
+    for token, row in zip(tokens, scores, strict=True):
+        if any(math.isfinite(each) for each in row):
+            cells = (_cell(float(row[each]), largest, power, widths[each]) for each in columns)
+            table.add_row(Text(f"{label(token)} "), *cells)
+    table.add_section()
+
+
+def _cell(score: float, largest: float, power: int, width: int) -> Text:
+    if not math.isfinite(score):
+        return Text("")
+    share = abs(score) / largest if largest else 0.0
+    end = _LESS if score < 0 else _MORE
+    mixed = [round(a + (b - a) * share) for a, b in zip(_ZERO, end, strict=True)]
+    ink = "#ffffff" if share > _WHITE_FROM else "#000000"
+    return Text(
+        f"{score / 10.0**power:.2f} ".rjust(width), Style(color=ink, bgcolor=f"rgb({','.join(map(str, mixed))})")
+    )

@@ -1,0 +1,182 @@
+"""Pictures of a result, fit for a paper: each draws on the `ax` that it is given, or on one of its own, and returns it.
+
+Colours are seaborn's perceptually uniform scales, which colour-blind readers can tell apart: `rocket_r` from 0 for
+scores that are not negative, `vlag` around 0 for signed ones. No global style is changed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from attribution_client.fonts import set_token_font
+from attribution_client.frames import Scores, scores_of
+from attribution_client.labels import label, labels
+from attribution_client.tables import top_tokens
+from models import AttributionResult, SequenceAttribution, Token
+
+CELL, MARGIN = 0.42, 1.4  # inches: a cell, and the labels beside them
+_ROW = 0.26
+_MOST_NUMBERS = 200  # cells in which numbers can still be read
+_LEVEL, _ROOM = 5, 14  # letters of a column's label, or of all, up to which they are written level
+SMALL, LARGE = 0.01, 1000  # what two decimals show well; a power of ten is written once otherwise
+INK, ACCENT = "#333338", "#b5367a"
+
+
+def plot_attribution_heatmap(
+    result: AttributionResult,
+    sequence: int = 0,
+    *,
+    side: str | None = None,
+    annotate: bool | None = None,
+    title: str | None = None,
+    colorbar: bool = True,
+    limit: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Scores of one sequence: a row for each attributed token, a column for each generated one.
+
+    `side` is `source` or `target` (the prompt and prefix of a decoder-only model); by default the source, if it has
+    scores. Numbers are written into up to 200 cells, or as `annotate` says. `limit` is the score of the darkest colour.
+
+    Raises `ValueError` where there are no such scores, or more than one for a pair of tokens.
+    """
+    chosen = result.sequence_attributions[sequence]
+    side = side or ("source" if chosen.source_attributions is not None else "target")
+    scores, rows = visible_scores(chosen, side)
+    columns = chosen.target[chosen.attr_pos_start : chosen.attr_pos_end]
+    if ax is None:
+        ax = new_axes(CELL * len(columns) + MARGIN + (0.9 if colorbar else 0), _ROW * len(rows) + 0.9)
+    largest = limit or (float(np.nanmax(np.abs(scores))) or 1.0)
+    is_signed = bool(np.nanmin(scores) < 0)
+    power = 0 if SMALL <= largest < LARGE else int(np.floor(np.log10(largest)))
+    scores, largest = scores / np.float32(10.0**power), largest / 10.0**power
+    unit = rf"score ($\times 10^{{{power}}}$)" if power else "score"
+    sns.heatmap(
+        scores,
+        mask=np.isnan(scores),
+        cmap="vlag" if is_signed else "rocket_r",
+        vmin=-largest if is_signed else 0,
+        vmax=largest,
+        annot=scores.size <= _MOST_NUMBERS if annotate is None else annotate,
+        fmt=".2f",
+        annot_kws={"size": 6.5},
+        linewidths=0.6,
+        linecolor="white",
+        cbar=colorbar,
+        cbar_kws={"shrink": 0.7, "aspect": 16, "pad": 0.03},
+        ax=ax,
+    )
+    write_columns(ax, columns)
+    ax.set_yticks(np.arange(len(rows)) + 0.5, labels(rows), rotation=0, size=8)
+    ax.set_ylabel("source tokens" if side == "source" else "prompt and prefix", color=INK, size=8)
+    ax.set_xlabel("generated tokens", color=INK, size=8)
+    ax.xaxis.set_label_position("top")
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0, colors=INK)
+    set_token_font([*ax.get_xticklabels(), *ax.get_yticklabels()])
+    if title is not None:
+        ax.set_title(title, size=9, color=INK, pad=8)
+    if colorbar:
+        bar = ax.collections[0].colorbar
+        assert bar is not None
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(labelsize=7, length=2, colors=INK)
+        bar.locator = MaxNLocator(5)
+        bar.set_label(unit, size=8, color=INK)
+    return ax
+
+
+def plot_step_scores(
+    result: AttributionResult, score: str | None = None, sequence: int = 0, *, ax: Axes | None = None
+) -> Axes:
+    """One step score (the first, if none is named) of each generated token.
+
+    Raises `ValueError` where the result has none.
+    """
+    chosen = result.sequence_attributions[sequence]
+    if not chosen.step_scores:
+        raise ValueError('This result has no step scores: submit with step_scores=["probability"], for example.')
+    name = score or next(iter(chosen.step_scores))
+    if name not in chosen.step_scores:
+        raise ValueError(f"There is no step score {name!r} here. There are: {', '.join(chosen.step_scores)}.")
+    values = np.array(chosen.step_scores[name], float)
+    tokens = chosen.target[chosen.attr_pos_start : chosen.attr_pos_end]
+    if ax is None:
+        ax = new_axes(CELL * len(values) + MARGIN, 1.9)
+    ax.vlines(np.arange(len(values)), 0, values, color=ACCENT, lw=1.2, alpha=0.55)
+    ax.plot(np.arange(len(values)), values, "o", color=ACCENT, ms=5)
+    ax.axhline(0, color=INK, lw=0.6)
+    ax.set_xticks(np.arange(len(values)))
+    write_columns(ax, tokens, offset=0)
+    ax.set_xlim(-0.6, len(values) - 0.4)
+    if name == "probability":
+        ax.set_ylim(0, 1.05)
+    ax.set_ylabel(name.replace("_", " "), size=8, color=INK)
+    ax.tick_params(axis="x", length=0, colors=INK)
+    ax.tick_params(axis="y", length=2, labelsize=7, colors=INK)
+    ax.yaxis.grid(visible=True, color="#e6e6ea", lw=0.6)
+    ax.set_axisbelow(True)
+    sns.despine(ax=ax, left=True, bottom=True)
+    set_token_font(ax.get_xticklabels())
+    return ax
+
+
+def plot_top_tokens(
+    result: AttributionResult, k: int = 5, generated: int = 0, sequence: int = 0, *, ax: Axes | None = None
+) -> Axes:
+    """Bars of the `k` tokens, with their positions, that matter most to one generated token; the first, if not said."""
+    chosen = result.sequence_attributions[sequence]
+    found = top_tokens(result, k, generated=generated, sequence=sequence)
+    if ax is None:
+        ax = new_axes(3.2, _ROW * len(found) + 0.7)
+    places = np.arange(len(found))
+    less, more = "#4878b8", ACCENT
+    ax.barh(places, found["score"], color=[less if value < 0 else more for value in found["score"]], height=0.62)
+    names = [
+        f"{label(getattr(chosen, side)[position])} ({position})"
+        for side, position in zip(found["side"], found["attributed_position"], strict=True)
+    ]
+    ax.set_yticks(places, names, size=8)
+    ax.invert_yaxis()
+    ax.axvline(0, color=INK, lw=0.6)
+    ax.tick_params(axis="y", length=0, colors=INK)
+    ax.tick_params(axis="x", length=2, labelsize=7, colors=INK)
+    ax.set_xlabel("score", size=8, color=INK)
+    answer = label(chosen.target[chosen.attr_pos_start + generated])
+    ax.set_title(f"what “{answer}” depended on", size=9, color=INK, loc="left")
+    sns.despine(ax=ax, left=True)
+    set_token_font([*ax.get_yticklabels(), ax.title])
+    return ax
+
+
+# What the pictures share
+
+
+def new_axes(width: float, height: float) -> Axes:
+    """Axes in a figure of their own, of this size in inches."""
+    _, ax = plt.subplots(figsize=(min(width, 24), min(height, 24)), layout="constrained", dpi=150)
+    return ax
+
+
+def visible_scores(sequence: SequenceAttribution, side: str) -> tuple[Scores, list[Token]]:
+    """The scores and tokens of one side, without the rows at the end that nothing could depend on."""
+    scores = scores_of(sequence, side)
+    if not scores.size or np.isnan(scores).all():
+        raise ValueError(f"This result has no {side} scores for this sequence.")
+    last = int(np.flatnonzero(~np.isnan(scores).all(axis=1))[-1]) + 1
+    return scores[:last], getattr(sequence, side)[:last]
+
+
+def write_columns(ax: Axes, tokens: list[Token], offset: float = 0.5) -> None:
+    """Generated tokens along the horizontal axis: level where they are short, else upright."""
+    names = labels(tokens)
+    longest = max(map(len, names), default=0)
+    is_level = longest <= _LEVEL or longest * len(names) <= _ROOM
+    style: dict[str, Any] = {"rotation": 0 if is_level else 90, "size": 8}
+    ax.set_xticks(np.arange(len(names)) + offset, names, **style)

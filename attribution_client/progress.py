@@ -1,0 +1,51 @@
+"""A progress bar for a job, in a notebook or a terminal; none where the output is neither, or the job is quick."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from attribution_client.calls import Report
+from models import Job, Stage
+
+_DELAY = 0.5  # seconds before a bar appears in a notebook, where it leaves an empty line behind
+
+
+@contextmanager
+def no_bar(_: Job) -> Iterator[Report]:
+    """Show nothing."""
+    yield lambda _: None
+
+
+@contextmanager
+def bar(first: Job) -> Iterator[Report]:
+    """Stage, place in the queue, and how much is done."""
+    if first.status.is_terminal or not (sys.stderr.isatty() or "ipykernel" in sys.modules):
+        yield lambda _: None
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # without ipywidgets the bar is drawn as text, which is well
+        from tqdm.auto import tqdm
+    layout = "{desc} {percentage:3.0f}%|{bar}| {postfix}[{elapsed}]"
+    delay = 0 if sys.stderr.isatty() else _DELAY
+    with tqdm(total=1.0, desc=_stage(first), delay=delay, leave=False, bar_format=layout) as drawn:
+
+        def report(job: Job) -> None:
+            drawn.set_description_str(_stage(job), refresh=False)
+            left = job.progress.eta_seconds
+            drawn.set_postfix_str(f"about {left:.0f} s left " if left else "", refresh=False)
+            drawn.update(job.progress.fraction - drawn.n)
+            drawn.refresh()
+
+        yield report
+
+
+def _stage(job: Job) -> str:
+    if job.cancel_requested:
+        return "cancelling"
+    if job.progress.stage is Stage.QUEUED and job.queue_position:
+        return f"queued behind {job.queue_position}"
+    stage = str(job.progress.stage).replace("_", " ")
+    return f"{stage}: {job.progress.method}" if job.progress.method else stage

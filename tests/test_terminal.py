@@ -1,0 +1,231 @@
+"""`python client.py ...` as people and programs use it."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, fields
+
+import inseq
+import pytest
+from inseq.commands.attribute.attribute_args import AttributeWithInputsArgs
+
+from attribution_client import options, terminal
+from client import AttributionClient, JobStatus
+from tests.conftest import LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
+from tests.serving import ROOT, Server
+
+ATTRIBUTE = ["attribute", "--model", PHRASEBOOK, "--method", "saliency", "--input_texts", SENTENCE]
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory):
+    """A server without torch, whose jobs take as long as they are told."""
+    with Server(tmp_path_factory.mktemp("slow"), module="tests.fake_engine") as running:
+        yield running
+
+
+def environment(server, **more):
+    kept = {name: value for name, value in os.environ.items() if name not in {"NO_COLOR", "FORCE_COLOR"}}
+    return kept | {"INSEQ_API_URL": server.url, "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"} | more
+
+
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(server, *arguments, **more):
+    """The command, without a process of its own."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        for name in ("NO_COLOR", "FORCE_COLOR"):
+            patch.delenv(name, raising=False)
+        for name, value in {"INSEQ_API_URL": server.url, "TERM": "xterm-256color", **more}.items():
+            patch.setenv(name, value)
+        try:
+            code = terminal.main([str(each) for each in arguments])
+        except SystemExit as end:  # argparse's
+            code = end.code
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def test_a_pipe_gets_a_plain_table(server):
+    done = subprocess.run(
+        [sys.executable, "client.py", *ATTRIBUTE, "--step_scores", "probability"],
+        cwd=ROOT, capture_output=True, text=True, env=environment(server), timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    title, header, *rows = done.stdout.splitlines()
+    assert title == f"saliency of {PHRASEBOOK}"
+    assert header.split() == ["il", "gatto", "rosso", "vede", "un", "cane", "</s>"]
+    assert "\x1b" not in done.stdout
+    job_id = re.fullmatch(r"job (\w+)\n", done.stderr).group(1)
+    (sequence,) = server.result(job_id)["sequence_attributions"]
+    table = {row.split()[0]: row.split()[1:] for row in rows if row.strip()}
+    for token, scores in zip(sequence["source"], sequence["source_attributions"], strict=True):
+        assert table[token["token"].removeprefix("▁")] == [f"{score:.2f}" for score in scores]
+    assert table["probability"] == [f"{score:.3g}" for score in sequence["step_scores"]["probability"]]
+
+
+def test_a_comparison_shows_each_method_and_how_they_agree(server):
+    done = run(server, "attribute", "-m", PHRASEBOOK, "--methods", "saliency", "occlusion", "-i", SENTENCE)
+    assert done.returncode == 0, done.stderr
+    assert f"saliency of {PHRASEBOOK}" in done.stdout
+    assert f"occlusion of {PHRASEBOOK}" in done.stdout
+    with AttributionClient(server.url) as client:
+        job = next(client.jobs())
+        told = client.comparison(job).agreement[0]
+    row = next(line for line in done.stdout.splitlines() if "saliency and occlusion" in line)
+    assert row.split()[-3:] == [f"{told.spearman:.2f}", f"{told.kendall:.2f}", f"{told.top_overlap:.2f}"]
+    one = run(server, "show", job.job_id, "--method", "occlusion")
+    assert f"occlusion of {PHRASEBOOK}" in one.stdout
+    assert "saliency" not in one.stdout
+
+
+def test_json_is_the_servers(server):
+    done = run(server, *ATTRIBUTE, "--json", "--attribution-aggregators", "sum", "--normalize_attributions", "false")
+    job_id = done.stderr.split()[1]
+    assert json.loads(done.stdout) == server.result(job_id, aggregator="sum", normalize="false")
+
+
+def test_colour_where_it_is_wanted(server):
+    assert "\x1b[" in run(server, *ATTRIBUTE, FORCE_COLOR="1").stdout
+    colourless = run(server, *ATTRIBUTE, FORCE_COLOR="1", NO_COLOR="1").stdout
+    assert not re.search(r"\x1b\[[\d;]*(3|4|9|10)\d", colourless)
+
+
+def test_options_are_those_of_inseq():
+    given = options.parse(
+        ["attribute", "-m", "m", "-a", "lime", "-i", "a", "b", "-g", "a c", "b d", "--step_scores", "probability",
+         "entropy", "-fn", "logit", "--n-steps", "7", "--attribution_kwargs", '{"n_samples": 3}', "--generation_kwargs",
+         '{"max_new_tokens": 2}', "--attribute_target", "--eos", "true", "--reuse", "no", "-s", "1", "-e", "4",
+         "--device", "cpu", "--seed=3", "--tag", "study=a=b"]
+    )  # fmt: skip
+    assert options.request_fields(given) == {
+        "model": "m", "method": "lime", "input_text": ["a", "b"], "generated_text": ["a c", "b d"],
+        "step_scores": ["probability", "entropy"], "attributed_fn": "logit", "n_steps": 7,
+        "attribution_args": {"n_samples": 3}, "generation_args": {"max_new_tokens": 2}, "attribute_target": True,
+        "include_eos_baseline": True, "reuse": False, "attr_pos_start": 1, "attr_pos_end": 4, "force_cpu": True,
+        "seed": 3, "tags": {"study": "a=b"},
+    }  # fmt: skip
+    choices = options.parser()._subparsers._group_actions[0].choices
+    known = set(re.findall(r"--(\w+)", choices["attribute"].format_help()))
+    theirs = {field.name for field in fields(AttributeWithInputsArgs)}
+    assert "attribution_aggregators" in theirs
+    assert theirs - NOT_OURS <= known
+
+
+# What the server decides, does itself, or has another way for.
+NOT_OURS = {
+    "attribution_selectors", "rescale_attributions", "model_kwargs", "generate_from_target_prefix", "batch_size",
+    "aggregate_output", "verbose", "very_verbose",
+}  # fmt: skip
+
+
+def test_files_for_inseq_and_for_the_browser(server, tmp_path):
+    done = run(server, *ATTRIBUTE, "--hide", "-o", tmp_path / "r.json", "--viz_path", tmp_path / "r.html")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert len(inseq.FeatureAttributionOutput.load(tmp_path / "r.json").sequence_attributions) == 1
+    assert (tmp_path / "r.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_jobs_show_and_cancel(slow):
+    with AttributionClient(slow.url) as client:
+        long = client.submit(model="m", method="saliency", input_text="forever", tags={"name": "long"})
+        failed = client.submit(model="m", method="saliency", input_text="fail")
+        listed = run(slow, "jobs", "--tag", "name:long").stdout.splitlines()
+        assert listed[0].split() == ["job", "status", "model", "method", "text", "created"]
+        assert listed[1].split()[0] == long.job_id
+        assert [job["job_id"] for job in json.loads(run(slow, "jobs", "--json", "--limit", 1).stdout)] == [
+            failed.job_id
+        ]
+        cancelled = run(slow, "cancel", long.job_id)
+        assert cancelled.returncode == 0
+        assert long.job_id in cancelled.stdout
+        with pytest.raises(Exception, match="cancelled"):
+            client.wait(long)
+        shown = run(slow, "show", failed.job_id)
+        assert shown.returncode == 1
+        assert "The text says fail" in shown.stdout
+        assert run(slow, "show", long.job_id).returncode == 0
+        again = run(slow, "cancel", failed.job_id)
+        assert (again.returncode, again.stdout) == (1, "")
+
+
+def test_methods(server):
+    assert "integrated_gradients" in run(server, "methods").stdout
+    names = [method["name"] for method in json.loads(run(server, "methods", "--json").stdout)]
+    assert "occlusion" in names
+
+
+def test_exit_statuses(server, slow):
+    assert run(server, "attribute", "--model", LOOKUP).returncode == 2  # no text
+    assert run(server, *ATTRIBUTE, "--attribution_kwargs", "[1]").returncode == 2
+    refused = run(server, "attribute", "-m", LOOKUP, "-a", "nonsense", "-i", PROMPT)
+    assert refused.returncode == 2
+    assert "nonsense" in refused.stderr
+    failed = run(slow, "attribute", "-m", "m", "-i", "fail")
+    assert failed.returncode == 1
+    assert "The text says fail" in failed.stderr
+    assert failed.stdout == ""
+
+
+def test_detaching_prints_the_id(slow):
+    done = run(slow, "attribute", "-m", "m", "-i", "hello", "--detach")
+    with AttributionClient(slow.url) as client:
+        assert client.wait(done.stdout.strip()).status is JobStatus.COMPLETED
+
+
+def test_an_interrupt_cancels_the_job_and_names_it(slow):
+    with AttributionClient(slow.url) as client:
+        process = subprocess.Popen(
+            [sys.executable, "client.py", "attribute", "-m", "m", "-i", "forever", "--tag", "who=interrupted"],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(slow),
+        )  # fmt: skip
+        jobs = []
+        while not jobs or jobs[0].status is not JobStatus.RUNNING:
+            jobs = list(client.jobs(tag="who:interrupted"))
+            time.sleep(0.1)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        printed, told = process.communicate(timeout=20)
+        assert process.returncode == 130, told
+        assert printed == ""
+        assert f"the job {jobs[0].job_id} is" in told
+        assert "cancelled" in told
+        with pytest.raises(Exception, match="was cancelled"):
+            client.wait(jobs[0], timeout=10)
+
+
+def test_a_progress_bar_where_somebody_looks(slow):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 90, 0, 0))
+    command = [sys.executable, "client.py", "attribute", "-m", "m", "-i", "sleep:1", "--hide"]
+    done = subprocess.run(command, cwd=ROOT, stderr=theirs, env=environment(slow), timeout=60, check=False)
+    os.close(theirs)
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert done.returncode == 0
+    assert re.search(r"attributing +25%\|█+", shown)
+
+
+def test_tokens_cannot_command_the_terminal(slow, monkeypatch):
+    with AttributionClient(slow.url) as client:
+        client.submit(model="m", method="saliency", input_text="\x1b[2Jgone\u202e", tags={"name": "hostile"})
+    printed = run(slow, "jobs", "--tag", "name:hostile").stdout
+    assert "U+001B[2JgoneU+202E" in printed
+    assert "\x1b" not in printed
