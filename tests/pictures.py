@@ -1,0 +1,88 @@
+"""The README's pictures: `make pictures` writes docs/pictures/ again, from a real server and browser.
+
+The page and a heatmap as they are served, and the notebook with the outputs that it is stored with.
+
+Their letters need fonts: `fonts-noto-core`, on Debian.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from io import BytesIO
+from pathlib import Path
+
+import nbformat
+from nbconvert import HTMLExporter
+from PIL import Image
+
+from tests.browser import browser
+from tests.serving import ROOT, Server
+
+PICTURES = ROOT / "docs" / "pictures"
+SENTENCE = "the red cat sees a dog"
+MOST_BYTES = 200_000
+
+
+def main():
+    PICTURES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as data, Server(Path(data)) as server, browser() as chromium:
+        asked = {"model": "lookup-gpt2", "method": "input_x_gradient", "step_scores": ["probability"]}
+        server.run(**asked, input_text="Anna likes tea. Ben likes milk. Anna likes")
+        compared = server.run(
+            model="phrasebook-t5", methods=["saliency", "integrated_gradients", "occlusion"], input_text=SENTENCE
+        )
+        translated = server.run(
+            model="phrasebook-t5", method="saliency", input_text=SENTENCE, step_scores=["probability", "entropy"]
+        )
+        for name, job_id, scheme, width in (
+            ("heatmap", translated, "light", 1200),
+            ("heatmap-dark", translated, "dark", 1200),
+            ("comparison", compared, "light", 1400),
+        ):
+            page = chromium.new_page(
+                color_scheme=scheme, viewport={"width": width, "height": 800}, device_scale_factor=1.5
+            )
+            page.goto(f"{server.url}/#/jobs/{job_id}?pos=2")
+            page.locator(".tokens").first.wait_for()
+            page.locator(".jobs li").nth(2).wait_for()
+            page.locator(".tokens .token").nth(1).hover()
+            save(page.screenshot(full_page=True), PICTURES / f"{name}.png")
+            page.close()
+
+        of_the_heatmap(chromium, server, translated)
+        of_the_notebook(chromium)
+
+
+def of_the_heatmap(chromium, server, job_id):
+    """The `html` view."""
+    page = chromium.new_page(viewport={"width": 900, "height": 400}, device_scale_factor=1.5)
+    page.goto(f"{server.url}/attribution/jobs/{job_id}/results?format=html")
+    save(page.screenshot(full_page=True), PICTURES / "view.png")
+    page.close()
+
+
+def of_the_notebook(chromium):
+    """From its first heading to behind its first picture."""
+    notebook = nbformat.read(ROOT / "inseq_api_visualization.ipynb", as_version=4)
+    drawn = [
+        index
+        for index, cell in enumerate(notebook.cells)
+        if any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
+    ]
+    notebook.cells = notebook.cells[: drawn[0] + 1]
+    html, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook)
+    page = chromium.new_page(viewport={"width": 1000, "height": 800}, device_scale_factor=1.5)
+    page.route("**/*", lambda route: route.abort())  # what the exporter would load from elsewhere is not needed
+    page.set_content(html, wait_until="domcontentloaded")
+    save(page.screenshot(full_page=True), PICTURES / "notebook.png")
+    page.close()
+
+
+def save(screenshot, file):
+    """Few colours are enough for flat ones, and a fifth of the size."""
+    Image.open(BytesIO(screenshot)).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
+    assert file.stat().st_size <= MOST_BYTES, (file, file.stat().st_size)
+
+
+if __name__ == "__main__":
+    main()
