@@ -51,19 +51,56 @@ async def polls(client: httpx.AsyncClient, url: str, *, rate: int, seconds: floa
     return {"per_second": rate, "p50_ms": 1000 * cuts[49], "p99_ms": 1000 * cuts[98]}
 
 
-async def submissions(client: httpx.AsyncClient, *, count: int, at_once: int) -> dict[str, float]:
-    """Jobs accepted, each synced to disk before its answer."""
+async def submissions(server: Server, *, count: int, at_once: int) -> dict[str, float]:
+    """Jobs accepted, each synced to disk before its answer; and which processor time client and server took for one.
+
+    The client shares the cores, so it is a bare one: a client library would take as much time as the server.
+    """
+    host, port = server.url.removeprefix("http://").split(":")
+    body = json.dumps(_SHORT).encode()
+    head = f"POST /attribution/jobs HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
     numbers = iter(range(count))
-    began = time.perf_counter()
+    taken: list[float] = []
 
     async def submit() -> None:
+        reader, writer = await asyncio.open_connection(host, int(port))
         for _ in numbers:
-            (await client.post("/attribution/jobs", json=_SHORT)).raise_for_status()
+            began = time.perf_counter()
+            writer.write(request)
+            answer = await reader.readuntil(b"\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 202"), answer
+            await reader.readexactly(int(answer.lower().partition(b"content-length:")[2].split()[0]))
+            taken.append(time.perf_counter() - began)
+        writer.close()
 
+    began, own, theirs = time.perf_counter(), time.process_time(), _thread_seconds(server)
     async with asyncio.TaskGroup() as group:
         for _ in range(at_once):
             group.create_task(submit())
-    return {"count": count, "at_once": at_once, "per_second": count / (time.perf_counter() - began)}
+    seconds, own = time.perf_counter() - began, time.process_time() - own
+    # The busiest thread is the worker with its job; the others answer.
+    *answering, _ = sorted(now - theirs.get(thread, 0) for thread, now in _thread_seconds(server).items())
+    cuts = statistics.quantiles(taken, n=100)
+    return {
+        "count": count,
+        "at_once": at_once,
+        "per_second": count / seconds,
+        "p50_ms": 1000 * cuts[49],
+        "p99_ms": 1000 * cuts[98],
+        "server_cpu_ms_each": 1000 * sum(answering) / count,
+        "client_cpu_ms_each": 1000 * own / count,
+        "client_share_of_a_core_percent": 100 * own / seconds,
+    }
+
+
+def _thread_seconds(server: Server) -> dict[str, float]:
+    """Processor time of each of the server's threads so far (Linux)."""
+    seconds = {}
+    for task in Path(f"/proc/{server.pid}/task").iterdir():
+        fields = (task / "stat").read_text().rpartition(")")[2].split()
+        seconds[task.name] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return seconds
 
 
 async def streams(client: httpx.AsyncClient, job_id: str, *, count: int) -> dict[str, float]:
@@ -119,7 +156,7 @@ async def measure(server: Server) -> dict[str, Any]:
             await asyncio.sleep(0.05)
         found["polls"] = await polls(client, f"/attribution/jobs/{busy}", rate=100, seconds=15)
         found["streams"] = await streams(client, busy, count=1000)
-        found["submissions_busy"] = await submissions(client, count=500, at_once=20)
+        found["submissions_busy"] = await submissions(server, count=1500, at_once=20)
         assert (await client.get(f"/attribution/jobs/{busy}")).json()["status"] == "running", (
             "the workers were not busy"
         )

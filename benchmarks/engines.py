@@ -1,0 +1,329 @@
+"""How much faster the single pass is, and how near to the least it could take: `python -m benchmarks.engines`.
+
+Each attribution is done by Inseq called directly, by the service's engine with Inseq's loop, and by its single pass,
+on the same random model, interleaved in one run, one intra-op thread. The numbers are compared, and times are taken:
+the least processor time of the rounds, since a busy machine only ever adds to it. The second table has Captum's own
+attribution of language models beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+# Before torch is imported.
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "INSEQ_ARTIFACTS_CACHE": tempfile.mkdtemp()}
+
+import argparse
+import ctypes
+import gc
+import json
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import inseq
+import torch
+from captum.attr import (
+    FeatureAblation,
+    LayerGradientXActivation,
+    LLMAttribution,
+    LLMGradientAttribution,
+    TextTokenInput,
+)
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from attribution.engine import AttributionEngine
+from attribution.runner import Runner
+from models import AttributionRequest
+from settings import Settings
+from tests.hub import byte_level_tokenizer
+
+Way = Callable[[], Any]
+SETTINGS: dict[str, dict[str, Any]] = {"integrated_gradients": {"n_steps": 20}}
+# What was asked of the single pass, with step scores.
+GOALS = {
+    "small": {"saliency": 10, "input_x_gradient": 10, "integrated_gradients": 6, "occlusion": 100},
+    "medium": {"saliency": 6, "input_x_gradient": 6, "integrated_gradients": 4, "occlusion": 40},
+}
+_TOLERANCE = 1e-4
+METHODS = ("saliency", "input_x_gradient", "integrated_gradients", "gradient_shap", "deeplift", "occlusion")
+
+
+@dataclass(frozen=True)
+class Size:
+    """A random GPT-2, and the lengths of a prompt and what follows it, in tokens."""
+
+    name: str
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+    prompt: int
+    generated: int
+    rounds: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.layers} layers, d {self.width}, vocabulary {self.vocabulary // 1000}k"
+
+    @property
+    def block(self) -> int:
+        """Weights of one block: what one position multiplies by."""
+        return 12 * self.width**2
+
+    @property
+    def head(self) -> int:
+        return self.vocabulary * self.width
+
+
+SIZES = (
+    Size("small", 2000, 64, 2, 4, prompt=64, generated=32, rounds=5),
+    Size("medium", 50_000, 768, 6, 12, prompt=64, generated=16, rounds=2),
+)
+
+
+@dataclass
+class Measured:
+    """Of one way: processor and wall seconds of each round, and the memory that it took beside the model."""
+
+    processor: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+    peak: int = 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", default="small,medium")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--rounds", type=int, help="rounds of each (default: 5 of small models, 2 of the medium one)")
+    parser.add_argument("--captum", action=argparse.BooleanOptionalAction, default=True)
+    arguments = parser.parse_args()
+    quiet()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        engine = AttributionEngine(Settings(data_dir=root / "data", model_dirs=(str(root),)))
+        for size in (each for each in SIZES if each.name in arguments.sizes.split(",")):
+            build(size, root / size.name)
+            rounds = arguments.rounds or size.rounds
+            for method in arguments.methods.split(","):
+                # Inseq takes minutes for these on the medium model.
+                is_long = size.name == "medium" and method in {"integrated_gradients", "occlusion"}
+                rows.append(compare(engine, root, size, method, 0 if is_long else rounds))
+                print(row(rows[-1]), flush=True)
+            if arguments.captum:
+                for theirs in ("gradient", "ablation"):
+                    rows.append(beside_captum(engine, root, size, theirs, rounds))
+                    print(row(rows[-1]), flush=True)
+    report(rows)
+
+
+def compare(engine: AttributionEngine, root: Path, size: Size, method: str, rounds: int) -> dict[str, Any]:
+    """One method on one model, by three ways, with step scores."""
+    text, full = texts(size)
+    settings = SETTINGS.get(method, {})
+    body = {"model": size.name, "method": method, "input_text": text, "generated_text": full,
+            "attribution_args": settings, "step_scores": ["probability"]}  # fmt: skip
+    model = inseq.load_model(str(root / size.name), method, device="cpu")
+
+    def directly() -> Any:
+        torch.manual_seed(0)
+        return model.attribute(
+            text, generated_texts=full, step_scores=["probability"], attribution_args=dict(settings),
+            show_progress=False,
+        )  # fmt: skip
+
+    ways: dict[str, Way] = {"inseq": directly} | {way: engine_way(engine, body, way) for way in ("loop", "single")}
+    measured, outputs = measure(ways, rounds)
+    scores = {way: output.sequence_attributions[0].target_attributions for way, output in outputs.items()}
+    # Random methods draw from other seeds when Inseq is called directly.
+    other = "loop" if method == "gradient_shap" else "inseq"
+    return {"size": size.name, "label": size.label, "lengths": f"{size.prompt} / {size.generated}", "method": method,
+            "difference": difference(scores["single"], scores[other]), "limit": limit(size, method, settings),
+            "goal": GOALS[size.name].get(method), "other": "inseq"} | figures(measured)  # fmt: skip
+
+
+def beside_captum(engine: AttributionEngine, root: Path, size: Size, kind: str, rounds: int) -> dict[str, Any]:
+    """The same log-probabilities' gradients, or the same ablations, by Captum's attribution of language models."""
+    text, full = texts(size)
+    network = AutoModelForCausalLM.from_pretrained(root / size.name, attn_implementation="eager").eval()
+    tokenizer = AutoTokenizer.from_pretrained(root / size.name)
+    tokenizer.pad_token = tokenizer.eos_token
+    unknown = tokenizer.unk_token_id
+    layer = network.get_input_embeddings()
+    wrapped = {
+        "gradient": lambda: LLMGradientAttribution(LayerGradientXActivation(network, layer), tokenizer),
+        "ablation": lambda: LLMAttribution(FeatureAblation(network), tokenizer),
+    }[kind]()
+    method = {"gradient": "input_x_gradient", "ablation": "occlusion"}[kind]
+    body = {"model": size.name, "method": method, "input_text": text, "generated_text": full,
+            "attributed_fn": "probability", "attributed_fn_args": {"logprob": True}}  # fmt: skip
+
+    def captum() -> torch.Tensor:
+        given = TextTokenInput(text, tokenizer, baselines=unknown)
+        # With its cache, positions run past the model's (IndexError), with Transformers 5.
+        more = {"use_cached_outputs": False} if kind == "ablation" else {}
+        found: torch.Tensor = wrapped.attribute(given, target=full.removeprefix(text), **more).token_attr
+        return found.T.abs() if kind == "ablation" else found.T
+
+    ways: dict[str, Way] = {"captum": captum, "single": engine_way(engine, body, "single")}
+    measured, outputs = measure(ways, rounds if kind == "gradient" else 1)
+    ours = outputs["single"].sequence_attributions[0].target_attributions[: size.prompt]
+    ours = ours.sum(-1) if kind == "gradient" else ours
+    return {"size": size.name, "label": size.label, "lengths": f"{size.prompt} / {size.generated}",
+            "method": f"{method} of log-probabilities", "difference": difference(ours, outputs["captum"]),
+            "limit": None, "goal": None, "other": "captum"} | figures(measured)  # fmt: skip
+
+
+def engine_way(engine: AttributionEngine, body: dict[str, Any], way: str) -> Way:
+    request = engine.check(AttributionRequest(engine="inseq" if way == "loop" else "single_pass", **body))
+
+    def run() -> Any:
+        with engine._models.lease(request.model, device="cpu", dtype="float32") as loaded:  # noqa: SLF001
+            return Runner(
+                request, loaded, report=lambda _: None, should_cancel=lambda: False,
+                expected_seconds=lambda _: 0.0, max_input_tokens=4096,
+            ).run()  # fmt: skip
+
+    return run
+
+
+def measure(ways: dict[str, Way], rounds: int) -> tuple[dict[str, Measured], dict[str, Any]]:
+    """Each way once for its result and its memory, and then in turn; with no rounds, the first run is timed."""
+    measured, outputs = {way: Measured() for way in ways}, dict[str, Any]()
+    ways["single"]()  # its probe, once for a model
+    for way, run in ways.items():
+        gc.collect()
+        before, processor, wall = reset_peak(), time.process_time(), time.perf_counter()
+        outputs[way] = run()
+        measured[way].peak = max(0, peak() - before)
+        if not rounds:
+            measured[way].processor.append(time.process_time() - processor)
+            measured[way].wall.append(time.perf_counter() - wall)
+    for _ in range(rounds):
+        for way, run in ways.items():
+            wall, processor = time.perf_counter(), time.process_time()
+            run()
+            measured[way].processor.append(time.process_time() - processor)
+            measured[way].wall.append(time.perf_counter() - wall)
+    return measured, outputs
+
+
+def figures(measured: dict[str, Measured]) -> dict[str, Any]:
+    return {
+        f"{way}_{name}": value
+        for way, each in measured.items()
+        for name, value in (("seconds", min(each.processor)), ("wall", min(each.wall)), ("peak", each.peak))
+    }
+
+
+def limit(size: Size, method: str, settings: dict[str, Any]) -> float | None:
+    """The most that arithmetic allows: multiplications of Inseq's loop over those that the method cannot do without.
+
+    Inseq: for each step a forward and a backward of the whole network over the prefix, and a forward for step scores.
+    At least: forwards of the body, for each step a backward of the body, of whose last block only keys and values are
+    left, over the prefix, and the head once for each step, forward and back.
+    """
+    body, head = size.layers * size.block, size.head
+    lengths = range(size.prompt, size.prompt + size.generated)
+    total, longest, steps = sum(lengths), lengths[-1], len(lengths)
+    points = int(settings.get("n_steps", 50))
+    backward = body - size.block + size.block / 6
+    scores = total * (body + head)
+    if method in {"saliency", "input_x_gradient"}:
+        return (2 * total * (body + head) + scores) / (longest * body + total * backward + 2 * steps * head)
+    if method == "integrated_gradients":
+        least: float = points * (longest * body + total * backward + 2 * steps * head)
+        return (points * 2 * total * (body + head) + scores) / least
+    if method == "deeplift":
+        # Input and baseline, forward and back.
+        return (4 * total * (body + head) + scores) / (2 * longest * body + total * backward + 3 * steps * head)
+    if method == "occlusion":
+        # Replacing a position changes what stands behind it.
+        rows = sum(longest - position for position in range(longest))
+        read = sum(min(steps, longest - position) for position in range(longest))
+        theirs: float = sum(length * (length + 1) for length in lengths) * (body + head)
+        return (theirs + scores) / (rows * body + read * head)
+    return None
+
+
+def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The largest, relative to the largest score."""
+    gaps = (ours.double() - theirs.double()).nan_to_num().abs().max()
+    found = float(gaps / theirs.double().nan_to_num().abs().max())
+    if found > _TOLERANCE:
+        raise AssertionError(f"not the same numbers: off by {found:.1e} of the largest")
+    return found
+
+
+def texts(size: Size) -> tuple[str, str]:
+    """Digits: each is one token."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(0, 10, (size.prompt + size.generated,), generator=generator)
+    full = "".join(map(str, drawn.tolist()))
+    return full[: size.prompt], full
+
+
+def build(size: Size, folder: Path) -> None:
+    eos = "<|endoftext|>"
+    tokenizer = byte_level_tokenizer(bos_token=eos, eos_token=eos, unk_token=eos)
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=size.vocabulary, n_positions=512, n_embd=size.width, n_layer=size.layers, n_head=size.heads,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def reset_peak() -> int:
+    """Begin a new high-water mark of this process's memory (Linux); returns what it has now, in bytes."""
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, so that every way begins alike
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def peak() -> int:
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    (line,) = (each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def quiet() -> None:
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+
+
+def row(each: dict[str, Any]) -> str:
+    theirs, ours = each[f"{each['other']}_seconds"], each["single_seconds"]
+    loop = f"{1000 * each['loop_seconds']:.0f}" if "loop_seconds" in each else ""
+    limited = f"{each['limit']:.1f}" if each["limit"] else ""
+    memory = " / ".join(f"{each[f'{way}_peak'] / 1e6:.0f}" for way in (each["other"], "single"))
+    return (
+        f"| {each['label']} | {each['lengths']} | {each['method']} | {1000 * theirs:.0f} | {loop} | {1000 * ours:.0f} "
+        f"| **{theirs / ours:.1f}** | {each['goal'] or ''} | {limited} | {memory} | {each['difference']:.0e} |"
+    )
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    for other, title in (("inseq", "Inseq"), ("captum", "Captum")):
+        chosen = [each for each in rows if each["other"] == other]
+        if chosen:
+            print(f"\n| model | S / T | method | {title}, ms | our loop, ms | single pass, ms | ratio | goal | limit | "
+                  "memory, MB | largest difference |")  # fmt: skip
+            print("|---|---|---|---|---|---|---|---|---|---|---|")
+            print("\n".join(map(row, chosen)))
+    print("\n" + json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""A store of 100,000 jobs: `python -m benchmarks.store`.
+
+90,000 jobs that ended, 10,000 that wait; a page by every filter, at the newest end, in the middle and at the oldest;
+places in the queue, claims, submissions; and how long retention holds the lock. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from job_listing import Filters
+from job_records import Submission
+from job_schema import job_tags, jobs, result_files
+from job_store import JobStore
+from models import AttributionRequest, JobStatus
+
+_ENDED, _WAITING = 90_000, 10_000
+_REQUEST = {"model": "org/model-3", "method": "saliency", "input_text": "Anna likes tea. Ben likes milk. Anna likes"}
+
+
+def fill(store: JobStore) -> None:
+    """Rows as the service writes them: 8 models, 5 methods, one owner, 2 % failed, a tag each and a rare one."""
+    methods = ["saliency", "integrated_gradients", "lime", "occlusion", "attention"]
+    rows, tags, files = [], [], []
+    for seq in range(1, _ENDED + _WAITING + 1):
+        request = AttributionRequest(**_REQUEST | {"model": f"org/model-{seq % 8}", "method": methods[seq % 5]})
+        ended = seq <= _ENDED
+        status = (JobStatus.FAILED if seq % 50 == 0 else JobStatus.COMPLETED) if ended else JobStatus.PENDING
+        job_id, times = f"{seq:032x}", {"started_at": float(seq), "finished_at": float(seq)}
+        rows.append({"seq": seq, "job_id": job_id, "status": status.value, "model": request.model,
+                     "method": request.method, "request": request.model_dump_json(), "attempt": int(ended),
+                     "created_at": float(seq), "cancel_requested": False, "owner": "", "priority": seq % 3,
+                     "reuse_key": f"{seq:064x}"} | (times if ended else dict.fromkeys(times)))  # fmt: skip
+        names = {"project": f"p{seq % 10}"} | ({"rare": "yes"} if seq % 5000 == 0 else {})
+        tags += [
+            {"job_id": job_id, "name": name, "value": value, "seq": seq, "owner": ""} for name, value in names.items()
+        ]
+        if status is JobStatus.COMPLETED:
+            files += [{"job_id": job_id, "kind": kind, "name": f"{job_id}.1.{kind}", "codec": "x", "size": 1000,
+                       "sha256": "0" * 64} for kind in ("raw", "summary")]  # fmt: skip
+    with store._writer.begin() as connection:  # noqa: SLF001
+        for table, values in ((jobs, rows), (job_tags, tags), (result_files, files)):
+            connection.execute(sa.insert(table), values)
+
+
+def timed(calls: Sequence[Callable[[], object]]) -> dict[str, float]:
+    """Milliseconds of the calls."""
+    taken = []
+    for call in calls:
+        began = time.perf_counter()
+        call()
+        taken.append(1000 * (time.perf_counter() - began))
+    return {"p50_ms": statistics.median(taken), "p99_ms": sorted(taken)[int(0.99 * len(taken))]}
+
+
+def pages(store: JobStore) -> dict[str, dict[str, float]]:
+    """A page of 51 by every combination of filters, at three depths."""
+    choices: dict[str, list[Any]] = {
+        "status": [JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.PENDING, JobStatus.CANCELLED],
+        "model": ["org/model-3", "org/none"],
+        "method": ["lime"],
+        "tags": [[("project", None)], [("project", "p3")], [("rare", "yes"), ("project", None)]],
+    }
+    found = {}
+    for count in range(len(choices) + 1):
+        for names in itertools.combinations(choices, count):
+            asked = [
+                Filters(**dict(zip(names, values, strict=True)), owner="")
+                for values in itertools.product(*(choices[name] for name in names))
+            ]
+            calls = [
+                partial(store.page, filters, limit=51, before=before)
+                for filters in asked
+                for before in (None, 95_000, 50_000, 100)
+                for _ in range(5)
+            ]
+            found["page by " + (" and ".join(names) or "nothing")] = timed(calls)
+    return found
+
+
+def measure(store: JobStore) -> dict[str, dict[str, float]]:
+    found = pages(store)
+    waiting = store.page(Filters(JobStatus.PENDING, owner=""), limit=200)
+    found["queue position of 10,000"] = timed([partial(store.queue_position, job) for job in waiting])
+    submission = Submission(AttributionRequest(**_REQUEST), max_pending=10**6, max_pending_of_owner=10**6)
+    found["submission behind 10,000"] = timed([lambda: store.add(submission)] * 200)
+    found["claim of 10,000"] = timed([store.claim] * 200)
+    found["claim, one model busy"] = timed([lambda: store.claim(["org/model-3", "org/model-4"])] * 200)
+    held = []
+    stop = threading.Event()
+
+    def others() -> None:
+        while not stop.is_set():
+            held.append(timed([lambda: store.add(submission)])["p50_ms"])
+            time.sleep(0.005)
+
+    writer = threading.Thread(target=others)
+    writer.start()
+    began = time.perf_counter()
+    gone = store.expire(before=0, keep=60_000, keep_bytes=10**15)
+    stop.set()
+    writer.join()
+    seconds = time.perf_counter() - began
+    found[f"retention of {len(gone):,}"] = {"seconds": seconds, "longest_submission_meanwhile_ms": max(held)}
+    found["retention, nothing to do"] = timed([lambda: store.expire(before=0, keep=60_000, keep_bytes=10**15)] * 5)
+    return found
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        store = JobStore(Path(scratch))
+        fill(store)
+        found = measure(store)
+        store.close()
+    for name, numbers in found.items():
+        print(f"{name:45} " + ", ".join(f"{key} {value:,.1f}" for key, value in numbers.items()))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
