@@ -67,12 +67,14 @@ def steps_at_once(trunk: Trunk, steps: range, positions: int, rows: int) -> int:
 def row_bytes(trunk: Trunk, positions: int, *, with_graph: bool) -> int:
     """An upper estimate of what one row of a forward keeps: activations of every layer for a graph, else of one.
 
-    After Korthikanti et al., 2022 (https://arxiv.org/abs/2205.05198): 17 widths and 2.5 attention maps a layer.
+    After Korthikanti et al., 2022 (https://arxiv.org/abs/2205.05198): 17 widths and 2.5 attention maps a layer; no
+    maps where attention is fused, but a mask where rows share a prefix.
     """
     config = trunk.network.config.get_text_config(decoder=True)
     width, heads = int(config.hidden_size), int(config.num_attention_heads)
     layers = int(config.num_hidden_layers) * (2 if trunk.is_encoder_decoder else 1) if with_graph else 2
-    return layers * positions * (17 * width + 3 * heads * positions) * trunk.dtype.itemsize
+    maps = 1 if trunk.is_fused else 3 * heads
+    return layers * positions * (17 * width + maps * positions) * trunk.dtype.itemsize
 
 
 def free_bytes(device: torch.device) -> int:

@@ -7,20 +7,22 @@ to the embeddings. The last block's feed-forward, output projection and attentio
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
+
+from attribution.single_pass.attention import attention_of, eager_of
 
 # What the output projection of an attention module is called.
 _PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense")
-_NAME = "inseq_single_pass"
+_NAME, _FUSED_NAME = "inseq_single_pass", "inseq_single_pass_fused"
 
 Hidden = torch.Tensor
 
@@ -62,8 +64,10 @@ def top_of(network: torch.nn.Module) -> Top | None:
 
 
 @contextmanager
-def cut_at(network: Any, top: Top, positions: slice) -> Iterator[Cut]:
-    """Within the block, a forward of the network is cut at its top, for steps at these positions."""
+def cut_at(network: Any, top: Top, positions: slice, *, is_fused: bool) -> Iterator[Cut]:
+    """Within the block, a forward of the network is cut at its top, for steps at these positions; with `is_fused`, the
+    attentions below are fused ones.
+    """
     cut = Cut(top, positions)
 
     def before_block(_: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -84,16 +88,15 @@ def cut_at(network: Any, top: Top, positions: slice) -> Iterator[Cut]:
         top.block.register_forward_pre_hook(before_block, with_kwargs=True),
         top.projection.register_forward_pre_hook(before_projection),
     ]
-    config = network.config.get_text_config(decoder=True)
-    implementation = config._attn_implementation  # noqa: SLF001 - its public setter checks names on the hub
-    if implementation == "eager" and hasattr(sys.modules[type(top.attention).__module__], "eager_attention_forward"):
-        config._attn_implementation = _NAME  # noqa: SLF001
+    ours: AbstractContextManager[None] = nullcontext()
+    if network.config._attn_implementation == "eager" and eager_of(top.attention):  # noqa: SLF001 - no public getter
+        ours = attention_of(network, _FUSED_NAME if is_fused else _NAME)
     token = _current.set(cut)
     try:
-        yield cut
+        with ours:
+            yield cut
     finally:
         _current.reset(token)
-        config._attn_implementation = implementation  # noqa: SLF001
         for handle in handles:
             handle.remove()
 
@@ -110,11 +113,48 @@ def _attention(
     **more: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The family's own eager attention; in the last block only at the steps' positions."""
-    eager: Callable[..., Any] = sys.modules[type(module).__module__].eager_attention_forward
     cut = _current.get()
-    if cut is None or module is not cut.top.attention:
-        found: tuple[torch.Tensor, torch.Tensor | None] = eager(module, query, key, value, attention_mask, **more)
-        return found
+    if cut is not None and module is cut.top.attention:
+        return _at_steps(cut, module, query, key, value, attention_mask, **more)
+    eager = eager_of(module)
+    assert eager is not None
+    found: tuple[torch.Tensor, torch.Tensor | None] = eager(module, query, key, value, attention_mask, **more)
+    return found
+
+
+def _fused_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **more: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As `_attention`, with a mask that is `None` for plain causal attention, or says what is seen."""
+    cut = _current.get()
+    if cut is not None and module is cut.top.attention:
+        if attention_mask is None:
+            places = torch.arange(query.shape[2], device=query.device)
+            attention_mask = (places[:, None] >= places)[None, None]
+        if attention_mask.dtype == torch.bool:
+            attention_mask = query.new_zeros(()).where(attention_mask, torch.finfo(query.dtype).min)
+        return _at_steps(cut, module, query, key, value, attention_mask, **more)
+    found: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **more)
+    return found
+
+
+def _at_steps(
+    cut: Cut,
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **more: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of the steps' queries alone, each with keys and values that are a leaf of its own."""
+    eager = eager_of(module)
+    assert eager is not None
     rows, heads, length, _ = query.shape
     queries = query[:, :, cut.positions].transpose(1, 2)  # [rows, steps, heads, width]
     steps = queries.shape[1]
@@ -132,6 +172,8 @@ def _attention(
     return everywhere, None
 
 
-# Transformers' registries are one per process: a name of our own, in use only within `cut_at`.
+# Transformers' registries are one per process: names of our own, in use only within `cut_at`.
 AttentionInterface.register(_NAME, _attention)
 AttentionMaskInterface.register(_NAME, eager_mask)
+AttentionInterface.register(_FUSED_NAME, _fused_attention)
+AttentionMaskInterface.register(_FUSED_NAME, sdpa_mask)

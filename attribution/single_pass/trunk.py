@@ -6,12 +6,14 @@ a few rows at a time.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from inseq.models import HuggingfaceModel
 
+from attribution.single_pass.attention import FUSED, attention_of, can_be_fused
 from attribution.single_pass.top import cut_at, top_of
 from problems import UnsupportedByModel
 
@@ -31,6 +33,7 @@ class Trunk:
             raise UnsupportedByModel(f"{type(self.network).__name__} has no output embedding to take apart.")
         self._head = head
         self._is_checked = False
+        self.is_fused = can_be_fused(self.network)  # attention keeps no maps
         self._top = None if self.is_encoder_decoder else top_of(self.network)
 
     @property
@@ -44,32 +47,16 @@ class Trunk:
         `embeddings` are the prefix's ([rows, length, width]), or the source's and the decoder's; `more` goes to the
         network.
         """
-        caught: list[torch.Tensor] = []
-
-        def before_head(_: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-            caught.append(arguments[0])
-            # One row is enough to see that the head is understood.
-            return (arguments[0].detach()[:1, :1], *arguments[1:])
-
-        handle = self._head.register_forward_pre_hook(before_head)
-        try:
-            output = self.network(**{**self._inputs(embeddings), "use_cache": False, **more})
-        finally:
-            handle.remove()
-        if len(caught) != 1:
-            raise UnsupportedByModel(f"{type(self.network).__name__} does not call its output embedding once.")
-        (states,) = caught
-        if not self._is_checked:
-            self._check_head(states, output.logits)
-        return states[:, positions]
+        with attention_of(self.network, FUSED) if self.is_fused else nullcontext():
+            return self._states(embeddings, positions, more)
 
     def graph(self, *embeddings: torch.Tensor, positions: slice) -> Graph:
         """As `states`, to be differentiated step by step."""
         if self._top is None:
             states = self.states(*embeddings, positions=positions)
             return Graph(states, (states,), (), 0, 0)
-        with cut_at(self.network, self._top, positions) as cut:
-            states = self.states(*embeddings, positions=positions)
+        with cut_at(self.network, self._top, positions, is_fused=self.is_fused) as cut:
+            states = self._states(embeddings, positions, {})
         if len(cut.leaves) != cut.dense + (1 if cut.dense else 2):
             raise UnsupportedByModel(f"{type(self.network).__name__} runs its last block in a way of its own.")
         return Graph(states, tuple(cut.anchors), tuple(cut.leaves), cut.dense, positions.start)
@@ -91,6 +78,26 @@ class Trunk:
     def encoded(self, source: torch.Tensor) -> Any:
         """The encoder's output for source embeddings ([rows, length, width])."""
         return self.network.get_encoder()(inputs_embeds=source, attention_mask=_ones(source))
+
+    def _states(self, embeddings: tuple[torch.Tensor, ...], positions: slice, more: dict[str, Any]) -> torch.Tensor:
+        caught: list[torch.Tensor] = []
+
+        def before_head(_: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+            caught.append(arguments[0])
+            # One row is enough to see that the head is understood.
+            return (arguments[0].detach()[:1, :1], *arguments[1:])
+
+        handle = self._head.register_forward_pre_hook(before_head)
+        try:
+            output = self.network(**{**self._inputs(embeddings), "use_cache": False, **more})
+        finally:
+            handle.remove()
+        if len(caught) != 1:
+            raise UnsupportedByModel(f"{type(self.network).__name__} does not call its output embedding once.")
+        (states,) = caught
+        if not self._is_checked:
+            self._check_head(states, output.logits)
+        return states[:, positions]
 
     def _inputs(self, embeddings: tuple[torch.Tensor, ...]) -> dict[str, Any]:
         prefix = embeddings[0]

@@ -1,0 +1,57 @@
+"""Which attention a forward uses: the family's own, or torch's fused one, which keeps no maps.
+
+Inseq needs the maps of `eager` attention for two of its methods, so models are loaded with it. Its maps grow with the
+square of the text, and every step's backward reads them again; `scaled_dot_product_attention` makes them anew in pieces
+that fit into a processor's cache (Dao et al., 2022, https://arxiv.org/abs/2205.14135), to the same numbers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+FUSED = "sdpa"
+
+
+def can_be_fused(network: PreTrainedModel) -> bool:
+    """Whether Transformers has fused attention for the family (not where its maps are capped, for one).
+
+    Not where a bias is added to the maps, which fused kernels would read in full; and not in float64, whose users want
+    digits: many families make their maps in float32 whatever the model's type.
+    """
+    eager = network.config._attn_implementation == "eager"  # noqa: SLF001 - Transformers has no public getter
+    if not eager or not network._supports_sdpa or network.dtype == torch.float64:  # noqa: SLF001
+        return False
+    own = (eager_of(module) for module in network.modules())
+    return not any("position_bias" in signature(each).parameters for each in {each for each in own if each})
+
+
+def eager_of(module: nn.Module) -> Callable[..., Any] | None:
+    """A family's own attention, where it is called by Transformers' interface and not spelled out in a module."""
+    found: Callable[..., Any] | None = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    return found
+
+
+@contextmanager
+def attention_of(network: PreTrainedModel, name: str) -> Iterator[None]:
+    """Within the block, the network uses this implementation; the caller holds its lock."""
+    # An encoder and a decoder may have a config of their own.
+    configs: dict[int, PreTrainedConfig] = {}
+    for module in network.modules():
+        if isinstance(module, PreTrainedModel):
+            configs |= {id(each): each for each in (module.config, module.config.get_text_config(decoder=True))}
+    before = [(config, config._attn_implementation) for config in configs.values()]  # noqa: SLF001
+    try:
+        for config, _ in before:
+            config._attn_implementation = name  # noqa: SLF001 - its public setter checks names on the hub
+        yield
+    finally:
+        for config, implementation in before:
+            config._attn_implementation = implementation  # noqa: SLF001
