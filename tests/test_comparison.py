@@ -222,7 +222,8 @@ def test_what_a_comparison_cannot_be(server, body, pointer, word):
 
 
 def test_shorthands_go_to_the_methods_that_have_them(server):
-    job_id = server.run(model=LOOKUP, methods=["saliency", "integrated_gradients"], input_text=PROMPT, n_steps=7)
+    methods, tags = ["saliency", "integrated_gradients"], {"of": "shorthands"}
+    job_id = server.run(model=LOOKUP, methods=methods, input_text=PROMPT, n_steps=7, tags=tags)
     assert server.job(job_id)["request"]["attribution_args"] == {"saliency": {}, "integrated_gradients": {"n_steps": 7}}
-    listed = server.client.get("/attribution/jobs", params={"method": "saliency,integrated_gradients"}).json()["jobs"]
-    assert [job["job_id"] for job in listed] == [job_id]
+    listed = server.client.get("/attribution/jobs", params={"method": ",".join(methods), "tag": "of:shorthands"})
+    assert [job["job_id"] for job in listed.json()["jobs"]] == [job_id]
