@@ -22,7 +22,9 @@ def run(server_url: str) -> nbformat.NotebookNode:
         "TQDM_DISABLE": "1",  # a bar says how long it took, which is never the same
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     }
-    runner = NotebookClient(notebook, timeout=120, record_timing=False, resources={"metadata": {"path": str(ROOT)}})
+    runner = NotebookClient(
+        notebook, timeout=600, startup_timeout=300, record_timing=False, resources={"metadata": {"path": str(ROOT)}}
+    )
     runner.execute(env=environment)
     # What differs from run to run or from machine to machine, and says nothing.
     notebook.metadata = {
