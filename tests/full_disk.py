@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 from contextlib import contextmanager, suppress
 
 import pytest
+
+# What `mount` says to those who may not: as another user than root, or in a container without the capability.
+NOT_ALLOWED = re.compile(r"must be superuser|permission denied|not permitted|only root can", re.IGNORECASE)
 
 
 class SmallDisk:
@@ -28,14 +33,16 @@ class SmallDisk:
 
 @contextmanager
 def small_disk(path, *options, megabytes=4):
-    """Skips the test where this user may not mount one."""
+    """Skips the test where this user may not mount one. Raises `OSError` where mounting fails otherwise."""
     path.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", ",".join((f"size={megabytes}m", *options)), "tmpfs", str(path)],
-        capture_output=True, check=False,
+        capture_output=True, text=True, check=False, env=os.environ | {"LC_ALL": "C"},
     )  # fmt: skip
+    if mounted.returncode and NOT_ALLOWED.search(mounted.stderr):
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
     if mounted.returncode:
-        pytest.skip("a small file system cannot be mounted here (it takes root on Linux)")
+        raise OSError(mounted.stderr)
     try:
         yield SmallDisk(path)
     finally:
