@@ -27,7 +27,7 @@ def browser():
     # Chromium's sandbox cannot be had as root, as in most containers; the pages here are our own.
     arguments = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=executable(), args=arguments)
+        running = playwright.chromium.launch(executable_path=executable(), args=arguments, timeout=180_000)
         yield running
         running.close()
 

@@ -41,7 +41,7 @@ class Chaos:
 
     def client(self, index, jobs):
         """Submit jobs one after another; try each again, with its key, until it is accepted."""
-        numbers, http = random.Random(index), httpx.Client(timeout=10)
+        numbers, http = random.Random(index), httpx.Client(timeout=60)
         for number in range(jobs):
             kind, key = numbers.randrange(len(KINDS)), f"{index}-{number}"
             while not self.stopped.is_set():

@@ -18,9 +18,14 @@ for _name in [name for name in os.environ if name.startswith("INSEQ_API_")]:
     del os.environ[_name]
 
 import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 from tests.hub import build_hub_cache  # noqa: E402
 from tests.serving import Server  # noqa: E402
+
+# How long an example takes, and how long it takes to be made, says how busy the machine is.
+settings.register_profile("any load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any load")
 
 BUNDLED = Path(__file__).parent.parent / "demo_models"
 LOOKUP, PHRASEBOOK = "lookup-gpt2", "phrasebook-t5"
@@ -50,3 +55,59 @@ def server(tmp_path_factory, hub_cache, model_dir):
         INSEQ_API_WORKERS_PER_DEVICE="2",
     ) as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def settled(request):
+    """No test leaves a job behind on the server that it shares with others."""
+    yield
+    if "server" in request.fixturenames:
+        request.getfixturevalue("server").settle()
+
+
+# The page
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A server of a file's own, for the page's tests: they count its jobs, and one has it ask for keys."""
+    with Server(tmp_path_factory.mktemp("page"), INSEQ_API_WORKERS_PER_DEVICE="2") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A browser, closed before another file's tests: while Playwright runs, its thread can have no other event loop."""
+    from tests.browser import browser
+
+    with browser() as running:
+        yield running
+
+
+@pytest.fixture
+def open_page(chromium):
+    """Opens pages that fail the test for an error in the console and for a request that leaves the server."""
+    contexts, complaints = [], []
+
+    def opened(server, path="/", **options):
+        context = chromium.new_context(reduced_motion="reduce", **options)
+        context.set_default_timeout(60_000)
+        contexts.append(context)
+        page = context.new_page()
+        # A refused request is told in the page; that the browser notes its status is no error of the page's.
+        page.on(
+            "console",
+            lambda said: said.type == "error" and "status of 4" not in said.text and complaints.append(said.text),
+        )
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on(
+            "request",
+            lambda asked: asked.url.startswith((server.url, "blob:", "data:")) or complaints.append(asked.url),
+        )
+        page.goto(server.url + path)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert complaints == []

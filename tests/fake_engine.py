@@ -8,7 +8,9 @@ from __future__ import annotations
 import gzip
 import os
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 from main import create_app
@@ -16,6 +18,7 @@ from models import AttributionRequest, JobStatus, Progress, ResultPart, Stage
 from problems import Cancelled, InputRejected
 from server import configure_logging, serve
 from settings import Settings
+from tests.serving import until
 
 LOCAL = "http://127.0.0.1"  # a name that the server answers to
 
@@ -31,16 +34,37 @@ def request(text="hello", model="m", **more):
 
 def ended(client, job_id):
     """The job, once it has ended."""
-    job = client.get(f"/attribution/jobs/{job_id}", params={"wait": 20}).json()
+    job = client.get(f"/attribution/jobs/{job_id}", params={"wait": 60}).json()
     assert JobStatus(job["status"]).is_terminal, job
     return job
 
 
+def until_running(client, job_id):
+    """Wait until the job is in the middle of its work."""
+    until(lambda: client.get(f"/attribution/jobs/{job_id}").json()["progress"]["steps_done"])
+
+
+@contextmanager
+def in_process(settings):
+    """A client of an app in this process with a fake engine of its own, which holds nothing back when it is closed."""
+    from fastapi.testclient import TestClient  # not for the servers that are started again and again
+
+    engine = FakeEngine()
+    with TestClient(create_app(settings, engine), LOCAL) as client:
+        try:
+            yield client
+        finally:
+            engine.go_on.set()
+
+
 class FakeEngine:
-    """`input_text` tells it what to do: `sleep:0.1`, `fail`, `raise`, `die`, `forever`, or anything else for an answer."""
+    """`input_text` tells it what to do: `sleep:0.1`, `hold` (until `go_on` is set), `fail`, `raise`, `die`, `forever`, or
+    anything else for an answer.
+    """
 
     def __init__(self):
         self.runs: list[str] = []
+        self.go_on = threading.Event()
 
     def check(self, request):
         return request
@@ -62,7 +86,7 @@ class FakeEngine:
         deadline = time.monotonic() + seconds
         report(Progress(stage=Stage.ATTRIBUTING, steps_done=0, steps_total=4))
         report(Progress(stage=Stage.ATTRIBUTING, steps_done=1, steps_total=4, fraction=0.25))
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline or (action == "hold" and not self.go_on.is_set()):
             if should_cancel():
                 raise Cancelled
             time.sleep(0.005)

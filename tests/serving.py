@@ -10,12 +10,21 @@ import sys
 import tempfile
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
 
 ROOT = Path(__file__).parent.parent
+
+
+def until(holds: Callable[[], object], seconds: float = 120) -> None:
+    """Wait for something that comes sooner or later: how soon, the machine's load says."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.005)
 
 
 class Server:
@@ -27,7 +36,8 @@ class Server:
         self._arguments = arguments
         self._environment = environment
         self._process: subprocess.Popen[str] | None = None
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - read until nobody knows this server any more
+        # Appended to: where this process reads in it, the server writes at its end all the same.
+        self._log = tempfile.TemporaryFile("a+")  # noqa: SIM115 - read until nobody knows this server any more
         weakref.finalize(self, self._log.close)
         self.client = httpx.Client()
 
@@ -52,7 +62,7 @@ class Server:
             if found := re.search(r"http://[\d.]+:\d+", line):
                 self.url = found.group()
                 self.client.close()
-                self.client = httpx.Client(base_url=self.url, timeout=30)
+                self.client = httpx.Client(base_url=self.url, timeout=120)
                 return
         raise AssertionError(f"the server did not start:\n{self.log}")
 
@@ -67,7 +77,7 @@ class Server:
         self._process.wait()
         self._close()
 
-    def stop(self, timeout: float = 30) -> int:
+    def stop(self, timeout: float = 120) -> int:
         assert self._process is not None
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
@@ -96,7 +106,7 @@ class Server:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
-    def wait(self, job_id: str, timeout: float = 120) -> dict[str, Any]:
+    def wait(self, job_id: str, timeout: float = 300) -> dict[str, Any]:
         deadline = time.monotonic() + timeout
         while (left := deadline - time.monotonic()) > 0:
             # Held back until the job ends: polling would take the interpreter from its worker.
@@ -106,6 +116,23 @@ class Server:
             if job["status"] in {"completed", "failed", "cancelled"}:
                 return job
         raise AssertionError(f"job {job_id} did not end: {job}\n{self.log[-3000:]}")
+
+    def wait_until_attributing(self, job_id: str) -> None:
+        """Until a step of the job is being worked on, or the job has ended."""
+
+        def is_attributing() -> bool:
+            job = self.job(job_id)
+            return job["progress"]["stage"] == "attributing" or job["finished_at"] is not None
+
+        until(is_attributing)
+
+    def settle(self) -> None:
+        """Cancel what still waits or runs, so that whoever comes next has the workers to itself."""
+        for status in ("pending", "running"):
+            answer = self.client.get("/attribution/jobs", params={"status": status, "limit": 200})
+            for job in answer.json()["jobs"]:
+                self.client.post(f"/attribution/jobs/{job['job_id']}/cancel")  # refused where it has just ended
+                self.wait(job["job_id"])
 
     def run(self, **body: Any) -> str:
         """Submit, wait, and insist that it completed."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
-import time
 
 import pytest
 
 from tests.fake_engine import body
 from tests.full_disk import small_disk
-from tests.serving import Server
+from tests.serving import Server, until
 
 
 def fake_server(data_dir):
@@ -19,8 +18,8 @@ def fake_server(data_dir):
 def test_a_full_disk_refuses_jobs_keeps_results_until_there_is_room_and_recovers(tmp_path):
     with small_disk(tmp_path / "disk") as disk, fake_server(disk.path / "data") as server:
         done = server.run(**body("before"))
-        running = server.submit(**body("sleep:1.5"))
-        time.sleep(0.5)
+        running = server.submit(**body("sleep:4"))
+        server.wait_until_attributing(running)
         disk.fill()
         accepted, refusals = {done, running}, 0
         for number in range(20):
@@ -39,11 +38,11 @@ def test_a_full_disk_refuses_jobs_keeps_results_until_there_is_room_and_recovers
         assert server.client.get("/health/live").status_code == 200
         assert server.client.get("/health/ready").status_code == 503
         assert server.result(done) == {"text": "before", "seed": 0}  # what is there can be read
-        time.sleep(1.5)
+        until(lambda: "job_end_not_stored" in server.log)
         assert server.job(running)["status"] == "running"  # its result is kept, for there may be room again
         disk.make_room()
-        assert server.wait(running, 20)["status"] == "completed"
-        assert server.result(running)["text"] == "sleep:1.5"
+        assert server.wait(running)["status"] == "completed"
+        assert server.result(running)["text"] == "sleep:4"
         assert server.client.get("/health/ready").status_code == 200
         listed = {job["job_id"] for job in server.client.get("/attribution/jobs?limit=100").json()["jobs"]}
         assert listed == accepted  # nothing that was refused is half there

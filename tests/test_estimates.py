@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import time
 
 import pytest
 import torch
@@ -254,7 +253,8 @@ def estimate_of(server, **body):
 
 
 def test_estimate_over_http_queues_nothing(server):
-    before = server.client.get("/attribution/jobs").json()["jobs"][:1]
+    listed = lambda: [job["job_id"] for job in server.client.get("/attribution/jobs").json()["jobs"]]  # noqa: E731
+    before = listed()
     answer = estimate_of(server, model=LOOKUP, method="deep_lift", input_text=PROMPT, step_scores=["logit"])
     assert answer.status_code == 200, answer.text
     told = answer.json()
@@ -265,7 +265,7 @@ def test_estimate_over_http_queues_nothing(server):
     assert 0 < told["seconds"]["total"] < 60
     assert (told["device"], told["dtype"], told["fits"], told["warnings"]) == ("cpu", "float32", True, [])
     assert told["peak_memory_bytes"] > (BUNDLED / LOOKUP / "model.safetensors").stat().st_size
-    assert server.client.get("/attribution/jobs").json()["jobs"][:1] == before
+    assert listed() == before
 
 
 @pytest.mark.parametrize(
@@ -288,8 +288,7 @@ def test_an_estimate_does_not_wait_for_the_job_that_has_the_model(server):
     job_id = server.submit(
         model=PHRASEBOOK, method="sequential_integrated_gradients", input_text=SENTENCE, n_steps=2000, engine="inseq"
     )
-    while server.job(job_id)["progress"]["stage"] != "attributing":
-        time.sleep(0.02)
+    server.wait_until_attributing(job_id)
     told = estimate_of(server, model=PHRASEBOOK, method="saliency", input_text=SENTENCE)
     assert told.status_code == 200
     assert server.job(job_id)["status"] == "running"

@@ -6,23 +6,22 @@ import gzip
 import inspect
 import json
 import re
-import time
+from datetime import datetime
 from itertools import pairwise
 
 import httpx
 import inseq
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from main import api, create_app, get_job, watch_job
+from main import api, get_job, watch_job
 from result_routes import results
 from service_routes import catalogue, meta
 from settings import Settings
 from tests import reference
 from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
-from tests.fake_engine import LOCAL, FakeEngine, body, ended
+from tests.fake_engine import body, ended, in_process, until_running
 
 JOB = {"model": LOOKUP, "method": "saliency", "input_text": PROMPT, "step_scores": ["probability"]}
 
@@ -46,7 +45,8 @@ def test_a_job_says_where_it_is_and_what_it_runs(server):
     assert job["request"]["seed"] == 0
     assert job["created_at"].endswith("Z")
     job = server.wait(job["job_id"])
-    assert job["created_at"] < job["started_at"] < job["finished_at"]
+    times = [datetime.fromisoformat(job[name]) for name in ("created_at", "started_at", "finished_at")]
+    assert times == sorted(times)
     assert job["attempt"] == 1
     assert job["progress"]["fraction"] == 1
     assert job["progress"]["steps_done"] == job["progress"]["steps_total"] > 0
@@ -73,19 +73,21 @@ def test_shorthands_and_arguments_are_stored_as_they_run(server):
 
 
 def test_listing_pages_are_stable_and_filtered(server, done):
-    ids = [server.run(model=PHRASEBOOK, method="dummy", input_text=SENTENCE) for _ in range(5)]
-    parameters = {"model": PHRASEBOOK, "method": "dummy", "status": "completed", "limit": 2}
+    job = {"model": PHRASEBOOK, "method": "dummy", "input_text": SENTENCE, "tags": {"of": "pages"}}
+    ids = [server.run(**job) for _ in range(5)]
+    for other in ({"method": "saliency"}, {"model": LOOKUP}, {"tags": {"of": "no pages"}}):
+        server.run(**job | other)
+    parameters = {"model": PHRASEBOOK, "method": "dummy", "status": "completed", "tag": "of:pages", "limit": 2}
     seen, cursor = [], None
     while True:
         page = server.client.get("/attribution/jobs", params=parameters | ({"cursor": cursor} if cursor else {})).json()
         seen += [job["job_id"] for job in page["jobs"]]
         if len(seen) == 2:
-            server.run(model=PHRASEBOOK, method="dummy", input_text=SENTENCE)  # arrives while we read
+            server.run(**job)  # arrives while we read
         cursor = page["next_cursor"]
         if cursor is None:
             break
-    assert seen[:5] == ids[::-1]
-    assert len(seen) == len(set(seen))
+    assert seen == ids[::-1]
     assert server.client.get("/attribution/jobs", params={"cursor": "!!"}).status_code == 422
     assert server.client.get("/attribution/jobs", params={"limit": 0}).json()["errors"][0]["parameter"] == "limit"
 
@@ -353,14 +355,13 @@ def test_no_route_runs_on_the_event_loop():
 def test_metrics(tmp_path):
     """What Prometheus reads: by route and not by id, by method and model, the queue as it is."""
 
-    with TestClient(create_app(Settings(data_dir=tmp_path), FakeEngine()), LOCAL) as client:
+    with in_process(Settings(data_dir=tmp_path)) as client:
         for text in ("hello", "fail"):
             ended(client, client.post("/attribution/jobs", json=body(text)).json()["job_id"])
-        client.post("/attribution/jobs", json=body("sleep:2"))
+        until_running(client, client.post("/attribution/jobs", json=body("hold")).json()["job_id"])
         client.post("/attribution/jobs", json=body("hello"))
         client.get("/attribution/jobs/nope")
         client.get("/no/such/page")
-        time.sleep(0.3)
         answer = client.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain")
     samples = {

@@ -94,7 +94,7 @@ class ManagerMachine(RuleBasedStateMachine):
         self.await_status(waiting[0])
 
     def await_status(self, job_id):
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while self.manager.get(job_id).status is not self.expected[job_id]:
             assert time.monotonic() < deadline, (self.manager.get(job_id), self.expected[job_id])
             time.sleep(0.0005)
@@ -142,7 +142,7 @@ class ManagerMachine(RuleBasedStateMachine):
         finisher.start()
         refused = self.refusal(self.manager.cancel, job_id)
         finisher.join()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while not (status := self.manager.get(job_id).status).is_terminal:
             assert time.monotonic() < deadline
             time.sleep(0.0005)
@@ -175,7 +175,7 @@ class ManagerMachine(RuleBasedStateMachine):
             self.expected[job_id] = JobStatus.PENDING if again else JobStatus.FAILED
             self.seen[job_id] = JobStatus.RUNNING
         for worker in self.manager._workers:
-            worker.join(5)
+            worker.join(60)
             assert not worker.is_alive()
         self.store.close()
         self.serve()

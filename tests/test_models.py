@@ -7,7 +7,6 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -18,9 +17,9 @@ from attribution.model_cache import ModelCache
 from demo_models import tasks
 from problems import ModelNotAllowed, ModelUnavailable
 from settings import Settings
-from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT
+from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 from tests.hub import COMMIT, build_small_gpt2
-from tests.serving import ROOT, Server
+from tests.serving import ROOT, Server, until
 
 
 @pytest.fixture(scope="module")
@@ -143,11 +142,11 @@ def test_an_unreachable_hub_is_told_within_seconds(tmp_path):
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=240,
             check=True,
         )
     seconds, detail = answer.stdout.split(maxsplit=1)
-    assert float(seconds) < 10
+    assert float(seconds) < 30
     assert "could not be reached" in detail
     assert LOOKUP in detail
 
@@ -240,16 +239,12 @@ def test_the_true_word_comes_out_on_top_in_translations(server, method):
 
 
 def test_two_models_attribute_at_the_same_time(server):
-    """Two workers, two models: both jobs are seen running at once."""
-    slow_ig = {"method": "integrated_gradients", "n_steps": 1500}
-    first = server.submit(model=LOOKUP, input_text=PROMPT, **slow_ig)
-    second = server.submit(model=PHRASEBOOK, input_text="the red cat sees a dog", **slow_ig)
-    both = False
-    deadline = time.monotonic() + 60
-    while not both and time.monotonic() < deadline:
-        jobs = [server.job(job_id) for job_id in (first, second)]
-        both = all(job["status"] == "running" and job["progress"]["stage"] == "attributing" for job in jobs)
-        if all(job["status"] == "completed" for job in jobs):
-            break
-    assert both
-    assert {server.wait(job_id)["status"] for job_id in (first, second)} == {"completed"}
+    """Two workers, two models: both jobs are seen in the middle of their work at once."""
+    slow = {"method": "sequential_integrated_gradients", "n_steps": 2000, "engine": "inseq"}
+    texts = {LOOKUP: [PROMPT] * 20, PHRASEBOOK: [SENTENCE] * 20}
+    ids = [server.submit(model=model, input_text=text, **slow) for model, text in texts.items()]
+    for job_id in ids:
+        server.wait_until_attributing(job_id)
+    done = {job_id: server.job(job_id)["progress"]["steps_done"] for job_id in ids}
+    until(lambda: all(server.job(job_id)["progress"]["steps_done"] > before for job_id, before in done.items()))
+    assert {server.job(job_id)["status"] for job_id in ids} == {"running"}

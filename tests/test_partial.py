@@ -16,7 +16,7 @@ from problems import Cancelled
 from settings import Settings
 from tests.conftest import LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 from tests.reference import assert_same_sequence
-from tests.serving import Server
+from tests.serving import Server, until
 
 TEXT = {LOOKUP: PROMPT, PHRASEBOOK: SENTENCE}
 TARGET = {LOOKUP: f"{PROMPT} tea. Ben likes milk.", PHRASEBOOK: "le chat rouge voit un chien"}
@@ -136,12 +136,14 @@ def partial_of(server, job_id, **more):
 
 
 def until_some(server, job_id):
-    deadline = time.monotonic() + 60
-    while (answer := partial_of(server, job_id)).status_code != 200:
-        assert answer.status_code == 409, answer.text
-        assert answer.json()["type"] == "/problems/result-not-ready"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    def there_is_some():
+        nonlocal answer
+        answer = partial_of(server, job_id)
+        assert answer.status_code == 200 or answer.json()["type"] == "/problems/result-not-ready", answer.text
+        return answer.status_code == 200
+
+    answer = None
+    until(there_is_some)
     return answer
 
 
@@ -153,7 +155,8 @@ def columns(document):
 
 @pytest.fixture(scope="module")
 def whole_job(server):
-    return server.result(server.run(**SLOW | {"n_steps": 300}))
+    """The same job run to its end: its id."""
+    return server.run(**SLOW)
 
 
 def test_partial_while_running_and_kept_when_cancelled(server, tmp_path, whole_job):
@@ -169,7 +172,7 @@ def test_partial_while_running_and_kept_when_cancelled(server, tmp_path, whole_j
     kept = partial_of(server, job_id).json()
     assert kept["info"]["partial"]["steps_done"] >= done
     for document in (running, kept):
-        expected = columns(whole_job)
+        expected = columns(server.result(whole_job))
         for index, column in enumerate(columns(document)):
             for ours, theirs in zip(column, expected[index], strict=False):
                 assert ours == theirs or ours == pytest.approx(theirs, rel=1e-5, abs=1e-7)
@@ -206,9 +209,7 @@ def test_without_a_part_there_is_none(server):
 
 
 def test_partial_of_a_completed_job_is_its_result(server, whole_job):
-    jobs = server.client.get("/attribution/jobs", params={"status": "completed", "model": LOOKUP}).json()["jobs"]
-    job_id = next(job["job_id"] for job in jobs if job["request"]["method"] == SLOW["method"])
-    assert partial_of(server, job_id).json() == whole_job
+    assert partial_of(server, whole_job).json() == server.result(whole_job)
 
 
 def test_parts_expire_like_results(tmp_path):

@@ -36,6 +36,7 @@ TARGET = "il gatto rosso vede un cane"
 
 @pytest.fixture(autouse=True)
 def clean():
+    plt.close("all")  # figures of other tests
     before = dict(mpl.rcParams)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import sqlite3
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from job_store import JobStore
 from models import JobStatus, Problem, Progress, ResultPart
 from problems import KeyReused, QueueFull, ResultDamaged, StorageFailed
 from tests.fake_engine import request
+from tests.serving import until
 
 ERROR = Problem(title="Failed", status=500, detail="because")
 PARTS = [ResultPart("raw", "text", b"raw"), ResultPart("summary", "text", b"summary")]
@@ -128,22 +128,15 @@ def in_one_group(store, *submissions):
     with ThreadPoolExecutor(len(submissions) + 1) as pool:
         with store._write_lock:
             leader = pool.submit(store.add, Submission(request("the first, alone")))
-            wait_until(lambda: store._accept._is_led and not store._accept._waiting)
+            until(lambda: store._accept._is_led and not store._accept._waiting)
             futures = []
             for each in submissions:
                 futures.append(pool.submit(store.add, each))
-                wait_until(lambda: len(store._accept._waiting) == len(futures))
+                until(lambda: len(store._accept._waiting) == len(futures))
         leader.result()
         outcomes = [future.exception() or future.result() for future in futures]
     assert len(commits) == 2
     return outcomes
-
-
-def wait_until(holds):
-    deadline = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def test_submissions_that_come_together_share_a_transaction_and_keep_their_order(store):
@@ -201,7 +194,7 @@ def test_what_the_database_refuses_of_one_submission_harms_no_other(store):
     with ThreadPoolExecutor(9) as pool:
         with store._write_lock:
             futures = [pool.submit(add, store, model="bad" if index == 4 else "good") for index in range(9)]
-            wait_until(lambda: len(store._accept._waiting) == 8)
+            until(lambda: len(store._accept._waiting) == 8)
         outcomes = [future.exception() for future in futures]
     assert [type(each) for each in outcomes] == [StorageFailed if index == 4 else type(None) for index in range(9)]
     assert store.active() == {JobStatus.PENDING: 8, JobStatus.RUNNING: 0}

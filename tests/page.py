@@ -1,0 +1,78 @@
+"""The page as tests see it: its fields, the job that it shows, and the numbers that are drawn."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+from playwright.sync_api import expect
+
+expect.set_options(timeout=60_000)  # a machine may be busy
+
+
+def field(page, pointer):
+    return page.locator(f'[data-pointer="{pointer}"]')
+
+
+def opened_job(page):
+    """The id of the job that the page shows, once it shows all of its result."""
+    expect(page.locator(".facts .status")).to_have_text("completed")
+    expect(page.get_by_text("The tokens that are done")).to_have_count(0)
+    expect(page.locator(".tokens").first).to_be_visible()
+    return re.search(r"#/jobs/(\w+)", address(page)).group(1)
+
+
+def address(page):
+    """The address at this moment; `page.url` is what Playwright has heard of so far."""
+    return page.evaluate("location.href")
+
+
+def drawn(page):
+    """The numbers of the table of scores, as they are in the cells' data and as they are written."""
+    rows = page.locator('table[role="grid"] tbody tr')
+    return rows.evaluate_all(
+        "rows => rows.map(row => [...row.querySelectorAll('td')].map(cell =>"
+        " [cell.dataset.value === undefined ? null : Number(cell.dataset.value), cell.textContent]))"
+    )
+
+
+def attributions(result, sequence=0):
+    one = result["sequence_attributions"][sequence]
+    return [*(one["source_attributions"] or []), *(one["target_attributions"] or [])]
+
+
+def expect_number(page, selector, value):
+    """Wait until an element has this number: JavaScript and Python write some in different ways."""
+    page.wait_for_function(
+        "([selector, value]) => Number(document.querySelector(selector)?.dataset.value) === value",
+        arg=[selector, value],
+    )
+
+
+def values(locator):
+    """The numbers of elements."""
+    return locator.evaluate_all(
+        "all => all.map(each => each.dataset.value === undefined ? null : Number(each.dataset.value))"
+    )
+
+
+def expect_values(locator, expected):
+    """Wait until elements have these numbers, which a click or an answer brings."""
+    expect_equal(lambda: values(locator), expected)
+
+
+def expect_equal(found, expected):
+    """Wait until this is found in the page, and show what is there where it does not come."""
+    deadline = time.monotonic() + 60
+    while (there := found()) != expected and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert there == expected
+
+
+def assert_drawn(page, scores):
+    """Wait until the table has these numbers; what is written in its cells is what they are."""
+    expect_equal(lambda: [[value for value, _ in row] for row in drawn(page)], scores)
+    for row in drawn(page):
+        for value, text in row:
+            assert text == "" if value is None else float(text) == pytest.approx(value, abs=6e-4, rel=0.05)
