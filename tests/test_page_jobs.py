@@ -197,6 +197,37 @@ def test_a_key_is_asked_for_kept_in_the_tab_and_forgotten(served, keys, open_pag
     expect_equal(lambda: page.evaluate("sessionStorage.length"), 0)
 
 
+def test_a_late_answer_to_an_older_key_leaves_the_new_one(served, keys, open_page):
+    _, secret = keys.create("ann")
+    page = open_page(served)
+    held = []
+
+    def hold(route):
+        """Of the wrong key's requests, one alone is answered before there is another key."""
+        if "iaa_wrong" in route.request.headers.get("authorization", "") and "/methods" not in route.request.url:
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/attribution/**", hold)
+    dialog = page.get_by_role("dialog")
+    for key in ("iaa_wrong", secret):
+        dialog.get_by_label("API key").fill(key)
+        page.keyboard.press("Enter")
+        if key != secret:
+            expect(dialog.get_by_role("alert")).to_contain_text("not accepted")
+    expect(page.get_by_role("button", name="Attribute", exact=True)).to_be_visible()
+    assert held
+    for route in held:
+        with page.expect_response(route.request.url) as refused:
+            route.continue_()
+        assert refused.value.status == 401
+    page.get_by_role("button", name="Attribute", exact=True).click()
+    opened_job(page)
+    expect(dialog).to_have_count(0)
+    assert page.evaluate("Object.values(sessionStorage)") == [secret]
+
+
 def test_the_documentation_loads_from_here_alone(served, open_page):
     page = open_page(served, "/docs")
     expect(page.get_by_role("heading", name="Attribution as a service")).to_be_visible()

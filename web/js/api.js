@@ -50,7 +50,8 @@ export async function call(path, { method = "GET", body, headers = {}, signal } 
     throw new Problem({ title: "No answer", detail: "The server cannot be reached. Is it running?" }, 0);
   }
   if (response.ok) return response;
-  if (response.status === 401) {
+  // An answer to an older key says nothing of one that was entered since.
+  if (response.status === 401 && apiKey.get() === key) {
     apiKey.forget();
     for (const listener of listeners) listener(Boolean(key));
   }
