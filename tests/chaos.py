@@ -81,7 +81,7 @@ class Chaos:
             self.server.kill()
             self.server.start()
         for thread in threads:
-            thread.join(300)
+            thread.join(600)
             assert not thread.is_alive()
 
     def damage_some(self, count):

@@ -65,6 +65,26 @@ def settled(request):
         request.getfixturevalue("server").settle()
 
 
+# Without torch
+
+
+@pytest.fixture
+def app(tmp_path):
+    """A client of the app in this process, with a fake engine and one worker."""
+    from settings import Settings
+    from tests.fake_engine import in_process
+
+    with in_process(Settings(data_dir=tmp_path)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory):
+    """A server without torch, whose jobs take as long as they are told."""
+    with Server(tmp_path_factory.mktemp("slow"), module="tests.fake_engine") as running:
+        yield running
+
+
 # The page
 
 

@@ -32,6 +32,12 @@ def request(text="hello", model="m", **more):
     return AttributionRequest(**body(text, **more) | {"model": model})
 
 
+def submit(client, text, **more):
+    answer = client.post("/attribution/jobs", json=body(text, **more))
+    assert answer.status_code == 202, answer.text
+    return answer.json()["job_id"]
+
+
 def ended(client, job_id):
     """The job, once it has ended."""
     job = client.get(f"/attribution/jobs/{job_id}", params={"wait": 60}).json()

@@ -1,40 +1,21 @@
-"""Jobs under control: watched, cancelled, limited in time, found again by tag and key, deleted, expired."""
+"""Jobs under control: cancelled, limited in time, found again by tag, deleted, expired, reused."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import anyio
 import pytest
 from fastapi.testclient import TestClient
 
-from api_keys import ApiKeys
 from job_records import Submission
 from job_store import JobStore
 from main import create_app
 from models import JobStatus
 from settings import Settings
 from tests.conftest import PHRASEBOOK, SENTENCE
-from tests.fake_engine import LOCAL, FakeEngine, body, ended, in_process, request, until_running
-from tests.serving import ROOT, Server, until
-
-
-@pytest.fixture
-def app(tmp_path):
-    with in_process(Settings(data_dir=tmp_path)) as client:
-        yield client
-
-
-def submit(app, text, **more):
-    answer = app.post("/attribution/jobs", json=body(text, **more))
-    assert answer.status_code == 202, answer.text
-    return answer.json()["job_id"]
-
+from tests.fake_engine import LOCAL, FakeEngine, body, ended, in_process, request, submit, until_running
+from tests.serving import until
 
 # Cancelling
 
@@ -84,6 +65,22 @@ def test_a_job_that_takes_too_long_fails(tmp_path, limit):
         assert (job["status"], job["error"]["type"]) == ("failed", "/problems/timed-out")
         assert f"longer than {limit.get('timeout_seconds', 0.5)} seconds" in job["error"]["detail"]
         assert ended(app, submit(app, "hello"))["status"] == "completed"
+
+
+@pytest.mark.parametrize("method", ["integrated_gradients", "lime", "occlusion"])
+def test_cancelling_a_real_attribution_leaves_the_model_clean(server, method):
+    """In the middle of the forwards of one step; the job after it gives the numbers of the one before it."""
+    arguments = {"integrated_gradients": {"n_steps": 2000, "internal_batch_size": 2}, "lime": {"n_samples": 2000}}
+    probe = {"model": PHRASEBOOK, "method": "saliency", "input_text": SENTENCE, "step_scores": ["probability"]}
+    before = server.result(server.run(**probe))["sequence_attributions"]
+    text = SENTENCE if method != "occlusion" else " ".join([SENTENCE] * 12)
+    job_id = server.submit(model=PHRASEBOOK, method=method, input_text=text, attribution_args=arguments.get(method, {}))
+    server.wait_until_attributing(job_id)
+    assert server.client.post(f"/attribution/jobs/{job_id}/cancel").json()["cancel_requested"] is True
+    asked = time.monotonic()
+    assert server.wait(job_id)["status"] == "cancelled"
+    assert time.monotonic() - asked < 60
+    assert server.result(server.run(**probe))["sequence_attributions"] == before
 
 
 # Idempotency
@@ -183,216 +180,7 @@ def test_results_expire_by_age_number_and_bytes(tmp_path, limits, kept):
             assert job["expired_at"] is not None
 
 
-# Watching
-
-
-def events(app, job_id, **headers):
-    """The events of a job's stream, read to its end."""
-    answer = app.get(f"/attribution/jobs/{job_id}/events", headers=headers)
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    return parsed(answer.text)
-
-
-def parsed(text):
-    """Each event's kind, id and document."""
-    found = []
-    for block in text.split("\n\n"):
-        lines = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
-        if "data" in lines:
-            found.append((lines["event"], lines["id"], json.loads(lines["data"])))
-    return found
-
-
-def watching(app, job_id):
-    """The events of a job's stream as they come, each when it comes: the test client would give all at the end."""
-    came: list[bytes] = []
-
-    async def read():
-        async for event in app.app.state.watch.stream(job_id, None):
-            came.append(event)  # noqa: PERF401 - one by one, for the test to see
-
-    done = app.portal.start_task_soon(read)
-    return done, lambda: parsed(b"".join(came).decode())
-
-
-def test_every_change_is_an_event_until_the_end(app):
-    running, job_id = submit(app, "forever"), submit(app, "hold")
-    done, seen = watching(app, job_id)
-    until(seen)
-    app.post(f"/attribution/jobs/{running}/cancel")
-    until(lambda: any(document["status"] == "running" for _, _, document in seen()))
-    app.app.state.engine.go_on.set()
-    done.result(60)
-    statuses = [document["status"] for event, _, document in seen() if event == "status"]
-    assert statuses == ["pending", "running", "completed"]
-    assert any(document["progress"]["steps_done"] == 1 for _, _, document in seen())
-    assert len({identity for _, identity, _ in seen()}) == len(seen())
-    assert app.app.state.watch.watched == 0
-
-
-def test_a_stream_resumes_after_the_last_event_that_was_seen(app):
-    job_id = submit(app, "hold")
-    until_running(app, job_id)
-    done, seen = watching(app, job_id)
-    until(seen)
-    app.app.state.engine.go_on.set()
-    done.result(60)
-    (_, first, _), *rest = seen()
-    resumed = events(app, job_id, **{"Last-Event-ID": first})
-    assert [identity for _, identity, _ in resumed] == [rest[-1][1]]
-    last = rest[-1][1]
-    assert app.get(f"/attribution/jobs/{job_id}/events", headers={"Last-Event-ID": last}).status_code == 204
-    assert app.get("/attribution/jobs/nope/events").status_code == 404
-
-
-def test_a_thousand_streams_cost_no_thread(app):
-    """Read on the event loop itself: the test client would take a thread for each."""
-    job_id = submit(app, "hold")
-    watch, before = app.app.state.watch, threading.active_count()
-    finished = []
-
-    async def read_one():
-        finished.extend([event async for event in watch.stream(job_id, None) if b"completed" in event])
-
-    async def read_all():
-        async with anyio.create_task_group() as group:
-            for _ in range(1000):
-                group.start_soon(read_one)
-
-    done = app.portal.start_task_soon(read_all)
-    until(lambda: watch.watched == 1000)
-    assert threading.active_count() < before + 50  # Starlette's own, at most
-    app.app.state.engine.go_on.set()
-    done.result(120)
-    assert len(finished) == 1000
-    assert watch.watched == 0
-
-
-@pytest.mark.parametrize("method", ["integrated_gradients", "lime", "occlusion"])
-def test_cancelling_a_real_attribution_leaves_the_model_clean(server, method):
-    """In the middle of the forwards of one step; the job after it gives the numbers of the one before it."""
-    arguments = {"integrated_gradients": {"n_steps": 2000, "internal_batch_size": 2}, "lime": {"n_samples": 2000}}
-    probe = {"model": PHRASEBOOK, "method": "saliency", "input_text": SENTENCE, "step_scores": ["probability"]}
-    before = server.result(server.run(**probe))["sequence_attributions"]
-    text = SENTENCE if method != "occlusion" else " ".join([SENTENCE] * 12)
-    job_id = server.submit(model=PHRASEBOOK, method=method, input_text=text, attribution_args=arguments.get(method, {}))
-    server.wait_until_attributing(job_id)
-    assert server.client.post(f"/attribution/jobs/{job_id}/cancel").json()["cancel_requested"] is True
-    asked = time.monotonic()
-    assert server.wait(job_id)["status"] == "cancelled"
-    assert time.monotonic() - asked < 60
-    assert server.result(server.run(**probe))["sequence_attributions"] == before
-
-
-# Keys, ownership, fairness
-
-
-@pytest.fixture
-def keyed(tmp_path):
-    """An app with two keys, and a header for each."""
-    keys = ApiKeys.of(tmp_path)
-    headers = [{"Authorization": f"Bearer {keys.create(name)[1]}"} for name in ("ann", "ben")]
-    with in_process(Settings(data_dir=tmp_path)) as client:
-        yield client, *headers
-
-
-def test_a_key_is_needed_once_there_is_one(keyed, tmp_path):
-    client, ann, _ = keyed
-    for headers in ({}, {"Authorization": "Bearer nonsense"}, {"Authorization": ann["Authorization"].split()[1]}):
-        for method, path in (("POST", ""), ("GET", ""), ("GET", "/x"), ("GET", "/x/results"), ("GET", "/x/events"),
-                             ("POST", "/x/cancel"), ("DELETE", "/x")):  # fmt: skip
-            answer = client.request(
-                method,
-                f"/attribution/jobs{path}",
-                headers=headers,
-                json=body("x") if (method, path) == ("POST", "") else None,
-            )
-            assert (answer.status_code, answer.json()["type"]) == (401, "/problems/unauthorized"), path
-            assert answer.headers["www-authenticate"] == "Bearer"
-    assert client.get("/health/ready").status_code == 200
-    for path in ("/metrics", "/attribution/models", "/attribution/methods"):
-        assert client.get(path).status_code == 401
-        assert client.get(path, headers=ann).status_code == 200
-    stored = (tmp_path / "jobs.sqlite3").read_bytes() + (tmp_path / "jobs.sqlite3-wal").read_bytes()
-    assert ann["Authorization"].split()[1].encode() not in stored
-
-
-def test_a_key_sees_its_own_jobs_only(keyed):
-    client, ann, ben = keyed
-    same = {"Idempotency-Key": "k"}
-    mine = client.post("/attribution/jobs", json=body("a"), headers=ann | same).json()["job_id"]
-    theirs = client.post("/attribution/jobs", json=body("b"), headers=ben | same).json()["job_id"]
-    assert mine != theirs
-    assert [job["job_id"] for job in client.get("/attribution/jobs", headers=ann).json()["jobs"]] == [mine]
-    for method, path in (("GET", ""), ("GET", "/results"), ("GET", "/events"), ("POST", "/cancel"), ("DELETE", "")):
-        answer = client.request(method, f"/attribution/jobs/{theirs}{path}", headers=ann)
-        assert (answer.status_code, answer.json()["type"]) == (404, "/problems/job-not-found")
-    assert client.get(f"/attribution/jobs/{theirs}", headers=ben, params={"wait": 60}).json()["status"] == "completed"
-
-
-def test_a_revoked_key_opens_nothing(keyed, tmp_path):
-    client, ann, ben = keyed
-    keys = ApiKeys.of(tmp_path)
-    assert keys.revoke(keys.list()[0].key_id)
-    assert client.get("/attribution/jobs", headers=ann).status_code == 401
-    assert client.get("/attribution/jobs", headers=ben).status_code == 200
-    assert keys.revoke(keys.list()[1].key_id)
-    assert not keys.revoke(keys.list()[1].key_id)
-    assert client.get("/attribution/jobs").status_code == 401  # no key in use is not no key
-
-
-def test_keys_are_managed_by_a_command(tmp_path):
-    def command(*arguments):
-        return subprocess.run(
-            [sys.executable, "main.py", "--data-dir", str(tmp_path), *arguments],
-            capture_output=True, text=True, check=False, cwd=ROOT,
-        )  # fmt: skip
-
-    public = command("--host", "0.0.0.0")
-    assert public.returncode == 2
-    assert "keys create" in public.stderr
-    made = command("keys", "create", "ann")
-    secret = made.stdout.splitlines()[0]
-    listed = command("keys", "list").stdout
-    assert "in use   ann" in listed
-    assert secret not in listed
-    with Server(tmp_path) as server:
-        assert server.client.get("/attribution/jobs").status_code == 401
-        headers = {"Authorization": f"Bearer {secret}"}
-        assert server.client.get("/attribution/jobs", headers=headers).status_code == 200
-        key_id = listed.split()[0]
-        assert command("keys", "revoke", key_id).returncode == 0  # while the server runs
-        assert server.client.get("/attribution/jobs", headers=headers).status_code == 401
-    again = command("keys", "revoke", key_id)
-    assert (again.returncode, again.stderr) == (1, f"There is no key {key_id!r} in use.\n")
-
-
-def test_one_key_s_many_jobs_do_not_starve_another_s(keyed):
-    client, ann, ben = keyed
-    first = client.post("/attribution/jobs", json=body("hold"), headers=ann).json()["job_id"]
-    for index in range(20):
-        client.post("/attribution/jobs", json=body(f"ann {index}"), headers=ann)
-    job = client.post("/attribution/jobs", json=body("ben"), headers=ben).json()
-    assert job["queue_position"] <= 1
-    client.app.state.engine.go_on.set()
-    assert (
-        client.get(f"/attribution/jobs/{job['job_id']}", headers=ben, params={"wait": 60}).json()["status"]
-        == "completed"
-    )
-    assert client.app.state.engine.runs.index("ben") <= 2
-    assert client.get(f"/attribution/jobs/{first}", headers=ann).json()["status"] == "completed"
-
-
-def test_a_key_s_own_queue_is_bounded(tmp_path):
-    keys = ApiKeys.of(tmp_path)
-    ann, ben = ({"Authorization": f"Bearer {keys.create(name)[1]}"} for name in ("ann", "ben"))
-    settings = Settings(data_dir=tmp_path, max_pending_jobs_per_key=2)
-    with in_process(settings) as client:
-        running = client.post("/attribution/jobs", json=body("hold"), headers=ann).json()["job_id"]
-        until(lambda: client.get(f"/attribution/jobs/{running}", headers=ann).json()["status"] == "running")
-        codes = [client.post("/attribution/jobs", json=body("x"), headers=ann).status_code for _ in range(3)]
-        assert codes == [202, 202, 429]
-        assert client.post("/attribution/jobs", json=body("x"), headers=ben).status_code == 202
+# Priority
 
 
 def test_the_higher_priority_comes_first(app):
@@ -437,15 +225,6 @@ def test_a_result_whose_file_is_gone_is_computed_again(app, tmp_path):
     again = ended(app, submit(app, "hello", reuse=True))
     assert again["reused_from"] is None
     assert app.get(f"/attribution/jobs/{again['job_id']}/results").status_code == 200
-
-
-def test_results_are_reused_by_their_owner_only(keyed):
-    client, ann, ben = keyed
-    job_id = client.post("/attribution/jobs", json=body("hello"), headers=ann).json()["job_id"]
-    assert client.get(f"/attribution/jobs/{job_id}", headers=ann, params={"wait": 60}).json()["status"] == "completed"
-    for headers, expected in ((ann, job_id), (ben, None)):
-        answer = client.post("/attribution/jobs", json=body("hello", reuse=True), headers=headers).json()
-        assert answer["reused_from"] == expected
 
 
 def test_what_makes_two_results_the_same(server):

@@ -16,18 +16,8 @@ from models import JobStatus, Stage
 from problems import StorageFailed
 from result_files import ResultFiles
 from settings import Settings
-from tests.fake_engine import LOCAL, FakeEngine, body, ended, in_process, request, until_running
+from tests.fake_engine import LOCAL, FakeEngine, body, ended, request, submit, until_running
 from tests.serving import until
-
-
-@pytest.fixture
-def app(tmp_path):
-    with in_process(Settings(data_dir=tmp_path)) as client:
-        yield client
-
-
-def submit(app, text):
-    return app.post("/attribution/jobs", json=body(text)).json()["job_id"]
 
 
 def test_a_worker_outlives_every_kind_of_failure(app):

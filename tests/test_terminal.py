@@ -24,16 +24,9 @@ from inseq.commands.attribute.attribute_args import AttributeWithInputsArgs
 from attribution_client import options, terminal
 from client import AttributionClient, AttributionFailed, JobStatus
 from tests.conftest import LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
-from tests.serving import ROOT, Server, until
+from tests.serving import ROOT, until
 
 ATTRIBUTE = ["attribute", "--model", PHRASEBOOK, "--method", "saliency", "--input_texts", SENTENCE]
-
-
-@pytest.fixture(scope="module")
-def slow(tmp_path_factory):
-    """A server without torch, whose jobs take as long as they are told."""
-    with Server(tmp_path_factory.mktemp("slow"), module="tests.fake_engine") as running:
-        yield running
 
 
 def environment(server, **more):
