@@ -20,10 +20,11 @@ import torch
 from transformers import AutoTokenizer
 
 from attribution import catalogue, generation, languages, passes, texts
+from attribution.device_memory import memory_of
 from attribution.isolation import DEFAULT_DTYPE
 from attribution.model_cache import LoadedModel, ModelCache, ModelSource
 from attribution.passes import Passes, Shape
-from attribution.rates import ModelRates, Rates, available_bytes, total_bytes
+from attribution.rates import ModelRates, Rates
 from attribution.single_pass.support import obstacle
 from models import AttributionRequest, Engine, Estimate, InputEstimate, SecondsEstimate
 from problems import InvalidRequest, ModelUnavailable
@@ -110,7 +111,7 @@ class Estimator:
         stored = sum(_score_bytes(request, loaded, each.shape) for each in inputs)
         # Every step's scores are kept until they are put together; on the CPU that is the device's own memory.
         peak = rates.peak_bytes(every) + (2 * stored if device == "cpu" else 0)
-        available = available_bytes(device) + loaded.size  # its weights are there already
+        available = memory_of(device).free + loaded.size  # its weights are there already
         estimate = Estimate(
             model=request.model,
             methods=[method],
@@ -175,16 +176,13 @@ def _added_up(request: AttributionRequest, each: list[Estimate]) -> Estimate:
 def check_weights(source: ModelSource, request: AttributionRequest, device: str) -> None:
     """Refuse a model whose weights alone are more than the device's memory. Raises `InvalidRequest`."""
     weights = _parameters(source.path, source.revision) * torch.finfo(getattr(torch, request.dtype)).bits // 8
-    memory = _memory_of(device)
+    memory = memory_of(device).total
     if weights > memory:
         raise InvalidRequest.at(
             "/model",
             f"The weights of {request.model!r} take {weights / _GIB:.1f} GiB in {request.dtype}, and {device} has "
             f"{memory / _GIB:.1f} GiB. Use a smaller dtype or model.",
         )
-
-
-_memory_of = lru_cache(maxsize=64)(total_bytes)
 
 
 @lru_cache(maxsize=256)

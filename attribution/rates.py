@@ -6,16 +6,13 @@ for each method. Knows nothing of requests.
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from attribution.model_cache import LoadedModel, ModelKey
@@ -127,29 +124,6 @@ def measure(loaded: LoadedModel) -> ModelRates:
         logits_per_token=float(loaded.network.config.get_text_config().vocab_size * 4),
         weights=loaded.size,
     )
-
-
-def available_bytes(device: str) -> int:
-    """Memory of a device that nobody uses: torch's own idle part counts, since it is given to whoever asks."""
-    if device.startswith("cuda"):
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-    return min(int(psutil.virtual_memory().available), total_bytes(device))
-
-
-def total_bytes(device: str) -> int:
-    """All memory of a device."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return min(int(psutil.virtual_memory().total), _container_limit())
-
-
-def _container_limit() -> int:
-    """What a container (Linux, cgroups 2) may use; the system's own numbers are the whole machine's."""
-    try:
-        return int(Path("/sys/fs/cgroup/memory.max").read_text())
-    except (OSError, ValueError):  # another system, or `max`
-        return sys.maxsize
 
 
 def _seconds(loaded: LoadedModel, length: int, *, backward: bool) -> float:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 
 import torch
 
+from attribution.device_memory import memory_of
 from attribution.single_pass.trunk import Trunk
 
 # Positions in one forward or backward, over its rows: beyond it a processor gains nothing by more.
@@ -44,7 +43,7 @@ def rows_at_once(trunk: Trunk, positions: int, *, with_graph: bool) -> int:
     """How many rows of this many positions a forward takes at once, or a backward of one graph."""
     device = trunk.network.device
     fast = _GPU_POSITIONS if device.type == "cuda" else _CPU_POSITIONS
-    room = int(free_bytes(device) * _SHARE) // max(1, row_bytes(trunk, positions, with_graph=with_graph))
+    room = int(memory_of(device).free * _SHARE) // max(1, row_bytes(trunk, positions, with_graph=with_graph))
     return max(1, min(fast // max(1, positions), room) // _DIVISOR.get())
 
 
@@ -54,7 +53,7 @@ def steps_at_once(trunk: Trunk, steps: range, positions: int, rows: int) -> int:
     """
     config = trunk.network.config.get_text_config(decoder=True)
     each = 4 * rows * positions * int(config.hidden_size) * trunk.dtype.itemsize
-    room = max(1, min(_STEPS_BYTES, int(free_bytes(trunk.network.device) * _SHARE)) // each)
+    room = max(1, min(_STEPS_BYTES, int(memory_of(trunk.network.device).free * _SHARE)) // each)
     count, before = len(steps), positions - len(steps)
     parts = min(
         range(1, count + 1),
@@ -75,19 +74,6 @@ def row_bytes(trunk: Trunk, positions: int, *, with_graph: bool) -> int:
     layers = int(config.num_hidden_layers) * (2 if trunk.is_encoder_decoder else 1) if with_graph else 2
     maps = 1 if trunk.is_fused else 3 * heads
     return layers * positions * (17 * width + maps * positions) * trunk.dtype.itemsize
-
-
-def free_bytes(device: torch.device) -> int:
-    """Free memory of a device."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-    try:
-        with Path("/proc/meminfo").open() as lines:
-            fields = dict(line.split(":", 1) for line in lines)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return int(os.sysconf("SC_AVPHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE"))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
