@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from job_records import JobRecord
 from job_store import JobStore
 from models import Progress, Stage
 from pace import Pace
+from periodic import Periodic
 from problems import StorageFailed
 
 log = structlog.get_logger(__name__)
@@ -77,32 +77,22 @@ class Reporter:
             self._tell(self._job.job_id)
 
 
-class ProgressWriter:
-    """A thread that writes the progress of running jobs to the store, once a second: no job waits for the disk."""
+class ProgressWriter(Periodic):
+    """Writes the progress of running jobs to the store, once a second: no job waits for the disk."""
 
     def __init__(self, store: JobStore, live: dict[str, Live]) -> None:
         self._store = store
         self._live = live
         self._written: dict[str, Progress] = {}
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="progress", daemon=True)
+        super().__init__("progress", _PROGRESS_INTERVAL, self._write)
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopped.set()
-        if self._thread.is_alive():
-            self._thread.join(5.0)
-
-    def _loop(self) -> None:
-        while not self._stopped.wait(_PROGRESS_INTERVAL):
-            now = dict(self._live)
-            news = [(each.job, each.progress) for key, each in now.items() if self._written.get(key) != each.progress]
-            try:
-                if news:
-                    self._store.save_progress(news)
-            except StorageFailed as error:
-                log.warning("progress_not_stored", error=error.detail)
-                continue
-            self._written = {key: each.progress for key, each in now.items()}
+    def _write(self) -> None:
+        now = dict(self._live)
+        news = [(each.job, each.progress) for key, each in now.items() if self._written.get(key) != each.progress]
+        try:
+            if news:
+                self._store.save_progress(news)
+        except StorageFailed as error:
+            log.warning("progress_not_stored", error=error.detail)
+            return
+        self._written = {key: each.progress for key, each in now.items()}

@@ -1,0 +1,49 @@
+"""What is done now and then goes on after an error, and stops when it is told to."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from periodic import Periodic
+
+
+def test_an_error_does_not_end_it():
+    calls, third = [], threading.Event()
+
+    def work():
+        calls.append(time.monotonic())
+        if len(calls) == 3:
+            third.set()
+        raise ZeroDivisionError
+
+    began = time.monotonic()
+    periodic = Periodic("test", 0.05, work)
+    periodic.start()
+    assert third.wait(10)
+    periodic.stop()
+    done = len(calls)
+    assert calls[0] - began >= 0.05  # nothing is done at the start
+    time.sleep(0.2)
+    assert len(calls) == done
+
+
+def test_a_stop_waits_for_what_is_under_way_and_not_for_the_interval():
+    entered, ended = threading.Event(), []
+
+    def work():
+        entered.set()
+        time.sleep(0.3)
+        ended.append(time.monotonic())
+
+    periodic = Periodic("test", 0.01, work)
+    periodic.start()
+    assert entered.wait(10)
+    periodic.stop()
+    assert len(ended) == 1
+    idle = Periodic("test", 1000, work)
+    idle.start()
+    began = time.monotonic()
+    idle.stop()
+    assert time.monotonic() - began < 1
+    Periodic("test", 1, work).stop()  # never started
