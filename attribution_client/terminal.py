@@ -109,16 +109,14 @@ def _jobs(client: AttributionClient, given: argparse.Namespace, out: Console) ->
     found = client.jobs(
         status=given.status, model=given.model, method=given.method, tag=given.tag, page_size=min(given.limit, 200)
     )
-    jobs = list(islice(found, given.limit))
-    if given.json:
-        sys.stdout.write(json.dumps([job.model_dump(mode="json") for job in jobs]) + "\n")
-    else:
-        _jobs_table(jobs, out)
-    return DONE
+    return _show_jobs(list(islice(found, given.limit)), given, out)
 
 
 def _cancel(client: AttributionClient, given: argparse.Namespace, out: Console) -> int:
-    jobs = [client.cancel(job_id) for job_id in given.job_id]
+    return _show_jobs([client.cancel(job_id) for job_id in given.job_id], given, out)
+
+
+def _show_jobs(jobs: Sequence[Job], given: argparse.Namespace, out: Console) -> int:
     if given.json:
         sys.stdout.write(json.dumps([job.model_dump(mode="json") for job in jobs]) + "\n")
     else:
