@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import httpx
 
 from attribution_client import calls
+from attribution_client.errors import naming
 from attribution_client.progress import bar, no_bar
 from attribution_client.transport import AsyncSender, Sender, options
 from models import AttributionRequest, AttributionResult, ComparisonResult, Estimate, Job, JobStatus
@@ -68,15 +69,13 @@ class AttributionClient:
     ) -> AttributionResult:
         """Submit, wait, and return the result; `fields` are the request's, `view` the options of `results`.
 
-        Raises what `wait` raises. When interrupted, the job goes on, and the interrupt names it.
+        Raises what `wait` raises. When interrupted, or when the server is gone, the job goes on, and the exception's
+        note names it.
         """
         job = self.submit(**calls.fields_of(model, method, input_text, fields))
-        try:
+        with naming(job):
             self.wait(job, timeout=timeout)
-        except KeyboardInterrupt as interrupt:
-            interrupt.add_note(f"The job {job.job_id} goes on: wait for it, or cancel it.")
-            raise
-        return self.results(job, **(view or {}))
+            return self.results(job, **(view or {}))
 
     def compare(
         self,
@@ -92,8 +91,9 @@ class AttributionClient:
         method's arguments under its name. `compare_methods` draws what this returns.
         """
         job = self.submit(**calls.fields_of(model, methods, input_text, fields))
-        self.wait(job, timeout=timeout)
-        return self.comparison(job, **(view or {}))
+        with naming(job):
+            self.wait(job, timeout=timeout)
+            return self.comparison(job, **(view or {}))
 
     def submit(
         self, request: AttributionRequest | None = None, /, *, idempotency_key: str | None = None, **fields: Any
@@ -228,8 +228,9 @@ class AsyncAttributionClient:
         **fields: Any,
     ) -> AttributionResult:
         job = await self.submit(**calls.fields_of(model, method, input_text, fields))
-        await self.wait(job, timeout=timeout)
-        return await self.results(job, **(view or {}))
+        with naming(job):
+            await self.wait(job, timeout=timeout)
+            return await self.results(job, **(view or {}))
 
     async def compare(
         self,
@@ -242,8 +243,9 @@ class AsyncAttributionClient:
         **fields: Any,
     ) -> ComparisonResult:
         job = await self.submit(**calls.fields_of(model, methods, input_text, fields))
-        await self.wait(job, timeout=timeout)
-        return await self.comparison(job, **(view or {}))
+        with naming(job):
+            await self.wait(job, timeout=timeout)
+            return await self.comparison(job, **(view or {}))
 
     async def submit(
         self, request: AttributionRequest | None = None, /, *, idempotency_key: str | None = None, **fields: Any

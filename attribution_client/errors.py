@@ -18,7 +18,9 @@ ClientError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -143,6 +145,19 @@ def completed(job: Job) -> Job:
         reason = _told(job.error) if job.error else "no reason is known"
         raise AttributionFailed(f"The job {job.job_id} failed. {reason}", job)
     return job
+
+
+@contextmanager
+def naming(job: Job) -> Iterator[None]:
+    """What ends the wait for a job from outside says which job goes on without it, and how to come back to it."""
+    try:
+        yield
+    except (KeyboardInterrupt, asyncio.CancelledError, ServerUnreachable) as end:
+        end.add_note(
+            f"The job {job.job_id} was not given up: wait({job.job_id!r}) waits for it, results({job.job_id!r}) reads "
+            f"it once it has completed, cancel({job.job_id!r}) gives it up."
+        )
+        raise
 
 
 def _told(problem: Problem) -> str:

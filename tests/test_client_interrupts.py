@@ -1,0 +1,101 @@
+"""A wait that is given up says which job goes on, and the job can be found by that."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import threading
+import time
+
+import pytest
+
+from client import AsyncAttributionClient, AttributionClient, JobStatus, ServerUnreachable
+from tests.misbehaving import RESET, misbehaving
+from tests.serving import Server
+
+BODY = {"model": "m", "input_text": "forever"}
+CALLS = [("attribute", "saliency"), ("compare", ["saliency", "lime"])]
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory):
+    """A server without torch, whose jobs take as long as they are told."""
+    with Server(tmp_path_factory.mktemp("slow"), module="tests.fake_engine") as running:
+        yield running
+
+
+@pytest.fixture
+def other(slow):
+    """Another client, which looks, and cancels what is left."""
+    with AttributionClient(slow.url) as looking:
+        yield looking
+        for status in ("running", "pending"):
+            for job in looking.jobs(status=status):
+                looking.cancel(job)
+
+
+def the_running(client):
+    while not (jobs := list(client.jobs(status="running"))):
+        time.sleep(0.02)
+    return jobs[0]
+
+
+def named(client, error):
+    """The job that an exception's note names: it runs."""
+    (note,) = error.__notes__
+    (job_id,) = set(re.findall(r"[0-9a-f]{32}", note))
+    assert client.job(job_id).status is JobStatus.RUNNING
+    assert f"cancel('{job_id}')" in note
+    assert client.cancel(job_id).job_id == job_id
+    return job_id
+
+
+@pytest.mark.parametrize(("call", "methods"), CALLS)
+def test_ctrl_c_leaves_a_note(slow, other, call, methods):
+    def interrupt():
+        the_running(other)
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with AttributionClient(slow.url) as client:
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(KeyboardInterrupt) as interrupted:
+            getattr(client, call)(BODY["model"], methods, BODY["input_text"])
+    named(other, interrupted.value)
+
+
+@pytest.mark.parametrize(("call", "methods"), CALLS)
+def test_a_cancelled_task_leaves_a_note(slow, other, call, methods):
+    async def work():
+        async with AsyncAttributionClient(slow.url) as client:
+            waiting = asyncio.create_task(getattr(client, call)(BODY["model"], methods, BODY["input_text"]))
+            await asyncio.to_thread(the_running, other)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError) as cancelled:
+                await waiting
+            return cancelled.value
+
+    named(other, asyncio.run(work()))
+
+
+def test_a_time_limit_of_asyncio_has_the_note_in_its_cause(slow, other):
+    async def work():
+        async with AsyncAttributionClient(slow.url) as client:
+            with pytest.raises(TimeoutError) as late:
+                async with asyncio.timeout(1):
+                    await client.attribute("m", "saliency", "forever")
+            return late.value.__cause__
+
+    named(other, asyncio.run(work()))
+
+
+@pytest.mark.parametrize(("call", "methods"), CALLS)
+def test_a_server_that_is_gone_leaves_a_note(slow, other, call, methods):
+    with misbehaving(slow.url) as proxy, AttributionClient(proxy.url, retry_seconds=0.5) as client:
+        proxy.plan = [None, *[RESET] * 50]  # the job is accepted, and then nothing is heard any more
+        with pytest.raises(ServerUnreachable) as gone:
+            getattr(client, call)(BODY["model"], methods, BODY["input_text"])
+    the_running(other)
+    named(other, gone.value)
