@@ -7,16 +7,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-from request_models import METHOD_ALIASES, MODEL_NAME_PATTERN, Arguments, AttributionRequest, ChatMessage, Engine
+from request_models import (
+    METHOD_ALIASES,
+    MODEL_NAME_PATTERN,
+    TOLERANT,
+    Arguments,
+    AttributionRequest,
+    ChatMessage,
+    Engine,
+    OpenEnum,
+)
 
 __all__ = [
     "METHOD_ALIASES",
     "MODEL_NAME_PATTERN",
+    "TOLERANT",
     "Agreement",
     "Arguments",
     "AttributionRequest",
@@ -42,7 +51,7 @@ __all__ = [
 ]
 
 
-class JobStatus(StrEnum):
+class JobStatus(OpenEnum):
     """Where a job is in its life. Moves: pending -> running -> an end, and running -> pending after a crash."""
 
     PENDING = "pending"  # accepted and durable, waiting for a worker
@@ -57,7 +66,7 @@ class JobStatus(StrEnum):
         return self in {JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED}
 
 
-class Stage(StrEnum):
+class Stage(OpenEnum):
     """What a job is doing right now."""
 
     QUEUED = "queued"  # waiting for a worker
@@ -143,6 +152,11 @@ class Job(BaseModel):
     request: AttributionRequest
     error: Problem | None = None
     links: Links
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it will not move again, also where its status is one that only a newer server knows."""
+        return self.status.is_terminal or self.finished_at is not None
 
 
 class JobList(BaseModel):

@@ -7,9 +7,22 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import core_schema
 
 # `name` or `org/name`, optionally `@revision`: never a path. Each part starts with a letter or digit and has no two
 # dots in a row, so neither `..` nor a leading slash can be written.
@@ -23,10 +36,43 @@ TagName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*
 TagValue = Annotated[str, StringConstraints(max_length=256)]
 
 
+# The context in which a client reads a server's documents: `model_validate_json(..., context=TOLERANT)`.
+TOLERANT: dict[str, Any] = {"reads": "the documents of a newer server"}
+
 MethodName = Annotated[str, StringConstraints(max_length=100)]
 
 
-class Engine(StrEnum):
+def keep_unknown(value: Any, check: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    """A value that this version does not know, where `TOLERANT` is the context: a newer server's, shown as it is."""
+    try:
+        return check(value)
+    except ValidationError:
+        if info.context is not TOLERANT or not isinstance(value, str):
+            raise
+        return value
+
+
+class OpenEnum(StrEnum):
+    """Names that a later version may add to: where `TOLERANT` is the context, one that is not known yet is kept as a
+    member without a place in the list.
+    """
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        def kept(value: Any, check: ValidatorFunctionWrapHandler, info: ValidationInfo) -> OpenEnum:
+            found = keep_unknown(value, check, info)
+            return found if isinstance(found, cls) else cls._unknown(found)
+
+        return core_schema.with_info_wrap_validator_function(kept, handler(source))
+
+    @classmethod
+    def _unknown(cls, value: str) -> Self:
+        member = str.__new__(cls, value)
+        member._name_ = member._value_ = value
+        return member
+
+
+class Engine(OpenEnum):
     """What computes the scores."""
 
     AUTO = "auto"  # the single pass where it is possible and was found to agree, Inseq's loop otherwise
@@ -130,7 +176,9 @@ class AttributionRequest(BaseModel):
     clean_special_chars: bool = Field(False, description="Strip the tokenizer's marks (such as `▁`) from tokens.")
     output_step_attributions: bool = Field(False, description="Return the attributions of each step as well.")
     force_cpu: bool = Field(False, description="Run on the CPU even where there is a GPU.")
-    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Precision of weights and scores.")
+    dtype: Annotated[Literal["float32", "float16", "bfloat16"], WrapValidator(keep_unknown)] = Field(
+        "float32", description="Precision of weights and scores."
+    )
     corrections: bool = Field(
         True, description="False gives Inseq's own numbers where it is wrong, for comparison; `info` says which."
     )

@@ -18,7 +18,7 @@ import httpx
 from pydantic import BaseModel
 
 from attribution_client.errors import Conflict, WaitTimedOut, completed
-from models import AttributionRequest, AttributionResult, ComparisonResult, Estimate, Job, JobList, JobStatus
+from models import TOLERANT, AttributionRequest, AttributionResult, ComparisonResult, Estimate, Job, JobList, JobStatus
 
 JOBS = "/attribution/jobs"
 LONG_POLL = 5.0  # seconds that an answer is held back where the stream of events was cut
@@ -135,18 +135,19 @@ def cancel(job_id: str) -> Operation[Job]:
 def wait(job_id: str, timeout: float | None, show: Callable[[Job], AbstractContextManager[Report]]) -> Operation[Job]:
     """The job once it has completed; `show` opens a progress bar and gives what updates it.
 
-    Raises `AttributionFailed`, `AttributionCancelled`, `WaitTimedOut`.
+    Raises `AttributionFailed`, `AttributionCancelled`, `WaitTimedOut`, and `JobEndedWithoutResult` for an end that this
+    client does not know.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     latest: Job = yield job(job_id)
     with show(latest) as report:
-        while not latest.status.is_terminal:
+        while not latest.has_ended:
             if deadline is None or deadline - time.monotonic() > LONG_POLL:
                 latest = yield Follow(latest, report, None if deadline is None else deadline - LONG_POLL)
             left = LONG_POLL if deadline is None else deadline - time.monotonic()
-            if not latest.status.is_terminal and left <= 0:
+            if not latest.has_ended and left <= 0:
                 raise WaitTimedOut(latest)
-            if not latest.status.is_terminal:
+            if not latest.has_ended:
                 # The stream was cut by a restart of the server (which the job survives) or a proxy; or time runs out.
                 latest = yield job(job_id, wait=round(min(left, LONG_POLL), 3))
                 report(latest)
@@ -154,8 +155,8 @@ def wait(job_id: str, timeout: float | None, show: Callable[[Job], AbstractConte
 
 
 def read_as(document: type[Document], content: bytes | str) -> Document:
-    """An answer as this document; a newer server may say more than this client knows of."""
-    return document.model_validate_json(content, extra="ignore")
+    """An answer as this document; a newer server may say more than this client knows of, and other values."""
+    return document.model_validate_json(content, extra="ignore", context=TOLERANT)
 
 
 def _read(document: type[Document]) -> Callable[[httpx.Response], Document]:

@@ -138,12 +138,17 @@ def raise_for_problem(response: httpx.Response) -> None:
 
 
 def completed(job: Job) -> Job:
-    """The job, if it has a result. Raises `AttributionFailed` or `AttributionCancelled`."""
+    """The job that has ended, if it has a result. Raises the `JobEndedWithoutResult` that says why it has none."""
     if job.status is JobStatus.CANCELLED:
         raise AttributionCancelled(f"The job {job.job_id} was cancelled.", job)
     if job.status is JobStatus.FAILED:
         reason = _told(job.error) if job.error else "no reason is known"
         raise AttributionFailed(f"The job {job.job_id} failed. {reason}", job)
+    if job.status is not JobStatus.COMPLETED:
+        raise JobEndedWithoutResult(
+            f"The job {job.job_id} has ended as {job.status}, which this client does not know: the server is newer.",
+            job,
+        )
     return job
 
 

@@ -22,7 +22,7 @@ def no_bar(_: Job) -> Iterator[Report]:
 @contextmanager
 def bar(first: Job) -> Iterator[Report]:
     """Stage, place in the queue, and how much is done."""
-    if first.status.is_terminal or not (sys.stderr.isatty() or "ipykernel" in sys.modules):
+    if first.has_ended or not (sys.stderr.isatty() or "ipykernel" in sys.modules):
         yield lambda _: None
         return
     with warnings.catch_warnings():

@@ -69,7 +69,7 @@ def _attribute(client: AttributionClient, given: argparse.Namespace, out: Consol
         client.wait(job)
     except KeyboardInterrupt:
         cancelled = client.cancel(job)
-        _say(f"Interrupted: the job {job.job_id} is {'being ' if not cancelled.status.is_terminal else ''}cancelled.")
+        _say(f"Interrupted: the job {job.job_id} is {'being ' if not cancelled.has_ended else ''}cancelled.")
         return INTERRUPTED
     return _result(client, job.job_id, given, out)
 
@@ -153,7 +153,7 @@ def _jobs_table(jobs: Sequence[Job], out: Console) -> None:
         done = f"{job.progress.fraction:.0%}" if job.status is JobStatus.RUNNING else ""
         table.add_row(
             job.job_id,
-            Text("cancelling" if job.cancel_requested and done else job.status, _STYLES[job.status]),
+            Text("cancelling" if job.cancel_requested and done else job.status, _STYLES.get(job.status, "")),
             done,
             Text(job.request.model),
             Text(", ".join(job.request.method_names)),

@@ -23,6 +23,7 @@ from models import Job
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 10.0  # seconds
 _TIMEOUT = httpx.Timeout(60.0, connect=5.0, read=90.0)  # a held answer takes up to 60 seconds
 _SILENCE = 45.0  # seconds without a sign of life after which a stream is taken to be cut; one comes every 15
+_EVENTS = {"status", "progress"}  # whose data is the job
 
 
 def options(server: str, api_key: str | None) -> dict[str, Any]:
@@ -113,7 +114,7 @@ class Sender:
                 return job
             for event in source.iter_sse():
                 job = _told(event, job, step.report)
-                if job.status.is_terminal or _is_over(step):
+                if job.has_ended or _is_over(step):
                     break
         return job
 
@@ -160,7 +161,7 @@ class AsyncSender:
                     return job
                 async for event in source.aiter_sse():
                     job = _told(event, job, step.report)
-                    if job.status.is_terminal or _is_over(step):
+                    if job.has_ended or _is_over(step):
                         break
         return job
 
@@ -175,7 +176,8 @@ def _is_over(step: Follow) -> bool:
 
 
 def _told(event: ServerSentEvent, job: Job, report: Callable[[Job], None]) -> Job:
-    if event.data:  # without, it says when to connect again
+    # Without data it says when to connect again; and a newer server may tell of other things.
+    if event.data and event.event in _EVENTS:
         job = read_as(Job, event.data)
         report(job)
     return job
