@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+_EACH = "; of several methods each in a file of its own: NAME.METHOD.SUFFIX"
 _TRUE, _FALSE = {"true", "yes", "1", "on"}, {"false", "no", "0", "off"}
 
 
@@ -127,8 +128,8 @@ def _view(sub: argparse.ArgumentParser) -> None:
         "--normalize_attributions", type=_flag, nargs="?", const=True, metavar="true|false", help="sum to 1 or not"
     )
     sub.add_argument("--hide_attributions", "--hide", action="store_true", help="print no table")
-    sub.add_argument("--save_path", "-o", metavar="FILE", help="save for inseq.FeatureAttributionOutput.load")
-    sub.add_argument("--viz_path", metavar="FILE", help="save the heatmap as HTML")
+    sub.add_argument("--save_path", "-o", metavar="FILE", help=f"save for inseq.FeatureAttributionOutput.load{_EACH}")
+    sub.add_argument("--viz_path", metavar="FILE", help=f"save the heatmap as HTML{_EACH}")
     _json(sub)
 
 

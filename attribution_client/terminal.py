@@ -71,13 +71,13 @@ def _attribute(client: AttributionClient, given: argparse.Namespace, out: Consol
         cancelled = client.cancel(job)
         _say(f"Interrupted: the job {job.job_id} is {'being ' if not cancelled.has_ended else ''}cancelled.")
         return INTERRUPTED
-    return _result(client, job.job_id, given, out)
+    return _result(client, job, given, out)
 
 
 def _show(client: AttributionClient, given: argparse.Namespace, out: Console) -> int:
     job = client.job(given.job_id)
     if job.status is JobStatus.COMPLETED:
-        return _result(client, job.job_id, given, out)
+        return _result(client, job, given, out)
     if given.json:
         out.print(job.model_dump_json(), markup=False)
     else:
@@ -87,22 +87,30 @@ def _show(client: AttributionClient, given: argparse.Namespace, out: Console) ->
     return FAILED if job.status is JobStatus.FAILED else DONE
 
 
-def _result(client: AttributionClient, job_id: str, given: argparse.Namespace, out: Console) -> int:
+def _result(client: AttributionClient, job: Job, given: argparse.Namespace, out: Console) -> int:
     view = options.view_options(given)
-    if given.save_path:
-        aggregated = view if "aggregator" in view else {}
-        Path(given.save_path).write_bytes(client.view(job_id, "inseq", **aggregated))
-    if given.viz_path:
-        Path(given.viz_path).write_bytes(client.view(job_id, "html", **view))
+    is_comparison = job.request.methods is not None and "method" not in view
+    aggregated = view if "aggregator" in view else {name: view[name] for name in view.keys() & {"method"}}
+    for path, view_format, asked in ((given.save_path, "inseq", aggregated), (given.viz_path, "html", view)):
+        if path and is_comparison:
+            for method in job.request.method_names:
+                _path_of(path, method).write_bytes(client.view(job, view_format, **asked, method=method))
+        elif path:
+            Path(path).write_bytes(client.view(job, view_format, **asked))
     if given.json:
-        sys.stdout.write(client.view(job_id, "json", **view).decode() + "\n")
+        sys.stdout.write(client.view(job, "json", **view).decode() + "\n")
+    elif not given.hide_attributions and is_comparison:
+        print_comparison(client.comparison(job, decode_tokens=True, **view), out)
     elif not given.hide_attributions:
-        if client.job(job_id).request.methods is not None and "method" not in view:
-            print_comparison(client.comparison(job_id, decode_tokens=True, **view), out)
-        else:
-            print_result(client.results(job_id, decode_tokens=True, **view), out)
-    _say(f"job {job_id}")
+        print_result(client.results(job, decode_tokens=True, **view), out)
+    _say(f"job {job.job_id}")
     return DONE
+
+
+def _path_of(path: str, method: str) -> Path:
+    """A file of its own for each method of a comparison: `scores.html` is `scores.saliency.html`."""
+    whole = Path(path)
+    return whole.with_name(f"{whole.stem}.{method}{whole.suffix}")
 
 
 def _jobs(client: AttributionClient, given: argparse.Namespace, out: Console) -> int:

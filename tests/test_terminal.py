@@ -89,6 +89,35 @@ def test_a_comparison_shows_each_method_and_how_they_agree(server):
     assert "saliency" not in one.stdout
 
 
+def test_a_comparison_has_a_file_for_each_method(server, tmp_path):
+    methods = ["saliency", "occlusion"]
+    done = run(
+        server, "attribute", "-m", PHRASEBOOK, "--methods", *methods, "-i", SENTENCE, "--hide",
+        "--save_path", tmp_path / "scores.json", "--viz_path", tmp_path / "scores.html",
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    job_id = done.stderr.split()[1]
+    assert {file.name for file in tmp_path.iterdir()} == {
+        f"scores.{method}.{suffix}" for method in methods for suffix in ("json", "html")
+    }
+    for method in methods:
+        loaded = inseq.FeatureAttributionOutput.load(tmp_path / f"scores.{method}.json")
+        assert loaded.info["attribution_method"] == method
+        answer = server.client.get(
+            f"/attribution/jobs/{job_id}/results", params={"format": "html", "method": method}
+        ).content
+        assert (tmp_path / f"scores.{method}.html").read_bytes() == answer
+    # Of one method it is the file that was named; of all, again each.
+    run(server, "show", job_id, "--method", "occlusion", "--hide", "-o", tmp_path / "one")
+    assert inseq.FeatureAttributionOutput.load(tmp_path / "one").info["attribution_method"] == "occlusion"
+    again = run(server, "show", job_id, "--hide", "--viz_path", tmp_path / "a", "--normalize_attributions", "false")
+    assert again.returncode == 0, again.stderr
+    answer = server.client.get(
+        f"/attribution/jobs/{job_id}/results", params={"format": "html", "method": "saliency", "normalize": False}
+    ).content
+    assert (tmp_path / "a.saliency").read_bytes() == answer != (tmp_path / "scores.saliency.html").read_bytes()
+
+
 def test_json_is_the_servers(server):
     done = run(server, *ATTRIBUTE, "--json", "--attribution-aggregators", "sum", "--normalize_attributions", "false")
     job_id = done.stderr.split()[1]
@@ -159,6 +188,11 @@ def test_jobs_show_and_cancel(slow):
         assert run(slow, "show", long.job_id).returncode == 0
         again = run(slow, "cancel", failed.job_id)
         assert (again.returncode, again.stdout) == (1, "")
+
+
+def test_help_tells_of_the_files(server):
+    told = " ".join(run(server, "attribute", "--help").stdout.split())
+    assert told.count("of several methods each in a file of its own: NAME.METHOD.SUFFIX") == 2
 
 
 def test_methods(server):
