@@ -2,6 +2,7 @@
 
 const STORED = "inseq-api-key";
 const listeners = new Set();
+const hearers = new Set();
 
 /** The API key of this tab, or null. It is forgotten with the tab. */
 export const apiKey = {
@@ -20,6 +21,12 @@ export function onUnauthorized(listener) {
   return () => listeners.delete(listener);
 }
 
+/** Call `hearer()` whenever the server answers, whatever it says; returns how to stop it. */
+export function onAnswer(hearer) {
+  hearers.add(hearer);
+  return () => hearers.delete(hearer);
+}
+
 /** A problem document (RFC 9457), thrown. */
 export class Problem extends Error {
   constructor(document, status) {
@@ -27,6 +34,11 @@ export class Problem extends Error {
     this.status = status;
     this.title = document.title;
     this.errors = document.errors ?? [];
+  }
+
+  /** Whether there was no answer at all: it says nothing any more once there is one. */
+  get isSilence() {
+    return this.status === 0;
   }
 }
 
@@ -49,6 +61,7 @@ export async function call(path, { method = "GET", body, headers = {}, signal } 
     if (error.name === "AbortError") throw error;
     throw new Problem({ title: "No answer", detail: "The server cannot be reached. Is it running?" }, 0);
   }
+  for (const hearer of [...hearers]) hearer();
   if (response.ok) return response;
   // An answer to an older key says nothing of one that was entered since.
   if (response.status === 401 && apiKey.get() === key) {

@@ -25,11 +25,21 @@ export function JobList({ store, openId }) {
       </div>
       ${store.problem && html`<p class="error" role="alert">${store.problem.message}</p>`}
       ${store.isLoaded && !store.list.length && html`<p class="muted">${store.status ? `No ${store.status} jobs.` : "No jobs yet."}</p>`}
-      <ul>
-        ${store.list.map((job) => html`<${Entry} key=${job.job_id} job=${job} isOpen=${job.job_id === openId} />`)}
-      </ul>
+      ${store.earlier.length > 0 && html`
+        <h3 id="earlier">Earlier, still under way</h3>
+        <${Entries} jobs=${store.earlier} openId=${openId} label="earlier" />
+        <h3 id="newest">Newest</h3>`}
+      <${Entries} jobs=${store.list} openId=${openId} label=${store.earlier.length > 0 ? "newest" : undefined} />
       ${store.cursor && html`<button onClick=${more} disabled=${isLoading}>Load more</button>`}
     </aside>
+  `;
+}
+
+function Entries({ jobs, openId, label }) {
+  return html`
+    <ul aria-labelledby=${label}>
+      ${jobs.map((job) => html`<${Entry} key=${job.job_id} job=${job} isOpen=${job.job_id === openId} />`)}
+    </ul>
   `;
 }
 

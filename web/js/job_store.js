@@ -4,6 +4,7 @@ import { watch } from "./events.js";
 import { hasEnded } from "./job.js";
 
 const PAGE = 20;
+const MOST_EARLIER = 100; // of those that run, and of those that wait
 const POLL = 4000; // milliseconds between two looks for jobs of other clients
 // A browser opens six connections to a server, and the page needs some for itself: further active jobs are polled.
 const STREAMS = 3;
@@ -11,6 +12,7 @@ const STREAMS = 3;
 export class JobStore {
   #jobs = new Map();
   #order = [];
+  #active = [];
   #listeners = new Set();
   #watches = new Map();
   #timer = null;
@@ -23,6 +25,12 @@ export class JobStore {
 
   get list() {
     return this.#order.map((id) => this.#jobs.get(id));
+  }
+
+  /** Jobs older than those of the list that run or wait. */
+  get earlier() {
+    const listed = new Set(this.#order);
+    return this.#active.filter((id) => !listed.has(id)).flatMap((id) => this.#jobs.get(id) ?? []);
   }
 
   get(id) {
@@ -48,20 +56,29 @@ export class JobStore {
   filter(status) {
     this.status = status;
     this.#order = [];
+    this.#active = [];
     this.isLoaded = false;
     this.#generation += 1;
     return this.refresh();
   }
 
-  /** Read the first page again; what was loaded of older jobs stays. */
+  /** Read the first page again; what was loaded of older jobs stays. And which jobs behind it run or wait. */
   async refresh() {
-    await this.#load({}, (page) => {
+    const isWhole = await this.#load({}, (page) => {
       const oldest = page.jobs.at(-1)?.job_id;
       const known = this.#order.indexOf(oldest);
       const older = page.next_cursor && known >= 0 ? this.#order.slice(known + 1) : [];
       if (!older.length) this.cursor = page.next_cursor;
       this.#order = [...page.jobs.map((job) => job.job_id), ...older];
+      return !page.next_cursor;
     });
+    if (isWhole !== false || this.status) return;
+    const found = {};
+    const read = (status) =>
+      this.#load({ status, limit: MOST_EARLIER }, (page) => (found[status] = page.jobs.map((job) => job.job_id)));
+    await Promise.all(["running", "pending"].map(read));
+    if (found.running && found.pending) this.#active = [...new Set([...found.running, ...found.pending])];
+    this.#changed();
   }
 
   more() {
@@ -110,13 +127,15 @@ export class JobStore {
       const page = await getJson(withQuery("/attribution/jobs", query));
       if (generation !== this.#generation) return; // the filter has changed meanwhile
       page.jobs.forEach((job) => this.#keep(job));
-      take(page);
+      const taken = take(page);
       this.isLoaded = true;
       this.problem = null;
+      this.#changed();
+      return taken;
     } catch (problem) {
       this.problem = problem;
+      this.#changed();
     }
-    this.#changed();
   }
 
   #changed() {

@@ -1,15 +1,16 @@
 // One job: what it was asked, how far it is, what came of it.
 import { duration, hasEnded, methodsOf, phaseOf, runTime, titleOf, when } from "./job.js";
-import { Notice } from "./notice.js";
+import { Notice, useProblem } from "./notice.js";
 import { html, useEffect, useState } from "./preact.js";
 import { ProgressBar } from "./progress.js";
 import { ResultView } from "./result_view.js";
 import { formHash, go } from "./route.js";
 
 export function JobView({ id, parameters, store, catalogue }) {
-  const [problem, setProblem] = useState(null);
+  const open = () => store.open(id).catch(setProblem);
+  const [problem, setProblem] = useProblem(() => store.get(id) ?? open());
   useEffect(() => {
-    store.open(id).catch(setProblem);
+    open();
     return () => store.open(null);
   }, [id]);
   const job = store.get(id);

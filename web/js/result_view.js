@@ -1,5 +1,5 @@
 // The result of a job, in the view that the address names.
-import { getJson, withQuery } from "./api.js";
+import { getJson, onAnswer, withQuery } from "./api.js";
 import { Comparison } from "./comparison.js";
 import { Downloads } from "./downloads.js";
 import { methodsOf } from "./job.js";
@@ -15,6 +15,8 @@ export function ResultView({ job, parameters, catalogue }) {
   const path = withQuery(job.links.results, { ...query, format: "json", decode_tokens: true });
   const [{ result, ...last }, setAnswer] = useState({});
   const problem = last.path === path ? last.problem : undefined;
+  const [tries, setTries] = useState(0);
+  useEffect(() => (problem?.isSilence ? onAnswer(() => setTries(tries + 1)) : undefined), [problem]);
   const asked = useRef(null);
   const isHidden = query.partial && problem?.status === 409;
   useEffect(() => {
@@ -26,7 +28,7 @@ export function ResultView({ job, parameters, catalogue }) {
       if (asked.current === path) asked.current = null;
     };
     getJson(path).then((result) => answer({ result }), (problem) => answer(({ result }) => ({ result, problem, path })));
-  }, [path, query.partial && job.progress.steps_done]);
+  }, [path, tries, query.partial && job.progress.steps_done]);
   if (isHidden || (query.partial && !result && !problem)) return null;
   const isComparison = methodsOf(job.request).length > 1 && !query.method; // whose other formats are each method's
   const onShow = (changes) => show(job.job_id, { ...parameters, ...changes });

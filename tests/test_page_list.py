@@ -1,0 +1,171 @@
+"""The page's list of jobs, and what it says of a server that does not answer; its layout at the usual widths."""
+
+from __future__ import annotations
+
+import time
+from itertools import groupby
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser import browser
+from tests.conftest import LOOKUP, PHRASEBOOK, SENTENCE
+from tests.serving import Server
+
+expect.set_options(timeout=20_000)  # a machine may be busy
+
+SIZES = [(1280, 800), (390, 800)]
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser() as running:
+        yield running
+
+
+@pytest.fixture
+def open_page(chromium):
+    """Opens pages that fail the test for an exception, and for a request that leaves the server."""
+    contexts, complaints = [], []
+
+    def opened(server, path="/", **options):
+        context = chromium.new_context(reduced_motion="reduce", **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on(
+            "request",
+            lambda asked: asked.url.startswith((server.url, "blob:", "data:")) or complaints.append(asked.url),
+        )
+        page.goto(server.url + path)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    with Server(tmp_path_factory.mktemp("page"), INSEQ_API_WORKERS_PER_DEVICE="2") as running:
+        yield running
+
+
+def long_job(server, text=SENTENCE):
+    return server.submit(
+        model=PHRASEBOOK, method="sequential_integrated_gradients", input_text=text, n_steps=2000, engine="inseq"
+    )
+
+
+def quick_job(server, text):
+    """On another model, which the long jobs do not hold."""
+    return server.submit(model=LOOKUP, method="dummy", input_text=text)
+
+
+def cancel(server, job_id):
+    server.client.post(f"/attribution/jobs/{job_id}/cancel")
+
+
+def wait_until_running(server, job_id):
+    while server.job(job_id)["status"] != "running":
+        time.sleep(0.05)
+
+
+def entry(page, job_id):
+    return page.locator(f'.jobs a[href="#/jobs/{job_id}"]')
+
+
+def is_within(page, width):
+    return page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_what_runs_or_waits_is_shown_however_many_newer_jobs_ended(served, open_page, width, height, scheme):
+    first = long_job(served)
+    wait_until_running(served, first)
+    for index in range(30):
+        served.run(model=LOOKUP, method="dummy", input_text=f"Anna {index}")
+    second = long_job(served)
+    wait_until_running(served, second)  # both workers are busy
+    waiting = [quick_job(served, f"Ben {index}") for index in range(2)]
+    for index in range(30):  # newer jobs, which have ended
+        cancel(served, quick_job(served, f"Carl {index}"))
+    page = open_page(served, viewport={"width": width, "height": height}, color_scheme=scheme)
+    earlier = page.get_by_role("list", name="Earlier, still under way")
+    expect(earlier.locator("li")).to_have_count(4)
+    assert [link.get_attribute("href").removeprefix("#/jobs/") for link in earlier.locator("a").all()] == [
+        second, first, *reversed(waiting),
+    ]  # fmt: skip
+    expect(earlier.get_by_role("progressbar").first).to_be_visible()
+    newest = page.get_by_role("list", name="Newest")
+    expect(newest.locator("li")).to_have_count(20)
+    expect(newest.locator(".status:not(.cancelled)")).to_have_count(0)
+    assert is_within(page, width)
+    # A page that reaches them has them in their place alone.
+    page.get_by_role("button", name="Load more").click()
+    expect(entry(page, second)).to_have_count(1)
+    expect(earlier.locator("li")).to_have_count(1)
+    page.get_by_role("button", name="Load more").click()
+    expect(page.get_by_role("button", name="Load more")).to_have_count(1)
+    page.get_by_role("button", name="Load more").click()
+    expect(earlier).to_have_count(0)
+    expect(entry(page, first)).to_have_count(1)
+    # A filter shows what it says and nothing beside.
+    page.get_by_label("Status").select_option("cancelled")
+    expect(page.locator(".jobs .status:not(.cancelled)")).to_have_count(0)
+    page.get_by_label("Status").select_option("")
+    expect(earlier.locator("li")).to_have_count(4)
+    # What has ended goes to its place in the order of time.
+    for job_id in (first, *waiting):
+        cancel(served, job_id)
+    expect(earlier.locator("li")).to_have_count(1)
+    expect(entry(page, second)).to_be_visible()
+    cancel(served, second)
+    expect(earlier).to_have_count(0)
+
+
+def test_no_answer_is_said_until_there_is_one(tmp_path, open_page):
+    server = Server(tmp_path)
+    server.start()
+    job_id = long_job(server)
+    page = open_page(server, f"/#/jobs/{job_id}", viewport={"width": 1280, "height": 800})
+    button = page.locator(".job-view").get_by_role("button", name="Cancel")
+    expect(button).to_be_enabled()
+    notice = page.locator(".job-view .notice")
+    server.kill()
+    button.click()
+    expect(notice).to_contain_text("No answer")
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert is_within(page, 390)
+    with Server(tmp_path, "--port", server.url.rsplit(":", 1)[1]):
+        expect(notice).to_have_count(0)
+        # What the server itself says stays, whatever else it answers.
+        page.route("**/cancel", lambda route: route.fulfill(status=409, json={"title": "Not now", "detail": "Later."}))
+        with page.expect_response("**/attribution/jobs?*"):
+            button.click()
+            expect(notice).to_contain_text("Not now")
+        expect(notice).to_contain_text("Not now")
+        page.unroute("**/cancel")
+        button.click()
+        expect(page.locator(".facts .status")).to_have_text("cancelled")
+        expect(notice).to_have_count(0)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_no_card_of_a_comparison_is_alone_in_its_row(served, open_page, count, scheme):
+    methods = ["saliency", "occlusion", "input_x_gradient", "attention"][:count]
+    job_id = served.run(model=PHRASEBOOK, methods=methods, input_text=SENTENCE)
+    page = open_page(served, f"/#/jobs/{job_id}", viewport={"width": 1280, "height": 800}, color_scheme=scheme)
+    cards = page.locator(".side-by-side > .column")
+    expect(cards).to_have_count(count)
+    for width in (1920, 1600, 1440, 1280, 1100, 900, 700, 390):
+        page.set_viewport_size({"width": width, "height": 800})
+        tops = cards.evaluate_all("all => all.map(each => Math.round(each.getBoundingClientRect().top))")
+        rows = [len(list(row)) for _, row in groupby(tops)]
+        assert len(set(rows)) == 1, (width, rows)
+        assert is_within(page, width)
+        if width in {1280, 390}:
+            assert rows[0] == {(2, 1280): 2, (3, 1280): 3, (4, 1280): 2}.get((count, width), 1)
