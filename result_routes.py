@@ -10,6 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import mimeparse
 from fastapi import APIRouter, Query, Request, Response
 
 from answers import json_object, names
@@ -173,26 +174,17 @@ def _made(engine: Engine, found: Contents, view: View, options: ViewOptions) -> 
 
 def _accepted(header: str) -> View:
     """The view that an `Accept` header prefers (RFC 9110, section 12.5.1). Raises `NotAcceptable`."""
-    ranges: dict[str, float] = {}
-    for part in header.lower().split(","):
-        media_range, *parameters = (each.strip() for each in part.split(";"))
-        weights = [each[2:] for each in parameters if each.startswith("q=")]
-        try:
-            ranges[media_range] = float(weights[0]) if weights else 1.0
-        except ValueError:
-            continue  # a weight that is no number: as if it were not there
-    # The most specific range that a type falls into says how well it is liked.
-    liked = {
-        view: next((ranges[name] for name in (media, f"{media.split('/')[0]}/*", "*/*") if name in ranges), 0.0)
-        for media, view in _NEGOTIABLE.items()
-    }
-    best = max(liked, key=lambda view: liked[view])
-    if liked[best] <= 0:
+    try:
+        # Media types are the same in every case; the last of several that are liked equally well is chosen.
+        best = mimeparse.best_match(list(reversed(_NEGOTIABLE)), header.lower())
+    except mimeparse.MimeTypeParseException:
+        best = ""
+    if not best:
         raise NotAcceptable(
             f"A result can be had as {', '.join(_NEGOTIABLE)}: accept one of them, or say which with "
             f"?format={'|'.join(_KINDS)}."
         )
-    return best
+    return _NEGOTIABLE[best]
 
 
 def _check_fits(view: View, options: ViewOptions, *, has_table: bool, has_style: bool) -> None:

@@ -64,6 +64,11 @@ NEGOTIATED = {
     "text/*": HTML,
     "application/json;q=0, */*": HTML,
     "text/csv; header=present": CSV,
+    "application/json; charset=utf-8, */*;q=0.1": JSON,
+    "text/html;q=0.1, */*;q=0.8": JSON,  # the more specific range says how well a type is liked
+    "text/csv;q=0.7, text/*;q=0.9, text/html;q=0.5": CSV,
+    "TEXT/CSV": CSV,
+    "*;q=0.2, text/csv;q=0.1": JSON,  # as some clients write it
 }
 
 
