@@ -30,22 +30,35 @@ def schema(app):
 
 
 def test_the_api_keeps_to_its_own_document(schema):
-    """All of schemathesis' checks but one: statuses, media types, headers and bodies are those that the document names."""
-    tried = []
-    for result in schema.get_all_operations():
-        operation = result.ok()
-        if operation.path.endswith("/events"):  # a stream has no end before its job
-            continue
+    """All of schemathesis' checks: statuses, media types, headers and bodies are those that the document names.
 
-        @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-        @given(operation.as_strategy())
-        def keeps_to_it(case):
-            # What a method or a model takes is more than a schema can say: 422 with the reason is right.
-            case.call_and_validate(excluded_checks=[positive_data_acceptance])
-
-        keeps_to_it()
-        tried.append(operation.label)
+    That whatever the document allows is accepted holds for what is only read: listings, catalogues, health.
+    """
+    operations = [result.ok() for result in schema.get_all_operations()]
+    # A stream has no end before its job.
+    tried = {operation.label: try_out(operation) for operation in operations if not operation.path.endswith("/events")}
     assert len(tried) > 12
+    for path in ("/attribution/jobs", "/attribution/methods", "/attribution/models", "/health/ready"):
+        assert tried[f"GET {path}"], path
+
+
+def try_out(operation):
+    """Make requests of one operation; how many of them had to be accepted."""
+    reads_only = operation.method == "get" and "{" not in operation.path
+    accepted = []
+
+    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(operation.as_strategy())
+    def keeps_to_it(case):
+        # What a method or a model takes is more than a schema can say: 422 with the reason is right. So it is for a
+        # cursor, which only the page before has.
+        is_open = reads_only and "cursor" not in (case.query or {})
+        case.call_and_validate(excluded_checks=[] if is_open else [positive_data_acceptance])
+        if is_open:
+            accepted.append(case)
+
+    keeps_to_it()
+    return len(accepted)
 
 
 texts = st.text(max_size=20) | st.sampled_from(["\x00", "\u202e<script>", "\U0001d54f" * 10, "a" * 5000, "\ud800"])
