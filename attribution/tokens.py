@@ -19,21 +19,27 @@ _LONGEST_CHARACTER = 4  # a character has at most four bytes, and so at most fou
 
 def readable(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[list[str], list[int]]:
     """Each id as text, and the positions that continue the character of the token before, and read as that one."""
+    raw = [str(each) for each in tokenizer.convert_ids_to_tokens([int(each) for each in ids])]
+    alone = _decoded(tokenizer, [ids[index : index + 1] for index in range(len(ids))])
     texts: list[str] = []
     continues: list[int] = []
     while len(texts) < len(ids):
         first = len(texts)
-        token = str(tokenizer.convert_ids_to_tokens(int(ids[first])))
-        texts.append(token)  # bytes that are no character stay as they are in the vocabulary
+        texts.append(raw[first])  # bytes that are no character stay as they are in the vocabulary
         for end in range(first + 1, min(first + _LONGEST_CHARACTER, len(ids)) + 1):
-            text = tokenizer.decode(ids[first:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            text = alone[first] if end == first + 1 else _decoded(tokenizer, [ids[first:end]])[0]
             if _UNREADABLE not in text:
                 # SentencePiece's decoder drops the space before the first word.
-                text = " " + text if token.startswith("▁") and not text.startswith(" ") else text
+                text = " " + text if raw[first].startswith("▁") and not text.startswith(" ") else text
                 texts[first:] = [text] * (end - first)
                 continues += range(first + 1, end)
                 break
     return texts, continues
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, sequences: Sequence[Sequence[int]]) -> list[str]:
+    found: list[str] = tokenizer.batch_decode(sequences, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return found
 
 
 def annotate(

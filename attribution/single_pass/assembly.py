@@ -140,9 +140,7 @@ class Assembly:
         if column.scores is not None:
             is_coarse = self._method.method_name in _COARSE
             kind = CoarseFeatureAttributionStepOutput if is_coarse else GranularFeatureAttributionStepOutput
-        return kind(
-            source_attributions=source, target_attributions=target, step_scores=dict(column.step_scores)
-        ).detach()
+        return kind(source_attributions=source, target_attributions=target, step_scores=dict(column.step_scores))
 
     def _label(self, output: FeatureAttributionStepOutput, step: int) -> FeatureAttributionStepOutput:
         if self._contrast is not None:

@@ -5,7 +5,7 @@ The functions are Inseq's own, called with the arguments that its loop would giv
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
@@ -63,7 +63,7 @@ class AttributedFunction:
     def _call(self, logits: torch.Tensor, targets: torch.Tensor, batch: Batch) -> torch.Tensor:
         arguments = self._model.formatter.format_step_function_args(
             attribution_model=self._model,
-            forward_output=SimpleNamespace(logits=logits[:, None]),
+            forward_output=_as_output(logits),
             target_ids=targets,
             is_attributed_fn=True,
             batch=batch,
@@ -85,23 +85,40 @@ class StepScores:
     def __bool__(self) -> bool:
         return bool(self._names)
 
-    def of_step(self, step: int, logits: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Of one target position, from its row of logits ([vocabulary])."""
-        found = {}
+    def of_steps(self, steps: range, logits: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+        """Of these target positions, from a row of logits for each ([steps, vocabulary]); each score is [1]."""
+        found: list[dict[str, torch.Tensor]] = [{} for _ in steps]
         with torch.no_grad():
             for name in self._names:
-                # Only those that look at the prefix are shown it: to cut it is not free.
-                batch = self._batch if plain_name(name) in ROWWISE | SINGLE else self._batch[:step]
-                output: Any = SimpleNamespace(logits=logits[None, None])
-                if plain_name(name) in _NOISY:
-                    output = self._model.get_forward_output(batch)
-                arguments = self._model.formatter.format_step_function_args(
-                    attribution_model=self._model,
-                    forward_output=output,
-                    target_ids=self._batch.target_ids[0, step],
-                    is_attributed_fn=False,
-                    batch=batch,
-                )
-                extra = get_step_scores_args([name], self._arguments)
-                found[name] = get_step_scores(name, arguments, extra).to("cpu")
+                plain = plain_name(name)
+                if plain in ROWWISE:
+                    targets = self._batch.target_ids[0, steps.start : steps.stop]
+                    scored = self._score(name, _as_output(logits), targets, self._batch)
+                    values: Sequence[torch.Tensor] = scored.reshape(-1, 1).unbind()
+                else:
+                    values = [self._of_step(name, step, row) for step, row in zip(steps, logits, strict=True)]
+                for scores, value in zip(found, values, strict=True):
+                    scores[name] = value
         return found
+
+    def _of_step(self, name: str, step: int, row: torch.Tensor) -> torch.Tensor:
+        # Only those that look at the prefix are shown it: to cut it is not free.
+        batch = self._batch if plain_name(name) in SINGLE else self._batch[:step]
+        output = self._model.get_forward_output(batch) if plain_name(name) in _NOISY else _as_output(row[None])
+        return self._score(name, output, self._batch.target_ids[0, step], batch)
+
+    def _score(self, name: str, output: Any, targets: torch.Tensor, batch: Batch) -> torch.Tensor:
+        arguments = self._model.formatter.format_step_function_args(
+            attribution_model=self._model,
+            forward_output=output,
+            target_ids=targets,
+            is_attributed_fn=False,
+            batch=batch,
+        )
+        found: torch.Tensor = get_step_scores(name, arguments, get_step_scores_args([name], self._arguments))
+        return found.to("cpu")
+
+
+def _as_output(logits: torch.Tensor) -> SimpleNamespace:
+    """Rows of logits ([rows, vocabulary]) as a forward's output of one position each."""
+    return SimpleNamespace(logits=logits[:, None])

@@ -121,10 +121,7 @@ class Task:
                     if found is not None:
                         (found[place],) = torch.autograd.grad(value.sum(), leaf)
                 if step_scores and top == 0:
-                    row = logits[0].detach()
-                    scores += [
-                        self.step_scores.of_step(step, each) for step, each in zip(steps[left:], row, strict=False)
-                    ]
+                    scores += self.step_scores.of_steps(steps[left : left + width], logits[0].detach())
         return Reading(values, found, scores)
 
     def unperturbed(self) -> Reading | None:
