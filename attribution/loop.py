@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from inseq.attr.feat import FeatureAttribution, join_token_ids
+from inseq.attr.feat import FeatureAttribution
 from inseq.data import Batch as OneSideBatch
 from inseq.data import BatchEmbedding, BatchEncoding, DecoderOnlyBatch, EncoderDecoderBatch, FeatureAttributionOutput
 from inseq.data.attribution import FeatureAttributionSequenceOutput, FeatureAttributionStepOutput
@@ -22,6 +22,7 @@ from attribution.catalogue import Method
 from attribution.corrections import embeddings, layers, loop, reagent, value_zeroing
 from attribution.corrections.registry import Ledger
 from attribution.corrections.step_functions import corrected_step_function
+from attribution.labels import StepLabels, labelled_once, labels
 from attribution.lean import lean_forwards, lean_occlusion
 from attribution.model_cache import LoadedModel
 from attribution.single_pass.assembly import Assembly, Batch
@@ -149,6 +150,7 @@ class AttributionLoop:
             if float32:
                 stack.enter_context(embeddings.cast_to_half(model))
             self._keep_pads(text, stack)
+            stack.enter_context(labelled_once(model))
             if method.name in _PREPARE:
                 self._preparing(True)
             loaded_method = self._load_method(method, text, float32=float32)
@@ -201,7 +203,7 @@ class AttributionLoop:
         if so_far is None or not steps:
             return None
         text, end = so_far.text, so_far.text.first + len(steps)
-        (target,) = join_token_ids(text.target.input_tokens, text.target.input_ids.tolist())
+        target = labels(text.target.input_tokens[0], text.target.input_ids[0].tolist())
         for position, step in enumerate(steps, text.first):
             told = step.target[0][0]
             if told.token != target[position].token:  # a contrast beside its own
@@ -248,7 +250,7 @@ class AttributionLoop:
             identity = completeness.watch(loaded_method, model, self._ledger)
         # A layer that was named may be the head.
         lean = nullcontext() if self._request.attribution_args.get("target_layer") else lean_forwards(model)
-        with _steps_reported(model, steps), lean:
+        with _steps_reported(model, steps, StepLabels(batch)), lean:
             function = model.get_attributed_fn(arguments.pop("attributed_fn"))
             output = loaded_method.attribute(
                 batch, attributed_fn=function, show_progress=False, pretty_progress=False, **arguments
@@ -356,8 +358,7 @@ class AttributionLoop:
         length = text.target.input_ids.shape[1]
         if not self._model.is_encoder_decoder or text.end == length or not self._ledger.apply(loop.ATTR_POS_END):
             return text.target, []
-        tokens = [each[text.end :] for each in text.target.input_tokens]
-        (tail,) = join_token_ids(tokens, text.target.input_ids[:, text.end :].tolist())
+        tail = labels(text.target.input_tokens[0][text.end :], text.target.input_ids[0, text.end :].tolist())
         if self._request.clean_special_chars:
             tail = self._model.clean_tokens(tail, as_targets=True)
         return loop.cut(text.target, text.end), tail
@@ -388,14 +389,14 @@ def _cache_identity(model: HuggingfaceModel, identity: str) -> Iterator[None]:
 
 
 @contextmanager
-def _steps_reported(model: HuggingfaceModel, steps: _Steps) -> Iterator[None]:
+def _steps_reported(model: HuggingfaceModel, steps: _Steps, step_labels: StepLabels) -> Iterator[None]:
     """Have the model's formatter tell of every finished step: Inseq calls it once for each generated token."""
     original = model.formatter
 
     class ReportingFormatter(original):  # type: ignore[valid-type, misc]
         @classmethod
         def enrich_step_output(cls, *args: Any, **kwargs: Any) -> Any:
-            output = original.enrich_step_output(*args, **kwargs)
+            output = step_labels.enriched(original.enrich_step_output, *args, **kwargs)
             steps.append(output)
             return output
 

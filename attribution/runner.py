@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from inseq.attr.feat import join_token_ids
 from inseq.data import BatchEncoding, FeatureAttributionOutput, merge_attributions
 from inseq.models import HuggingfaceModel
 from inseq.utils.typing import TokenWithId
@@ -23,6 +22,7 @@ from attribution.contrast import contrast_arguments
 from attribution.corrections.registry import Ledger
 from attribution.generation import Written
 from attribution.isolation import RANDOM_DRAWS, RandomState, isolated
+from attribution.labels import labels
 from attribution.loop import Attributed, AttributionLoop, EngineChoice
 from attribution.model_cache import LoadedModel
 from attribution.passes import Shape
@@ -397,5 +397,4 @@ def _named(notes: list[Note], named: list[TokenWithId]) -> list[Note]:
 
 
 def _joined(encoding: BatchEncoding) -> list[TokenWithId]:
-    (joined,) = join_token_ids(encoding.input_tokens, encoding.input_ids.tolist())
-    return list(joined)
+    return labels(encoding.input_tokens[0], encoding.input_ids[0].tolist())

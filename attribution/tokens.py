@@ -52,7 +52,8 @@ def annotate(
     for has_id, run in groupby(range(len(tokens)), key=lambda index: is_id(tokens[index].id)):
         positions = list(run)
         if has_id:
-            texts, continues = readable(tokenizer, [tokens[index].id for index in positions])
+            texts, rest = readable(tokenizer, [tokens[index].id for index in positions])
+            continues = set(rest)
             for offset, text in enumerate(texts):
                 notes[positions[offset]] = {"text": text} | ({"continues": True} if offset in continues else {})
     if from_template is not None:

@@ -1,0 +1,101 @@
+"""Tokens with their ids, in time that grows with the text and not with its square.
+
+Inseq looks up the pair of each token in a list of all pairs, labels the whole prefix anew for every step, and cleans
+each token of it anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from inseq.data import EncoderDecoderBatch
+from inseq.models import HuggingfaceModel
+from inseq.utils.typing import TokenWithId
+
+Pairs = Sequence[tuple[int, int]]  # of a target position and that of its contrast
+_NOTHING = torch.empty((1, 0), dtype=torch.long)
+
+
+def labels(
+    tokens: Sequence[str], ids: Sequence[int], contrast: Sequence[str] | None = None, pairs: Pairs | None = None
+) -> list[TokenWithId]:
+    """Inseq's `join_token_ids` of one sequence: a token whose contrast is another reads "that → this", with no id."""
+    if contrast is None:
+        return [TokenWithId(token, index) for token, index in zip(tokens, ids, strict=False)]
+    nearest: dict[int, int] = {}
+    for position, other in pairs or []:
+        nearest[position] = min(other, nearest.get(position, other))
+    found = []
+    for position, (token, index) in enumerate(zip(tokens, ids, strict=False)):
+        other = nearest.get(position, -1) if pairs else position
+        is_other = other != -1 and token != contrast[other]
+        found.append(TokenWithId(f"{contrast[other]} → {token}", -1) if is_other else TokenWithId(token, index))
+    return found
+
+
+class StepLabels:
+    """The labels of one text's steps, made once and shared by them."""
+
+    def __init__(self, batch: Any) -> None:
+        self._target = labels(batch.target_tokens[0], batch.target_ids[0].tolist())
+        self._source: list[TokenWithId] | None = None
+        if isinstance(batch, EncoderDecoderBatch):
+            self._source = labels(batch.source_tokens[0], batch.source_ids[0].tolist())
+
+    def enriched(
+        self, enrich: Callable[..., Any], model: HuggingfaceModel, output: Any, batch: Any, *more: Any, **named: Any
+    ) -> Any:
+        """What `enrich`, a formatter's `enrich_step_output`, returns; it labels the predicted token alone."""
+        length = len(batch.target_tokens[0])
+        # It looks at the length of the prefix, to find the contrast's token.
+        shown = SimpleNamespace(input_tokens=[range(length)], input_ids=_NOTHING)
+        prefix = SimpleNamespace(target_tokens=[range(length)], target_ids=_NOTHING, sources=shown, targets=shown)
+        output = enrich(model, output, prefix, *more, **named)
+        output.source = None if self._source is None else [self._source]
+        output.prefix = [self._target[:length]]
+        return output
+
+
+@contextmanager
+def labelled_once(model: HuggingfaceModel) -> Iterator[None]:
+    """Within the block, the model labels a text as `labels` does, and cleans a token that it has met no second time.
+
+    The caller holds the model's lock.
+    """
+    if "clean_tokens" in vars(model):  # a probe of the model, within a text of it
+        yield
+        return
+    clean = model.clean_tokens
+    known: dict[Any, Any] = {}
+
+    def get_token_with_ids(
+        batch: Any,
+        contrast_target_tokens: Sequence[Sequence[str]] | None = None,
+        contrast_targets_alignments: Sequence[Pairs] | None = None,
+    ) -> list[list[TokenWithId]]:
+        contrast = None if contrast_target_tokens is None else contrast_target_tokens[0]
+        pairs = None if contrast_targets_alignments is None else contrast_targets_alignments[0]
+        return [labels(batch.target_tokens[0], batch.target_ids[0].tolist(), contrast, pairs)]
+
+    def clean_tokens(tokens: Any, skip_special_tokens: bool = False, as_targets: bool = False) -> Any:
+        if tokens and not isinstance(tokens[0], bytes | str | TokenWithId):
+            return [clean_tokens(each, skip_special_tokens, as_targets) for each in tokens]
+        return [clean_token(each, skip_special_tokens, as_targets) for each in tokens]
+
+    def clean_token(token: Any, *flags: bool) -> Any:
+        is_label = isinstance(token, TokenWithId)
+        key = (type(token), token.token if is_label else token, *flags)
+        if key not in known:
+            (known[key],) = clean([token], *flags)
+        # A label of its own for each place: places are told apart by them.
+        return TokenWithId(known[key].token, token.id) if is_label else known[key]
+
+    model.get_token_with_ids, model.clean_tokens = get_token_with_ids, clean_tokens
+    try:
+        yield
+    finally:
+        del model.get_token_with_ids, model.clean_tokens
