@@ -18,12 +18,14 @@ from inseq.data.attribution import FeatureAttributionSequenceOutput, FeatureAttr
 from inseq.models import HuggingfaceModel
 
 from attribution import catalogue, checks, completeness
+from attribution.attention import rows_of_steps
 from attribution.catalogue import Method
-from attribution.corrections import embeddings, layers, loop, reagent, value_zeroing
+from attribution.corrections import embeddings, loop
 from attribution.corrections.registry import Ledger
 from attribution.corrections.step_functions import corrected_step_function
 from attribution.labels import StepLabels, labelled_once, labels
-from attribution.lean import lean_forwards, lean_occlusion
+from attribution.lean import lean_forwards
+from attribution.method_loading import load_method
 from attribution.model_cache import LoadedModel
 from attribution.single_pass.assembly import Assembly, Batch
 from attribution.single_pass.kernels import prepared
@@ -153,7 +155,7 @@ class AttributionLoop:
             stack.enter_context(labelled_once(model))
             if method.name in _PREPARE:
                 self._preparing(True)
-            loaded_method = self._load_method(method, text, float32=float32)
+            loaded_method = load_method(method, request, self._loaded, text, self._ledger, float32=float32)
             if method.name in _PREPARE:
                 self._preparing(False)
             target, tail = self._target(text)
@@ -250,7 +252,13 @@ class AttributionLoop:
             identity = completeness.watch(loaded_method, model, self._ledger)
         # A layer that was named may be the head.
         lean = nullcontext() if self._request.attribution_args.get("target_layer") else lean_forwards(model)
-        with _steps_reported(model, steps, StepLabels(batch)), lean:
+        with ExitStack() as stack:
+            stack.enter_context(_steps_reported(model, steps, StepLabels(batch)))
+            stack.enter_context(lean)
+            if method.name == "attention":
+                target = arguments["attribute_target"]
+                places = self._loaded.attention
+                stack.enter_context(rows_of_steps(loaded_method, model, places, text.first, attribute_target=target))
             function = model.get_attributed_fn(arguments.pop("attributed_fn"))
             output = loaded_method.attribute(
                 batch, attributed_fn=function, show_progress=False, pretty_progress=False, **arguments
@@ -299,47 +307,6 @@ class AttributionLoop:
             "step_scores_args": checks.typed(contrast["step_scores_args"], scored),
         }
 
-    def _load_method(self, method: Method, text: Text, *, float32: bool) -> FeatureAttribution:
-        model, ledger = self._model, self._ledger
-        arguments = checks.typed(self._request.attribution_args, method.init_parameters)
-        identity = f"{self._loaded.key.name.replace('/', '--')}@{self._loaded.key.revision}"
-        if method.name == "reagent":
-            ledger.apply(reagent.WORD_CLASSES)  # without it there is no method at all
-            reagent.seed_word_classes(model.tokenizer, identity)
-        if method.is_layer:
-            arguments |= self._layer(arguments, text)
-            # A layer's gradient is taken at its output, which must then be part of the graph.
-            layers.layer_of(model).requires_grad_(True)
-        with ExitStack() as stack:
-            stack.enter_context(_cache_identity(model, identity))
-            if float32 and method.name == "discretized_integrated_gradients":
-                stack.enter_context(embeddings.float32_vocabulary(model))
-            loaded_method = FeatureAttribution.load(method.name, attribution_model=model, **arguments)
-        if method.name == "occlusion":
-            lean_occlusion(loaded_method, model)
-        if method.is_layer:
-            layers.correct_layer_method(loaded_method, model, ledger)
-        elif method.name == "value_zeroing":
-            value_zeroing.correct_value_zeroing(loaded_method, model, ledger)
-        elif method.name == "reagent":
-            reagent.correct_added_tokens(loaded_method, model.tokenizer, text.target.input_ids, ledger)
-        return loaded_method
-
-    def _layer(self, arguments: Arguments, text: Text) -> Arguments:
-        """The layer that is asked for by name. Raises `InputRejected` for one whose scores would be of no tokens."""
-        name = arguments.get("target_layer")
-        if name is None:
-            return {"target_layer": self._model.get_embedding_layer()}
-        modules = dict(self._model.model.named_modules())
-        if name not in modules:
-            some = list(modules)[1:12]  # the first is the model itself, without a name
-            raise InputRejected(
-                f"attribution_args.target_layer: there is no {name!r} here. There are: {', '.join(some)}, ..."
-            )
-        source = text.source if self._model.is_encoder_decoder else text.target
-        layers.check_layer(self._model, modules[name], name, source.input_ids)
-        return {"target_layer": modules[name]}
-
     def _keep_pads(self, text: Text, stack: ExitStack) -> None:
         """Keep the tokens inside a text that Inseq would take for padding, where the model itself does not."""
         if not loop.has_pad_inside(self._model, text.source, text.target) or not self._ledger.apply(loop.PAD_INSIDE):
@@ -374,18 +341,6 @@ class AttributionLoop:
         if self._model.is_encoder_decoder:
             return EncoderDecoderBatch(embedded(source, as_targets=False), embedded(target, as_targets=True))
         return DecoderOnlyBatch.from_batch(embedded(target, as_targets=False))
-
-
-@contextmanager
-def _cache_identity(model: HuggingfaceModel, identity: str) -> Iterator[None]:
-    """Give the model a name that only this revision has, while Inseq loads a method: its caches are keyed by name, and
-    two models of one name would share one's nearest neighbours or word classes.
-    """
-    name, model.model_name = model.model_name, identity
-    try:
-        yield
-    finally:
-        model.model_name = name
 
 
 @contextmanager

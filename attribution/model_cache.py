@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from huggingface_hub.errors import (
 from inseq.models import HuggingfaceModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
+from attribution.attention import Places, find_places
 from attribution.corrections.embeddings import EmbeddingsFix, embeddings_fix
 from attribution.isolation import DEFAULT_DTYPE, RANDOM_DRAWS
 from problems import ModelNotAllowed, ModelUnavailable
@@ -73,6 +74,7 @@ class LoadedModel:
     model: HuggingfaceModel
     size: int  # bytes of parameters and buffers
     embeddings_fix: EmbeddingsFix = field(default_factory=EmbeddingsFix)
+    attention: Places = field(default_factory=Places)
     verdicts: dict[Any, Any] = field(default_factory=dict)  # which engine may run on it, see `verdicts`
     lock: threading.Lock = field(default_factory=threading.Lock)
     leases: int = 0
@@ -362,10 +364,13 @@ def _some_bos(network: PreTrainedModel) -> Iterator[None]:
 
 @torch.no_grad()
 def warm_up(loaded: LoadedModel) -> None:
-    """Have Transformers install its permanent output-capturing hooks now, before any snapshot of hooks is taken."""
+    """Have Transformers install its permanent output-capturing hooks now, before any snapshot of hooks is taken; and
+    see where the network's attention weights come from.
+    """
     ids = torch.full((1, 2), int(loaded.model.bos_token_id or 0), device=loaded.key.device)
     inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if loaded.model.is_encoder_decoder else {})
-    loaded.network(**inputs, output_attentions=True, output_hidden_states=True)
+    forward = partial(loaded.network, **inputs, output_attentions=True, output_hidden_states=True)
+    loaded.attention = find_places(loaded.network, forward)
 
 
 @lru_cache(maxsize=256)

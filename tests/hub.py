@@ -28,16 +28,17 @@ def byte_level_tokenizer(size: int = 400, **special: str) -> PreTrainedTokenizer
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **special)
 
 
-def build_small_gpt2(folder: Path, seed: int = 0) -> None:
-    """A random two-layer GPT-2 that writes something other than its end token."""
+def build_small_gpt2(folder: Path, seed: int = 0, *, layers: int = 2, positions: int = 128) -> None:
+    """A random GPT-2 that writes something other than its end token."""
     eos = "<|endoftext|>"
     tokenizer = byte_level_tokenizer(bos_token=eos, eos_token=eos, unk_token=eos)
+    tokenizer.model_max_length = positions
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=len(tokenizer),
-        n_positions=128,
+        n_positions=positions,
         n_embd=32,
-        n_layer=2,
+        n_layer=layers,
         n_head=4,
         initializer_range=0.3,
         bos_token_id=tokenizer.bos_token_id,

@@ -1,6 +1,12 @@
-"""A device that runs out of memory: tried once more in smaller pieces, told clearly, and serving afterwards."""
+"""Memory: a device that runs out of it (tried once more in smaller pieces, told clearly, serving afterwards), and what
+attention keeps.
+"""
 
 from __future__ import annotations
+
+import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +18,8 @@ from models import AttributionRequest
 from problems import OutOfMemory
 from settings import Settings
 from tests.conftest import LOOKUP, PROMPT
+from tests.hub import build_small_gpt2
+from tests.serving import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +68,33 @@ def test_given_up_clearly_and_usable_afterwards(engine, monkeypatch):
     assert engine.models()["loaded"] == []  # its memory was given back
     after = run(engine, method="saliency")
     assert torch.equal(after[0].target_attributions.nan_to_num(), clean[0].target_attributions.nan_to_num())
+
+
+_LONG = """
+import json, resource, sys
+from attribution.engine import AttributionEngine
+from models import AttributionRequest
+from settings import Settings
+
+def run(tokens):
+    text = "1" * tokens
+    request = engine.check(AttributionRequest(
+        model="long", method="attention", engine="inseq", input_text=text, generated_text=text + "23"))
+    engine.run(request, device="cpu", report=lambda _: None, should_cancel=lambda: False)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+engine = AttributionEngine(Settings(model_dirs=[sys.argv[1]], data_dir=sys.argv[1] + "/data"))
+print(json.dumps([run(8), run(1200)]))
+"""
+
+
+def test_attention_keeps_the_rows_of_the_steps(tmp_path):
+    """The high-water mark of a process of its own: far below the weights of all layers at all positions."""
+    layers, heads, tokens = 16, 4, 1200
+    build_small_gpt2(tmp_path / "long", layers=layers, positions=2048)
+    found = subprocess.run(
+        [sys.executable, "-c", _LONG, str(tmp_path)], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    before, after = json.loads(found.stdout.splitlines()[-1])
+    weights = layers * heads * tokens**2 * torch.float32.itemsize
+    assert after - before < weights / 2  # Inseq takes them three times
