@@ -20,6 +20,7 @@ import torch
 from transformers import AutoTokenizer
 
 from attribution import catalogue, generation, languages, passes, texts
+from attribution.catalogue import Method
 from attribution.device_memory import memory_of
 from attribution.isolation import DEFAULT_DTYPE
 from attribution.model_cache import LoadedModel, ModelCache, ModelSource
@@ -75,8 +76,8 @@ class Estimator:
 
     def expected_seconds(self, request: AttributionRequest, loaded: LoadedModel, shapes: Sequence[Shape]) -> float:
         """How long the attribution of texts of these shapes should take on a model that the caller holds."""
-        factor, engine = self._rates.factor(loaded.key, route_of(request)), _engine(request, loaded)
-        return self._rates.measured(loaded).seconds(_all_passes(request, shapes, engine)) * (factor or 1.0)
+        factor = self._rates.factor(loaded.key, route_of(request))
+        return self._rates.measured(loaded).seconds(_all_passes(request, loaded, shapes)) * (factor or 1.0)
 
     def _measured(self, loaded: LoadedModel) -> ModelRates:
         """A running job has measured before it began, so this waits for nobody's attribution."""
@@ -100,7 +101,7 @@ class Estimator:
     ) -> Estimate:
         device, method = loaded.key.device, request.attribution_method
         engine = _engine(request, loaded)
-        every = _all_passes(request, [each.shape for each in inputs], engine)
+        every = _all_passes(request, loaded, [each.shape for each in inputs])
         factor = self._rates.factor(loaded.key, route_of(request))
         attributing = rates.seconds(every) * (factor or 1.0)
         generating = sum(
@@ -244,19 +245,24 @@ def route_of(request: AttributionRequest) -> str:
 
 
 def _engine(request: AttributionRequest, loaded: LoadedModel) -> Engine:
-    """Which engine the job should take, as far as is known: a model whose single pass was not yet probed has the
-    benefit of the doubt.
-    """
+    """Which engine the job should take, as far as is known."""
     method = catalogue.methods()[request.attribution_method]
+    return Engine.SINGLE_PASS if _takes_single_pass(request, loaded, method) else Engine.INSEQ
+
+
+def _takes_single_pass(request: AttributionRequest, loaded: LoadedModel, method: Method) -> bool:
+    """A model whose single pass was not yet probed has the benefit of the doubt."""
     if request.engine == Engine.INSEQ or obstacle(request, method):
-        return Engine.INSEQ
+        return False
     verdicts = [verdict for key, verdict in dict(loaded.verdicts).items() if key[0] == method.name]
-    return Engine.SINGLE_PASS if not verdicts or any(each.is_trusted for each in verdicts) else Engine.INSEQ
+    return not verdicts or any(each.is_trusted for each in verdicts)
 
 
-def _all_passes(request: AttributionRequest, shapes: Sequence[Shape], engine: Engine) -> list[Passes]:
-    of_text = passes.of_single_pass if engine is Engine.SINGLE_PASS else passes.of_text
-    return [each for shape in shapes for each in of_text(request, shape)]
+def _all_passes(request: AttributionRequest, loaded: LoadedModel, shapes: Sequence[Shape]) -> list[Passes]:
+    if _engine(request, loaded) is Engine.SINGLE_PASS:
+        return [each for shape in shapes for each in passes.of_single_pass(request, shape)]
+    at_once = _takes_single_pass(request, loaded, catalogue.methods()["dummy"])
+    return [each for shape in shapes for each in passes.of_text(request, shape, scores_at_once=at_once)]
 
 
 def _score_bytes(request: AttributionRequest, loaded: LoadedModel, shape: Shape) -> int:

@@ -17,12 +17,12 @@ from inseq.data import BatchEmbedding, BatchEncoding, DecoderOnlyBatch, EncoderD
 from inseq.data.attribution import FeatureAttributionSequenceOutput, FeatureAttributionStepOutput
 from inseq.models import HuggingfaceModel
 
-from attribution import catalogue, checks, completeness
+from attribution import catalogue, checks, completeness, step_scores
 from attribution.attention import rows_of_steps
 from attribution.catalogue import Method
 from attribution.corrections import embeddings, loop
 from attribution.corrections.registry import Ledger
-from attribution.corrections.step_functions import corrected_step_function
+from attribution.corrections.step_functions import corrected_step_function, plain_name
 from attribution.labels import StepLabels, labelled_once, labels
 from attribution.lean import lean_forwards
 from attribution.method_loading import load_method
@@ -141,7 +141,7 @@ class AttributionLoop:
         method: Method,
         text: Text,
         contrast: dict[str, Arguments],
-        step_scores: list[str],
+        scored: list[str],
         step_done: StepDone,
         *,
         told: bool = True,
@@ -160,7 +160,7 @@ class AttributionLoop:
                 self._preparing(False)
             target, tail = self._target(text)
             batch = self._batch(text.source, target, float32=float32)
-            functions = self._functions(method, step_scores, contrast)
+            functions = self._functions(method, scored, contrast)
             arguments = {
                 "attr_pos_start": text.first,
                 "attr_pos_end": text.end,
@@ -173,7 +173,7 @@ class AttributionLoop:
                 else checks.typed(request.attribution_args, method.call_parameters),
                 **functions,
             }
-            names = dict(zip(functions["step_scores"], step_scores, strict=True))
+            names = dict(zip(functions["step_scores"], scored, strict=True))
 
             def steps_told() -> _Steps:
                 steps = _Steps(step_done)
@@ -188,7 +188,8 @@ class AttributionLoop:
                 except UnsupportedByModel as error:
                     self._choice.give_up(method, error.detail)
             if output is None:
-                output, identity = self._inseq(method, loaded_method, text, batch, arguments, steps_told())
+                scores = self._scores_at_once(method, loaded_method, text, target, contrast, arguments)
+                output, identity = self._inseq(method, loaded_method, text, batch, arguments, scores, steps_told())
             if tail:
                 loop.restore_tail(output, tail)
             loop.name_tokens(output)
@@ -244,9 +245,10 @@ class AttributionLoop:
         text: Text,
         batch: Batch,
         arguments: Arguments,
+        scores: list[step_scores.Scores] | None,
         steps: _Steps,
     ) -> Attributed:
-        """Inseq's own loop."""
+        """Inseq's own loop; `scores` are the step scores, where they are known before it."""
         model, identity = self._model, list[completeness.Step]()
         if completeness.has_identity(self._request, method):
             identity = completeness.watch(loaded_method, model, self._ledger)
@@ -260,12 +262,47 @@ class AttributionLoop:
                 places = self._loaded.attention
                 stack.enter_context(rows_of_steps(loaded_method, model, places, text.first, attribute_target=target))
             function = model.get_attributed_fn(arguments.pop("attributed_fn"))
+            names, own = arguments["step_scores"], step_scores.has_own_logits(self._request, method)
+            if scores is not None:
+                step_scores.take_from(loaded_method, scores, text.first)
+            elif names and (own or not step_scores.is_noisy(names)):
+                read_off = step_scores.ReadOff(loaded_method, model, batch)
+                function = read_off.watched(function) if own else function
             output = loaded_method.attribute(
                 batch, attributed_fn=function, show_progress=False, pretty_progress=False, **arguments
             )
         if method.is_final_step and text.first > 1 and model.is_encoder_decoder:
             loop.restore_decoder_scores(output, steps[-1], self._ledger)
         return output, identity
+
+    def _scores_at_once(
+        self,
+        method: Method,
+        loaded_method: FeatureAttribution,
+        text: Text,
+        target: BatchEncoding,
+        contrast: dict[str, Arguments],
+        arguments: Arguments,
+    ) -> list[step_scores.Scores] | None:
+        """The step scores of all steps off one forward, for a method that has no logits of its own and a model whose
+        single pass is trusted. None otherwise, and for functions that draw, between other draws, in each step.
+        """
+        names, dummy = arguments["step_scores"], catalogue.methods()["dummy"]
+        if not names or step_scores.is_noisy(names) or step_scores.has_own_logits(self._request, method):
+            return None
+        if method.name == "dummy" or not self._choice.takes_single_pass(dummy):
+            return None
+        functions = self._functions(dummy, [plain_name(name) for name in names], contrast | {"attributed_fn_args": {}})
+        batch = self._batch(text.source, target, float32=False)
+        assembly = Assembly(loaded_method, self._model, batch, arguments | functions | {"attribute_target": False})
+        task = assembly.task(lambda _: self._tick(0.0), needs_identity=False)
+        try:
+            with prepared(self._loaded.network), step_scores.remembered_forward(self._model):
+                reading = task.unperturbed()
+        except UnsupportedByModel as error:
+            self._choice.give_up(dummy, error.detail)
+            return None
+        return None if reading is None else reading.step_scores
 
     def _single_pass(
         self,
@@ -289,20 +326,20 @@ class AttributionLoop:
         assembly = Assembly(loaded_method, self._model, batch, arguments)
         task = assembly.task(self._tick, needs_identity=has_identity)
         columns = measured(steps_of(loaded_method, task, arguments["attribution_args"]))
-        with prepared(self._loaded.network):
+        with prepared(self._loaded.network), step_scores.remembered_forward(self._model):
             return assembly.output(columns, steps.append), identity
 
-    def _functions(self, method: Method, step_scores: list[str], contrast: dict[str, Arguments]) -> dict[str, Any]:
+    def _functions(self, method: Method, names: list[str], contrast: dict[str, Arguments]) -> dict[str, Any]:
         """The attributed function and the step scores, corrected, and their arguments in Inseq's types."""
         request, functions = self._request, catalogue.step_functions()
         attributed = corrected_step_function(
             request.attributed_fn or "probability", self._ledger, repeats_rows=checks.repeats_rows(request, method)
         )
         parameters = functions[request.attributed_fn].parameters if request.attributed_fn else {}
-        scored = {key: value for name in step_scores for key, value in functions[name].parameters.items()}
+        scored = {key: value for name in names for key, value in functions[name].parameters.items()}
         return {
             "attributed_fn": attributed,
-            "step_scores": [corrected_step_function(name, self._ledger) for name in step_scores],
+            "step_scores": [corrected_step_function(name, self._ledger) for name in names],
             "attributed_fn_args": checks.typed(contrast["attributed_fn_args"], parameters),
             "step_scores_args": checks.typed(contrast["step_scores_args"], scored),
         }

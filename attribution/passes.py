@@ -13,6 +13,7 @@ from math import ceil
 
 from attribution import catalogue, completeness
 from attribution.catalogue import Method
+from attribution.step_scores import has_own_logits, is_noisy
 from models import AttributionRequest
 
 # reagent probes in two directions at each of its steps.
@@ -47,12 +48,16 @@ class Passes:
         return self.rows * self.length
 
 
-def of_text(request: AttributionRequest, shape: Shape) -> Iterator[Passes]:
-    """What Inseq's loop takes for one text; for reagent, whose probes may end earlier, at most."""
+def of_text(request: AttributionRequest, shape: Shape, *, scores_at_once: bool = False) -> Iterator[Passes]:
+    """What Inseq's loop takes for one text; for reagent, whose probes may end earlier, at most. `scores_at_once`: the
+    model's single pass is trusted with step scores.
+    """
     method = catalogue.methods()[request.attribution_method]
     if method.is_final_step:
         yield Passes(_final_forwards(method, shape), 1, shape.source + shape.end - (0 if shape.source else 1))
-    own, forwards = _attributed_forwards(request), _score_forwards(request.step_scores, request.step_scores_args)
+    own, forwards, once = _attributed_forwards(request), *_score_forwards(request, method, at_once=scores_at_once)
+    if once:
+        yield Passes(1, 1, shape.source + shape.end - 1)
     for position in range(shape.first, shape.end):
         length = shape.source + position
         if not method.is_final_step:
@@ -67,7 +72,8 @@ def of_text(request: AttributionRequest, shape: Shape) -> Iterator[Passes]:
 
 def of_single_pass(request: AttributionRequest, shape: Shape) -> Iterator[Passes]:
     """What the single pass takes for one text, if memory holds its rows at once: a forward for each point or window
-    instead of one for each position too, a way back for each position, and nothing for step scores.
+    instead of one for each position too, a way back for each position, and nothing for step scores but what they run
+    by themselves.
     """
     method, length = catalogue.methods()[request.attribution_method], shape.source + shape.end - 1
     name, arguments = method.name, {k: p.default for k, p in method.parameters.items()} | request.attribution_args
@@ -84,6 +90,9 @@ def of_single_pass(request: AttributionRequest, shape: Shape) -> Iterator[Passes
         yield Passes(1, 1, length)  # of the text as it is
     if completeness.has_identity(request, method):
         yield Passes(1, 1, length)  # and of the baseline
+    if extra := _own_score_forwards(request):
+        for position in range(shape.first, shape.end):
+            yield Passes(extra, 1, shape.source + position)
 
 
 def _final_forwards(method: Method, shape: Shape) -> int:
@@ -145,9 +154,39 @@ def _windows(arguments: dict[str, object], attributed: int) -> int:
     return 1 + ceil(max(0, attributed - of("sliding_window_shapes")) / of("strides"))
 
 
-def _score_forwards(names: list[str], arguments: dict[str, object]) -> int:
-    """Forwards for the step scores of one position: one for all of them, and what a function runs by itself."""
-    return 1 + _extra_forwards(names, arguments) if names else 0
+def _score_forwards(request: AttributionRequest, method: Method, *, at_once: bool) -> tuple[int, bool]:
+    """Forwards for the step scores of one position, and whether one over the whole text comes before them."""
+    names = request.step_scores
+    if not names:
+        return 0, False
+    apart, noisy = method.is_final_step or _has_two_contrasts(request), is_noisy(names)
+    own = has_own_logits(request, method) and not apart
+    if not own and noisy and not (at_once and apart):
+        return 1 + _extra_forwards(names, request.step_scores_args), False  # as Inseq has it
+    once = at_once and not own and method.name != "dummy"
+    return (0 if own or once else 1) + _own_score_forwards(request), once
+
+
+def _has_two_contrasts(request: AttributionRequest) -> bool:
+    """Whether the step scores have another contrast than what is attributed: they then have a run of their own."""
+    attributed, scored = (
+        [each.get(name) for name in ("contrast_targets", "contrast_targets_alignments")]
+        for each in (request.attributed_fn_args, request.step_scores_args)
+    )
+    return request.corrections and bool(attributed[0] and scored[0]) and attributed != scored
+
+
+def _own_score_forwards(request: AttributionRequest) -> int:
+    """Forwards that step scores run by themselves: contrastive functions that follow each other share theirs."""
+    total, before = 0, ""
+    for name in request.step_scores:
+        if catalogue.step_functions()[name].is_contrastive:
+            total += before != "contrast"
+            before = "contrast"
+        elif is_noisy([name]):
+            total += 1 + _extra_forwards([name], request.step_scores_args)
+            before = name
+    return total
 
 
 def _attributed_forwards(request: AttributionRequest) -> int:

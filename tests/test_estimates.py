@@ -41,6 +41,7 @@ METHODS = [
     ("value_zeroing", {}),
     ("dummy", {}),
 ]
+CONTRAST = f"{PROMPT} milk. Ben likes"
 SCORES = {"step_scores": ["probability", "logit"]}
 CONTRASTS = [
     {"contrast_targets": "another target"},
@@ -119,7 +120,9 @@ def test_the_passes_are_those_of_the_job(engine, passes, model, method, more):
         ("integrated_gradients", {"n_steps": 6, "internal_batch_size": 4}, (4, 8)),
         ("gradient_shap", {}, (6, 4)),
         ("occlusion", {}, (2, 0)),
-        ("attention", {}, (1 + 4, 0)),  # Inseq's loop, and a forward for each step's scores
+        ("saliency", {"step_scores": ["pcxmi"], "step_scores_args": {"contrast_targets": CONTRAST}}, (1 + 4, 4)),
+        ("attention", {}, (1 + 1, 0)),  # Inseq's loop, and a forward for all steps' scores
+        ("lime", {"attribution_args": {"n_samples": 6}}, (4 * 6 + 1, 0)),
     ],
 )
 def test_the_single_pass_is_told_where_it_is_taken(engine, method, more, expected):
@@ -130,7 +133,7 @@ def test_the_single_pass_is_told_where_it_is_taken(engine, method, more, expecte
     )
     for _ in range(2):  # before the model was probed, and after
         estimate = engine.estimate(request)
-        assert estimate.engine == ("inseq" if method == "attention" else "single_pass")
+        assert estimate.engine == ("inseq" if method in {"attention", "lime"} else "single_pass")
         assert (estimate.forward_passes, estimate.backward_passes) == expected
         output = results.decode(run(engine, request)[0].content)
         assert output.info["engine"] == estimate.engine

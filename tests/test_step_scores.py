@@ -1,0 +1,144 @@
+"""Step scores in Inseq's loop: its numbers, and no forward of their own where another one has their logits."""
+
+from __future__ import annotations
+
+import pytest
+from torch.nn.modules.module import register_module_forward_pre_hook
+from transformers import GenerationMixin
+
+from attribution import results
+from attribution.engine import AttributionEngine
+from models import AttributionRequest, Stage
+from problems import Cancelled
+from settings import Settings
+from tests import reference
+from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
+
+TEXT = {LOOKUP: PROMPT, PHRASEBOOK: SENTENCE}
+TARGET = {LOOKUP: f"{PROMPT} tea. Ben likes", PHRASEBOOK: "il cane vede un gatto"}
+OTHER = {LOOKUP: f"{PROMPT} milk. Ben likes", PHRASEBOOK: "il gatto vede un cane"}
+# Their steps run the model on the text as it is.
+OWN = {
+    "saliency": {},
+    "input_x_gradient": {},
+    "integrated_gradients": {"n_steps": 3},
+    "gradient_shap": {"n_samples": 2},
+    "discretized_integrated_gradients": {"n_steps": 3},
+    "deeplift": {},
+    "layer_integrated_gradients": {"n_steps": 3},
+    "layer_deeplift": {},
+    "layer_gradient_x_activation": {},
+    "occlusion": {},
+}
+# Theirs do not, or there is one step only.
+OTHERS = {
+    "lime": {"n_samples": 4},
+    "sequential_integrated_gradients": {"n_steps": 2},
+    "attention": {},
+    "value_zeroing": {},
+}
+SCORES = ["probability", "crossentropy", "entropy", "top_p_size", "contrast_prob_diff", "kl_divergence"]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    return AttributionEngine(Settings(data_dir=tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture
+def forwards():
+    """How often any model runs forward from its ids or embeddings to its logits."""
+    counted = [0]
+
+    def count(module, _inputs):
+        counted[0] += isinstance(module, GenerationMixin)
+
+    handle = register_module_forward_pre_hook(count)
+    yield counted
+    handle.remove()
+
+
+def request(engine, model, method, /, **body):
+    body = {"input_text": TEXT[model], "generated_text": TARGET[model]} | body
+    arguments = (OWN | OTHERS).get(method, {})
+    return engine.check(AttributionRequest(model=model, method=method, attribution_args=arguments, **body))
+
+
+def run(engine, model, method, /, **body):
+    asked = request(engine, model, method, **body)
+    parts = engine.run(asked, device="cpu", report=lambda _: None, should_cancel=lambda: False)
+    return results.decode(next(part.content for part in parts if part.kind == "raw"))
+
+
+@pytest.fixture(scope="module", params=[LOOKUP, PHRASEBOOK])
+def model(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    """Inseq's: the scores of a step do not depend on the method."""
+    arguments = {"contrast_targets": OTHER[model], "top_p": 0.8}
+    names = [name for name in SCORES if name != "crossentropy"]  # which fails in Inseq
+    found = reference.attribute(
+        BUNDLED / model, TEXT[model], "dummy", generated_texts=TARGET[model], step_scores=names,
+        step_scores_args=arguments,
+    )  # fmt: skip
+    scores = found[0].step_scores
+    return scores | {"crossentropy": -scores["probability"].log()}
+
+
+@pytest.mark.parametrize("way", ["inseq", "auto"])
+@pytest.mark.parametrize("method", OWN | OTHERS)
+def test_they_are_inseqs(engine, model, expected, method, way):
+    arguments = {"contrast_targets": OTHER[model], "top_p": 0.8}
+    output = run(engine, model, method, engine=way, step_scores=SCORES, step_scores_args=arguments)
+    found = output[0].step_scores
+    assert set(found) == set(SCORES)
+    for name, scores in found.items():
+        reference.assert_close(scores, expected[name], name)
+    assert len(set(found["probability"].tolist())) == len(found["probability"]) > 2
+    # What is attributed is what it was without them.
+    plain = run(engine, model, method, engine=way)
+    reference.assert_close(output[0].target_attributions, plain[0].target_attributions, "target")
+    reference.assert_close(output[0].source_attributions, plain[0].source_attributions, "source")
+
+
+@pytest.mark.parametrize("way", ["inseq", "auto"])
+@pytest.mark.parametrize("method", OWN | OTHERS)
+def test_forwards(engine, model, forwards, method, way):
+    """Those of a job with step scores, and of the same job without."""
+    counts = []
+    scores, contrast = ["probability", "entropy"], {"contrast_targets": OTHER[model]}
+    more = {"engine": way, "step_scores_args": contrast}
+    run(engine, model, method, engine=way, step_scores=scores)  # the model is probed once
+    for names in ([], scores, [*scores, "pcxmi", "contrast_prob"]):
+        forwards[0] = 0
+        output = run(engine, model, method, step_scores=names, **more if "pcxmi" in names else {"engine": way})
+        counts.append(forwards[0])
+    steps = output[0].attr_pos_end - output[0].attr_pos_start
+    # `auto`: where the method has no single pass, one forward over the whole text.
+    for_all = 0 if method in OWN else steps if way == "inseq" else 1
+    if way == "auto" and method in {"integrated_gradients", "gradient_shap", "occlusion"}:
+        for_all = counts[1] - counts[0]  # of the single pass, which test_estimates has
+    assert counts[1] - counts[0] == for_all
+    assert counts[2] - counts[1] == steps  # one for both contrastive functions
+
+
+def test_what_is_done_has_its_scores(engine):
+    """Scores that are read off the whole text before the first step are those of a job that ended there."""
+    offered, done = [], 0
+    asked = request(engine, LOOKUP, "lime", step_scores=["probability"])
+
+    def report(progress):
+        nonlocal done
+        done = progress.steps_done if progress.stage is Stage.ATTRIBUTING else 0
+
+    with pytest.raises(Cancelled):
+        engine.run(asked, device="cpu", report=report, should_cancel=lambda: done >= 2, offer_partial=offered.append)
+    (partial,) = [results.decode(part.content) for part in offered[0]() if part.kind == "raw"]
+    whole = run(engine, LOOKUP, "lime", step_scores=["probability"], engine="inseq")
+    assert len(partial[0].step_scores["probability"]) == 2
+    reference.assert_close(
+        partial[0].step_scores["probability"], whole[0].step_scores["probability"][:2], "probability"
+    )
