@@ -41,22 +41,23 @@ class StepLabels:
     """The labels of one text's steps, made once and shared by them."""
 
     def __init__(self, batch: Any) -> None:
-        self._target = labels(batch.target_tokens[0], batch.target_ids[0].tolist())
+        self.target = labels(batch.target_tokens[0], batch.target_ids[0].tolist())
         self._source: list[TokenWithId] | None = None
         if isinstance(batch, EncoderDecoderBatch):
             self._source = labels(batch.source_tokens[0], batch.source_ids[0].tolist())
 
     def enriched(
-        self, enrich: Callable[..., Any], model: HuggingfaceModel, output: Any, batch: Any, *more: Any, **named: Any
+        self, enrich: Callable[..., Any], model: HuggingfaceModel, output: Any, length: int, *more: Any, **named: Any
     ) -> Any:
-        """What `enrich`, a formatter's `enrich_step_output`, returns; it labels the predicted token alone."""
-        length = len(batch.target_tokens[0])
+        """What `enrich`, a formatter's `enrich_step_output`, returns for a prefix of this length; it labels the
+        predicted token alone.
+        """
         # It looks at the length of the prefix, to find the contrast's token.
         shown = SimpleNamespace(input_tokens=[range(length)], input_ids=_NOTHING)
         prefix = SimpleNamespace(target_tokens=[range(length)], target_ids=_NOTHING, sources=shown, targets=shown)
         output = enrich(model, output, prefix, *more, **named)
         output.source = None if self._source is None else [self._source]
-        output.prefix = [self._target[:length]]
+        output.prefix = [self.target[:length]]
         return output
 
 

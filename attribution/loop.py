@@ -387,8 +387,9 @@ def _steps_reported(model: HuggingfaceModel, steps: _Steps, step_labels: StepLab
 
     class ReportingFormatter(original):  # type: ignore[valid-type, misc]
         @classmethod
-        def enrich_step_output(cls, *args: Any, **kwargs: Any) -> Any:
-            output = step_labels.enriched(original.enrich_step_output, *args, **kwargs)
+        def enrich_step_output(cls, model: HuggingfaceModel, output: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+            length = len(batch.target_tokens[0])
+            output = step_labels.enriched(original.enrich_step_output, model, output, length, *args, **kwargs)
             steps.append(output)
             return output
 

@@ -82,7 +82,9 @@ class ReadOff:
             logits = forward.logits[0, -1]
         scores = StepScores(self._model, step_scores, step_scores_args, self._batch)
         with remembered_forward(self._model):
-            output.step_scores.update(scores.of_step(step.max_generation_length, logits))
+            position = step.max_generation_length
+            (found,) = scores.of_steps(range(position, position + 1), logits[None])
+            output.step_scores.update(found)
         return output
 
 

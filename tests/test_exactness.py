@@ -76,24 +76,28 @@ def test_equals_inseq(server, tmp_path, model, method, constrained):
     theirs.info["attribution_args"] = arguments  # Inseq has constructor arguments elsewhere
     theirs.info["attribution_method"] = method
     ours = compare(server, tmp_path, job_id, theirs)
-    check_json_views(server, job_id, theirs)
+    check_json_views(server, job_id, ours, theirs)
     sequence = ours.sequence_attributions[0]
     assert sequence.attr_pos_end > sequence.attr_pos_start
 
 
-def check_json_views(server, job_id, theirs):
-    """The JSON views hold the same numbers: aggregated as Inseq aggregates by default, and granular as they are."""
+def check_json_views(server, job_id, ours, theirs):
+    """The JSON views hold the same numbers: granular as Inseq has them, and aggregated as Inseq aggregates by default.
+
+    It normalizes each step, which enlarges the rounding of a step whose scores are small beside the others': so what is
+    aggregated here is this result, whose scores were compared before.
+    """
     default, granular = server.result(job_id), server.result(job_id, granular=True)
     for view, sequences in (
-        (default, [each.aggregate() for each in theirs.sequence_attributions]),
+        (default, [each.aggregate() for each in ours.sequence_attributions]),
         (granular, theirs.sequence_attributions),
     ):
-        for ours, other in zip(view["sequence_attributions"], sequences, strict=True):
-            assert [(t["token"], t["token_id"]) for t in ours["target"]] == [(t.token, t.id) for t in other.target]
+        for shown, other in zip(view["sequence_attributions"], sequences, strict=True):
+            assert [(t["token"], t["token_id"]) for t in shown["target"]] == [(t.token, t.id) for t in other.target]
             for name in ("source_attributions", "target_attributions"):
-                assert_array(ours[name], getattr(other, name))
+                assert_array(shown[name], getattr(other, name))
             for name, scores in (other.sequence_scores or {}).items():
-                assert_array(ours["sequence_scores"][name], scores)
+                assert_array(shown["sequence_scores"][name], scores)
 
 
 def assert_array(ours, tensor):

@@ -1,6 +1,7 @@
 """Steps' scores as Inseq's own data classes: what its loop would have returned, token labels and all.
 
-Inseq labels every step anew, in time that grows with the square of its length; here the labels are made once.
+Inseq labels every step anew, in time that grows with the square of its length; here the labels are made once
+(`attribution.labels`).
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from inseq.data import (
     GranularFeatureAttributionStepOutput,
 )
 from inseq.models import HuggingfaceModel
-from inseq.utils.typing import TokenWithId
 
+from attribution.labels import StepLabels
 from attribution.single_pass.functions import AttributedFunction, StepScores
 from attribution.single_pass.task import Column, Task, Tick
 from attribution.single_pass.trunk import Trunk
@@ -58,11 +59,7 @@ class Assembly:
         )
         self._contrast, self._alignments = contrast, alignments
         self._function_args, self._scores_args = attributed_args, scores_args
-        # Made once and shared by all steps.
-        self._target_labels = _labels(batch.target_tokens[0], batch.target_ids[0].tolist())
-        self._source_labels = None
-        if model.is_encoder_decoder:
-            self._source_labels = _labels(batch.sources.input_tokens[0], batch.sources.input_ids[0].tolist())
+        self._labels = StepLabels(batch)
         self._began = perf_counter()
 
     def task(self, tick: Tick, *, needs_identity: bool) -> Task:
@@ -95,7 +92,7 @@ class Assembly:
                 contrast_targets_alignments=self._alignments,
             )
         else:
-            tokens = [list(self._target_labels)]
+            tokens = [list(self._labels.target)]
         outputs = []
         for step, column in zip(self._steps, columns, strict=True):
             output = self._label(self._step_output(column), step)
@@ -143,24 +140,15 @@ class Assembly:
         return kind(source_attributions=source, target_attributions=target, step_scores=dict(column.step_scores))
 
     def _label(self, output: FeatureAttributionStepOutput, step: int) -> FeatureAttributionStepOutput:
-        if self._contrast is not None:
-            ids = self._batch.target_ids[:, step]
-            return self._model.formatter.enrich_step_output(
-                self._model,
-                output,
-                self._batch[:step],
-                self._model.convert_ids_to_tokens(ids.unsqueeze(1), skip_special_tokens=False),
-                ids.detach().to("cpu"),
-                contrast_batch=self._contrast,
-                contrast_targets_alignments=self._alignments,
-            )
         ids = self._batch.target_ids[:, step : step + 1]
-        (predicted,) = self._model.convert_ids_to_tokens(ids, skip_special_tokens=False)
-        output.source = None if self._source_labels is None else [self._source_labels]
-        output.prefix = [self._target_labels[:step]]
-        output.target = [_labels(predicted, ids[0].tolist())]
-        return output
-
-
-def _labels(tokens: list[str], ids: list[int]) -> list[TokenWithId]:
-    return [TokenWithId(token, index) for token, index in zip(tokens, ids, strict=False)]
+        labelled: FeatureAttributionStepOutput = self._labels.enriched(
+            self._model.formatter.enrich_step_output,
+            self._model,
+            output,
+            step,
+            self._model.convert_ids_to_tokens(ids, skip_special_tokens=False),
+            ids[:, 0].detach().to("cpu"),
+            contrast_batch=self._contrast,
+            contrast_targets_alignments=self._alignments,
+        )
+        return labelled

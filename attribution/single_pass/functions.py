@@ -87,19 +87,19 @@ class StepScores:
 
     def of_steps(self, steps: range, logits: torch.Tensor) -> list[dict[str, torch.Tensor]]:
         """Of these target positions, from a row of logits for each ([steps, vocabulary]); each score is [1]."""
-        found: list[dict[str, torch.Tensor]] = [{} for _ in steps]
+        rowwise, others = dict[str, Sequence[torch.Tensor]](), list[dict[str, torch.Tensor]]()
         with torch.no_grad():
             for name in self._names:
-                plain = plain_name(name)
-                if plain in ROWWISE:
+                if plain_name(name) in ROWWISE:
                     targets = self._batch.target_ids[0, steps.start : steps.stop]
-                    scored = self._score(name, _as_output(logits), targets, self._batch)
-                    values: Sequence[torch.Tensor] = scored.reshape(-1, 1).unbind()
-                else:
-                    values = [self._of_step(name, step, row) for step, row in zip(steps, logits, strict=True)]
-                for scores, value in zip(found, values, strict=True):
-                    scores[name] = value
-        return found
+                    rowwise[name] = self._score(name, _as_output(logits), targets, self._batch).reshape(-1, 1).unbind()
+            # One step after the other: functions that follow each other on a step may share a forward.
+            for step, row in zip(steps, logits, strict=True):
+                others.append({n: self._of_step(n, step, row) for n in self._names if n not in rowwise})
+        return [
+            {name: rowwise[name][index] if name in rowwise else other[name] for name in self._names}
+            for index, other in enumerate(others)
+        ]
 
     def _of_step(self, name: str, step: int, row: torch.Tensor) -> torch.Tensor:
         # Only those that look at the prefix are shown it: to cut it is not free.
