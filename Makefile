@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SERVE_ARGS ?=
 
-.PHONY: serve test test-slow check audit format lock bench bench-engines demo-models support-table notebook pictures clean
+.PHONY: serve test test-slow check audit format lock bench bench-engines bench-long bench-batching demo-models support-table notebook pictures clean
 
 serve: $(VENV)/.ready  ## serve on 127.0.0.1:8000 (SERVE_ARGS="--port 9000" for more)
 	$(BIN)/python main.py $(SERVE_ARGS)
@@ -35,6 +35,12 @@ bench: $(VENV)/.dev-ready  ## overhead per job against Inseq called directly and
 
 bench-engines: $(VENV)/.dev-ready  ## the single pass beside Inseq, its loop, and Captum
 	$(BIN)/python -m benchmarks.engines
+
+bench-long: $(VENV)/.dev-ready  ## texts of 2,000 tokens in bounded memory, beside Inseq
+	$(BIN)/python -m benchmarks.long_texts
+
+bench-batching: $(VENV)/.dev-ready  ## what jobs could gain by running as one batch
+	$(BIN)/python -m benchmarks.batching
 
 support-table: $(VENV)/.dev-ready  ## try every method on every model family again, and write docs/support.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support_table > docs/support.md

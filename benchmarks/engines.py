@@ -15,12 +15,9 @@ import tempfile
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "INSEQ_ARTIFACTS_CACHE": tempfile.mkdtemp()}
 
 import argparse
-import ctypes
 import gc
 import json
-import logging
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,13 +32,13 @@ from captum.attr import (
     LLMGradientAttribution,
     TextTokenInput,
 )
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from attribution.engine import AttributionEngine
 from attribution.runner import Runner
+from benchmarks.random_models import SIZES, Size, build, peak, quiet, reset_peak, texts
 from models import AttributionRequest
 from settings import Settings
-from tests.hub import byte_level_tokenizer
 
 Way = Callable[[], Any]
 SETTINGS: dict[str, dict[str, Any]] = {"integrated_gradients": {"n_steps": 20}}
@@ -52,39 +49,6 @@ GOALS = {
 }
 _TOLERANCE = 1e-4
 METHODS = ("saliency", "input_x_gradient", "integrated_gradients", "gradient_shap", "deeplift", "occlusion")
-
-
-@dataclass(frozen=True)
-class Size:
-    """A random GPT-2, and the lengths of a prompt and what follows it, in tokens."""
-
-    name: str
-    vocabulary: int
-    width: int
-    layers: int
-    heads: int
-    prompt: int
-    generated: int
-    rounds: int
-
-    @property
-    def label(self) -> str:
-        return f"{self.layers} layers, d {self.width}, vocabulary {self.vocabulary // 1000}k"
-
-    @property
-    def block(self) -> int:
-        """Weights of one block: what one position multiplies by."""
-        return 12 * self.width**2
-
-    @property
-    def head(self) -> int:
-        return self.vocabulary * self.width
-
-
-SIZES = (
-    Size("small", 2000, 64, 2, 4, prompt=64, generated=32, rounds=5),
-    Size("medium", 50_000, 768, 6, 12, prompt=64, generated=16, rounds=2),
-)
 
 
 @dataclass
@@ -259,48 +223,6 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     if found > _TOLERANCE:
         raise AssertionError(f"not the same numbers: off by {found:.1e} of the largest")
     return found
-
-
-def texts(size: Size) -> tuple[str, str]:
-    """Digits: each is one token."""
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(0, 10, (size.prompt + size.generated,), generator=generator)
-    full = "".join(map(str, drawn.tolist()))
-    return full[: size.prompt], full
-
-
-def build(size: Size, folder: Path) -> None:
-    eos = "<|endoftext|>"
-    tokenizer = byte_level_tokenizer(bos_token=eos, eos_token=eos, unk_token=eos)
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=size.vocabulary, n_positions=512, n_embd=size.width, n_layer=size.layers, n_head=size.heads,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
-    GPT2LMHeadModel(config).eval().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def reset_peak() -> int:
-    """Begin a new high-water mark of this process's memory (Linux); returns what it has now, in bytes."""
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, so that every way begins alike
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def peak() -> int:
-    return _status("VmHWM")
-
-
-def _status(name: str) -> int:
-    (line,) = (each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith(name))
-    return int(line.split()[1]) * 1024
-
-
-def quiet() -> None:
-    logging.disable(logging.WARNING)
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
 
 
 def row(each: dict[str, Any]) -> str:

@@ -82,9 +82,12 @@ def of_the_text(
 def _pulled(task: Task, points: Gradients, weights: torch.Tensor, done: float, pieces: int) -> Iterator[Gradients]:
     """For each step, the weighted sum of its gradients over the points ([points, length, width])."""
     # All points are moved along with one tensor: its gradient is the sum over them, and nothing larger is ever made.
-    shifts = tuple(torch.zeros_like(each[:1]).requires_grad_() for each in points)
-    scale = weights.to(points[0].dtype)[:, None, None]
-    graph = task.graph(*(point + scale * shift for point, shift in zip(points, shifts, strict=True)))
+    # In float32 at least, as Captum sums: the weights and the sum of many points have no place in half precision.
+    exact = torch.promote_types(points[0].dtype, torch.float32)
+    shifts = tuple(torch.zeros_like(each[:1], dtype=exact).requires_grad_() for each in points)
+    scale = weights.to(exact)[:, None, None]
+    moved = ((scale * shift).to(point.dtype) for point, shift in zip(points, shifts, strict=True))
+    graph = task.graph(*(point + each for point, each in zip(points, moved, strict=True)))
     reading = task.read(graph.states, gradients=True)
     yield from _products(task, graph, shifts, reading, done, 1 / pieces)
 

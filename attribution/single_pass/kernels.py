@@ -50,8 +50,10 @@ def prepared(network: nn.Module) -> Iterator[None]:
 def _once(function: Callable[[torch.Tensor], torch.Tensor], given: torch.Tensor) -> torch.Tensor:
     if not (given.requires_grad and torch.is_grad_enabled()):
         return function(given)
-    leaf = given.detach().requires_grad_()
+    # A derivative that is kept in half precision would be rounded once more than torch's own backward does it.
+    exact = torch.promote_types(given.dtype, torch.float32)
+    leaf = given.detach().to(exact).requires_grad_()
     value = function(leaf)
     (derivative,) = torch.autograd.grad(value.sum(), leaf)
     # The value as it is: what is added to it is zero, and has the derivative.
-    return value.detach() + derivative * (given - leaf.detach())
+    return value.detach().to(given.dtype) + (derivative * (given - given.detach())).to(given.dtype)

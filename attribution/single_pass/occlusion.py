@@ -36,8 +36,12 @@ def occlusion(task: Task, *, windows: tuple[Window, ...], rows: int | None) -> I
     Replacing position j changes no step before it, and all steps behind it at once.
     """
     with torch.no_grad():
-        reading = task.read(task.states(*task.inputs), gradients=False, step_scores=bool(task.step_scores))
-        effects = [_effects(task, position, window, reading, rows) for position, window in enumerate(windows)]
+        states, cache = PrefixCache.of(task)
+        reading = task.read(states, gradients=False, step_scores=bool(task.step_scores))
+        effects = [
+            _effects(task, position, window, reading, rows, cache if position == task.prefix_index else None)
+            for position, window in enumerate(windows)
+        ]
         for index in range(len(task.steps)):
             scores = tuple(
                 _scores(task, position, window, effects[position], index) for position, window in enumerate(windows)
@@ -45,12 +49,13 @@ def occlusion(task: Task, *, windows: tuple[Window, ...], rows: int | None) -> I
             yield task.column(index, scores, reading, None)
 
 
-def _effects(task: Task, position: int, window: Window, reading: Reading, rows: int | None) -> torch.Tensor:
+def _effects(
+    task: Task, position: int, window: Window, reading: Reading, rows: int | None, cache: PrefixCache | None
+) -> torch.Tensor:
     """f(input) - f(input without the window): [windows, steps]."""
     length = task.inputs[position].shape[1]
     count = window.count(length)
     effects = reading.values.new_zeros((count, len(task.steps)))
-    cache = PrefixCache.of(task) if position == task.prefix_index else None
     first = 0
     while first < count:
         start = window.covered(first, length).start
@@ -59,12 +64,13 @@ def _effects(task: Task, position: int, window: Window, reading: Reading, rows: 
         if cache is not None:
             at_once = min(at_once, max(_FEWEST_ROWS, -(-count // _GROUPS)))
         last = min(count, first + (min(at_once, rows) if rows else at_once))
-        task.tick(first / count)
+        # Rows that share a prefix become shorter and shorter.
+        task.tick(first / count if cache is None else 1 - (1 - first / count) ** 2)
         perturbed = task.inputs[position].repeat(last - first, 1, 1)
         for row, index in enumerate(range(first, last)):
             covered = window.covered(index, length)
             perturbed[row, covered] = task.baselines[position][0, covered]
-        if cache is not None and kept:
+        if cache is not None:
             effects[first:last] = cache.effects(perturbed, kept, reading.values)
         else:
             inputs = [each.expand(last - first, -1, -1) for each in task.inputs]

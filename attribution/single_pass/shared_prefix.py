@@ -20,18 +20,20 @@ class PrefixCache:
     layers: list[tuple[torch.Tensor, torch.Tensor]]  # each [1, heads, length, width of a head]
 
     @classmethod
-    def of(cls, task: Task) -> Self | None:
-        """None where the model keeps something else than keys and values of all positions."""
+    def of(cls, task: Task) -> tuple[torch.Tensor, Self | None]:
+        """The text's hidden states ([1, steps, width]), and what rows can share of them: None where the model keeps
+        something else than keys and values of all positions.
+        """
         network = task.trunk.network
         config = network.config.get_text_config(decoder=True)
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         if task.trunk.is_encoder_decoder or kinds != {"full_attention"} or getattr(config, "sliding_window", None):
-            return None
+            return task.states(*task.inputs), None
         cache = DynamicCache(config=network.config)
-        task.states(*task.inputs, past_key_values=cache, use_cache=True)
+        states = task.states(*task.inputs, past_key_values=cache, use_cache=True)
         if not cache.layers or any(type(layer) is not DynamicLayer or layer.keys is None for layer in cache.layers):
-            return None
-        return cls(task, [(layer.keys, layer.values) for layer in cache.layers])
+            return states, None
+        return states, cls(task, [(layer.keys, layer.values) for layer in cache.layers])
 
     def effects(self, perturbed: torch.Tensor, kept: int, values: torch.Tensor) -> torch.Tensor:
         """`values` ([1, steps]) minus those of rows ([rows, length, width]) that share their first `kept` positions
@@ -44,8 +46,8 @@ class PrefixCache:
             perturbed[:, kept:],
             positions=slice(task.steps.start + first - 1 - kept, task.steps.stop - 1 - kept),
             attention_mask=torch.ones((rows, length), dtype=torch.long, device=perturbed.device),
-            past_key_values=DynamicCache(shared, config=task.trunk.network.config),
-            use_cache=True,
+            past_key_values=DynamicCache(shared, config=task.trunk.network.config) if kept else None,
+            use_cache=bool(kept),
         )
         found = values.new_zeros((rows, len(task.steps)))
         found[:, first:] = values[:, first:] - task.read(states, gradients=False, first=first).values

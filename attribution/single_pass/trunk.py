@@ -6,7 +6,7 @@ a few rows at a time.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from inseq.models import HuggingfaceModel
 
 from attribution.single_pass.attention import FUSED, attention_of, can_be_fused
+from attribution.single_pass.blockwise import blockwise
 from attribution.single_pass.top import cut_at, top_of
 from problems import UnsupportedByModel
 
@@ -47,7 +48,13 @@ class Trunk:
         `embeddings` are the prefix's ([rows, length, width]), or the source's and the decoder's; `more` goes to the
         network.
         """
-        with attention_of(self.network, FUSED) if self.is_fused else nullcontext():
+        if self._top is not None and not torch.is_grad_enabled():
+            attention: AbstractContextManager[None] = blockwise(
+                self.network, self._top, positions, is_fused=self.is_fused
+            )
+        else:
+            attention = attention_of(self.network, FUSED) if self.is_fused else nullcontext()
+        with attention:
             return self._states(embeddings, positions, more)
 
     def graph(self, *embeddings: torch.Tensor, positions: slice) -> Graph:

@@ -1,0 +1,131 @@
+"""The single pass in half precision: no further from the numbers of float32 than Inseq's own half precision is.
+
+Two computations in half precision differ by their roundings, some percent on models as small as these, so that to be equal
+to Inseq's numbers says little. What is compared is how far each is from Inseq in float32, on the same weights.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import inseq
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from attribution import results
+from attribution.engine import AttributionEngine
+from models import AttributionRequest
+from settings import Settings
+from tests.families import FAMILIES, build
+
+HALVES = ["bfloat16", "float16"]
+FAMILIES_HERE = ["gpt2", "llama", "gemma2", "t5", "bart"]
+METHODS = {
+    "saliency": {},
+    "input_x_gradient": {},
+    "integrated_gradients": {"n_steps": 20},
+    "occlusion": {},
+    "deeplift": {},
+}
+TEXTS = [
+    ("The quick brown fox", "jumps over the lazy dog."),
+    ("Feature attribution", "helps explain model predictions."),
+    ("Predictions of models", "help the lazy dog."),
+    ("A dog explains", "what quick features the fox jumps over."),
+    ("Over the brown model", "a feature jumps."),
+    ("Lazy predictions", "attribute the fox."),
+]
+# Errors of the same kind and number, but not the same ones: one text's differ by half, the mean over six by a tenth.
+ROOM = 1.15
+
+
+class Measured:
+    """Scores of the texts on models of half precision: Inseq's in float32, Inseq's own, and ours."""
+
+    def __init__(self, root):
+        self.root = root
+        self.engine = AttributionEngine(Settings(data_dir=root / "data", model_dirs=(str(root),)))
+        self.inseq_model = cache(self._inseq_model)
+
+    def folder(self, family, dtype):
+        """The family's model with weights that half precision holds, so that float32 has the same."""
+        folder = self.root / f"{family}-{dtype}"
+        if not folder.exists():
+            build(family, folder)
+            kind = AutoModelForSeq2SeqLM if FAMILIES[family].is_encoder_decoder else AutoModelForCausalLM
+            kind.from_pretrained(folder, dtype=getattr(torch, dtype)).save_pretrained(folder)
+        return folder
+
+    def _inseq_model(self, folder, dtype):
+        return inseq.load_model(str(folder), "dummy", device="cpu", model_kwargs={"dtype": getattr(torch, dtype)})
+
+    def inseq(self, family, dtype, method, text, *, computed_in):
+        model = self.inseq_model(self.folder(family, dtype), computed_in)
+        assert model.model.dtype == getattr(torch, computed_in)
+        return scores(model.attribute(
+            text[0], generated_texts=target(family, text), method=method, attribution_args=dict(METHODS[method]),
+            attribute_target=FAMILIES[family].is_encoder_decoder, show_progress=False,
+        ))  # fmt: skip
+
+    def ours(self, family, dtype, method, text, **more):
+        body = {"model": self.folder(family, dtype).name, "method": method, "input_text": text[0], "dtype": dtype,
+                "generated_text": target(family, text), "attribution_args": METHODS[method],
+                "attribute_target": FAMILIES[family].is_encoder_decoder, "engine": "single_pass", **more}  # fmt: skip
+        request = self.engine.check(AttributionRequest(**body))
+        parts = self.engine.run(request, device="cpu", report=lambda _: None, should_cancel=lambda: False)
+        return results.decode(parts[0].content)
+
+
+def target(family, text):
+    return text[1] if FAMILIES[family].is_encoder_decoder else " ".join(text)
+
+
+def scores(output):
+    (sequence,) = output.sequence_attributions
+    sides = [each for each in (sequence.source_attributions, sequence.target_attributions) if each is not None]
+    return torch.cat([each.double().nan_to_num().flatten() for each in sides])
+
+
+def off(found, truth):
+    """Relative to the size of all scores."""
+    assert found.shape == truth.shape
+    return float((found - truth).norm() / truth.norm())
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    return Measured(tmp_path_factory.mktemp("half"))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES_HERE)
+def test_as_near_to_float32_as_inseq(measured, family, method, dtype):
+    ratios = []
+    for text in TEXTS:
+        truth = measured.inseq(family, dtype, method, text, computed_in="float32")
+        theirs = measured.inseq(family, dtype, method, text, computed_in=dtype)
+        ours = scores(measured.ours(family, dtype, method, text))
+        assert off(theirs, truth) > 0  # or nothing was computed in half precision
+        ratios.append(off(ours, truth) / off(theirs, truth))
+    mean = float(torch.tensor(ratios).log().mean().exp())
+    assert mean <= ROOM, ratios
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bart"])
+def test_a_verdict_of_its_own(measured, family):
+    """What was found in half precision says nothing of float32, and the other way round; `info` has what was found."""
+    checks = {
+        dtype: measured.ours(family, "bfloat16", "saliency", TEXTS[0], dtype=dtype, engine="auto").info
+        for dtype in ("bfloat16", "float32", "bfloat16")
+    }
+    name = measured.folder(family, "bfloat16").name
+    for dtype, tolerance in (("bfloat16", 0.05), ("float32", 1e-4)):
+        assert checks[dtype]["dtype"] == dtype
+        assert checks[dtype]["engine"] == "single_pass"
+        found = checks[dtype]["engine_check"]
+        assert found["tolerance"] == tolerance
+        with measured.engine._models.lease(name, device="cpu", dtype=dtype) as loaded:
+            (verdict,) = (each for key, each in loaded.verdicts.items() if key[0] == "saliency")
+        assert found["largest_difference"] == verdict.difference <= tolerance
