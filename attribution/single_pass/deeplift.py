@@ -65,11 +65,13 @@ def _rescaled(seen: dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]]) ->
     def hook(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         before, after = seen[module]
         given = arguments[0]
-        difference = given.detach() - before
+        # In float32 at least: float16 has no number as small as the bound, and would divide nothing by nothing.
+        exact = torch.promote_types(given.dtype, torch.float32)
+        difference = given.detach().to(exact) - before.to(exact)
         is_small = difference.abs() < _EPSILON
-        multiplier = (output.detach() - after) / torch.where(is_small, 1.0, difference)
+        multiplier = (output.detach().to(exact) - after.to(exact)) / torch.where(is_small, 1.0, difference)
         # The same value, with another gradient.
-        rescaled = output.detach() + multiplier * (given - given.detach())
+        rescaled = output.detach() + (multiplier * (given - given.detach())).to(output.dtype)
         return torch.where(is_small, output, rescaled)
 
     return hook
