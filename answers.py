@@ -64,9 +64,12 @@ def read_cursor(cursor: str | None) -> int | None:
     if cursor is None:
         return None
     try:
-        return int(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        position = int(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     except ValueError:
-        raise InvalidRequest("The cursor is not one of this server's: use next_cursor of the page before.") from None
+        position = -1
+    if not 0 <= position < 2**63:  # what a row can have
+        raise InvalidRequest("The cursor is not one of this server's: use next_cursor of the page before.")
+    return position
 
 
 def read_tag(text: str) -> tuple[str, str | None]:

@@ -65,6 +65,7 @@ def encode(output: FeatureAttributionOutput) -> bytes:
         else [_pack(each, f"step.{i}", tensors) for i, each in enumerate(output.step_attributions)],
     }
     raw = save_tensors(tensors, metadata={"output": json.dumps(header)})
+    tensors.clear()  # a long text's scores are gigabytes
     return zstandard.ZstdCompressor(level=3).compress(raw)
 
 
@@ -90,9 +91,11 @@ def _pack(
     entry: dict[str, Any] = {"class": type(part).__name__, "num_dimensions": part._num_dimensions, "tensors": {}}  # noqa: SLF001
 
     def keep(name: str, tensor: torch.Tensor) -> str:
-        key = f"{prefix}.{name}"
-        # A copy, because safetensors refuses views that share memory.
-        tensors[key] = tensor.detach().cpu().contiguous().clone()
+        key, plain = f"{prefix}.{name}", tensor.detach().cpu().contiguous()
+        # A copy of what is a part of another tensor: safetensors refuses views that share memory.
+        is_whole = plain.untyped_storage().nbytes() == plain.nbytes
+        is_shared = any(plain.data_ptr() == each.data_ptr() for each in tensors.values())
+        tensors[key] = plain if is_whole and not is_shared else plain.clone()
         return key
 
     for name in _TENSOR_FIELDS:

@@ -23,13 +23,12 @@ FUSED = "sdpa"
 def can_be_fused(network: PreTrainedModel) -> bool:
     """Whether Transformers has fused attention for the family (not where its maps are capped, for one).
 
-    Not where a bias is added to the maps, which fused kernels would read in full; and not in float64, whose users want
-    digits: many families make their maps in float32 whatever the model's type. Nor in half precision on a processor: it
-    rounds elsewhere, and a probe of a small model was off by more than the tolerance.
+    Only in float32: in float64 users want digits, and many families make their maps in float32 whatever the model's
+    type; in half precision fused attention rounds elsewhere, and a probe of a small model was off by more than the
+    tolerance. And not where a bias is added to the maps, which fused kernels would read in full.
     """
     eager = network.config._attn_implementation == "eager"  # noqa: SLF001 - Transformers has no public getter
-    is_half_on_cpu = network.dtype.itemsize < torch.float32.itemsize and network.device.type == "cpu"
-    if not eager or not network._supports_sdpa or network.dtype == torch.float64 or is_half_on_cpu:  # noqa: SLF001
+    if not eager or not network._supports_sdpa or network.dtype != torch.float32:  # noqa: SLF001
         return False
     own = (eager_of(module) for module in network.modules())
     return not any("position_bias" in signature(each).parameters for each in {each for each in own if each})
