@@ -265,7 +265,7 @@ class AttributionLoop:
             names, own = arguments["step_scores"], step_scores.has_own_logits(self._request, method)
             if scores is not None:
                 step_scores.take_from(loaded_method, scores, text.first)
-            elif names and (own or not step_scores.is_noisy(names)):
+            elif names and self._request.corrections and (own or not step_scores.is_noisy(names)):
                 read_off = step_scores.ReadOff(loaded_method, model, batch)
                 function = read_off.watched(function) if own else function
             output = loaded_method.attribute(

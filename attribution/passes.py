@@ -90,6 +90,8 @@ def of_single_pass(request: AttributionRequest, shape: Shape) -> Iterator[Passes
         yield Passes(1, 1, length)  # of the text as it is
     if completeness.has_identity(request, method):
         yield Passes(1, 1, length)  # and of the baseline
+    if _has_two_contrasts(request):
+        yield Passes(1, 1, length)  # step scores of another contrast have a run of their own
     if extra := _own_score_forwards(request):
         for position in range(shape.first, shape.end):
             yield Passes(extra, 1, shape.source + position)
@@ -161,7 +163,7 @@ def _score_forwards(request: AttributionRequest, method: Method, *, at_once: boo
         return 0, False
     apart, noisy = method.is_final_step or _has_two_contrasts(request), is_noisy(names)
     own = has_own_logits(request, method) and not apart
-    if not own and noisy and not (at_once and apart):
+    if not request.corrections or (not own and noisy and not (at_once and apart)):
         return 1 + _extra_forwards(names, request.step_scores_args), False  # as Inseq has it
     once = at_once and not own and method.name != "dummy"
     return (0 if own or once else 1) + _own_score_forwards(request), once

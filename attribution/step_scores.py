@@ -33,7 +33,9 @@ _RUN_THE_TEXT = frozenset(
 
 
 def has_own_logits(request: AttributionRequest, method: Method) -> bool:
-    """Whether the attribution of a step runs the model on the step's own text."""
+    """Whether the attribution of a step runs the model on the step's own text, and its logits may be taken."""
+    if not request.corrections:  # Inseq's own numbers, and its own failures
+        return False
     return method.name in _RUN_THE_TEXT or completeness.has_identity(request, method)
 
 

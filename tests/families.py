@@ -93,6 +93,10 @@ RELATIVES = {
     "fsmt": Family(t.FSMTConfig, t.FSMTForConditionalGeneration,
                    {**_BART, "scale_embedding": True, "langs": ["en", "de"], "src_vocab_size": 320, "tgt_vocab_size": 320},
                    _SEQ2SEQ, extra={"decoder_start_token_id": "eos_token"}),
+    "falcon": Family(t.FalconConfig, t.FalconForCausalLM,
+                     {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": False,
+                      "initializer_range": 0.25},
+                     _GPT),
 }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from attribution import results
 from attribution.engine import AttributionEngine
 from attribution.single_pass import memory, methods
+from attribution.single_pass.trunk import Trunk
 from models import AttributionRequest
 from problems import Cancelled, InvalidRequest, UnsupportedByModel
 from settings import Settings
@@ -30,7 +31,7 @@ OWN_INFO = {"engine", "engine_check", "exec_time", "convergence"}
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory, model_dir):
     """The real engine in this process, with a model of every family."""
-    for name in FAMILIES:
+    for name in (*FAMILIES, "falcon"):
         if not (model_dir / name).exists():
             build(name, model_dir / name)
     return AttributionEngine(Settings(data_dir=tmp_path_factory.mktemp("data"), model_dirs=(str(model_dir),)))
@@ -119,18 +120,45 @@ def test_equals_inseqs_loop(engine, monkeypatch, body, positions):
     assert_same(ours, theirs)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "falcon"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_family_is_trusted(engine, family, method):
     """With `auto`: a probe agrees, and says by how much, also where a window is shorter than the text."""
     text, target = "The quick brown", "fox jumps over"
-    target = target if FAMILIES[family].is_encoder_decoder else f"{text} {target}"
+    target = target if family in FAMILIES and FAMILIES[family].is_encoder_decoder else f"{text} {target}"
     body = {"model": family, "method": method, "input_text": text, "generated_text": target}
     ours = run(engine, "auto", **body)
     assert ours.info["engine"] == "single_pass"
     check = ours.info["engine_check"]
     assert 0 <= check["largest_difference"] <= check["tolerance"] == 1e-4
     assert_same(ours, run(engine, "inseq", **body))
+
+
+@pytest.mark.parametrize(
+    ("family", "is_fused"),
+    [
+        ("gpt2", True), ("llama", True), ("opt", True), ("bart", True),
+        # A bias on its maps; maps that are capped; attention that is spelled out in a module of its own.
+        ("t5", False), ("gemma2", False), ("falcon", False), ("bloom", False),
+    ],
+)  # fmt: skip
+def test_attention_keeps_no_maps_where_it_is_fused(engine, family, is_fused):
+    """And how much is done at once is reckoned with maps where there are some."""
+    kept = []
+    with engine._models.lease(family, device="cpu", dtype="float32") as loaded:
+        trunk = Trunk(loaded.model)
+        for length in (50, 100):
+            sizes, given = {}, torch.zeros((1, length, 32), requires_grad=True)
+            with torch.autograd.graph.saved_tensors_hooks(
+                lambda x, sizes=sizes: sizes.update({x.untyped_storage().data_ptr(): x.numel()}) or x, lambda x: x
+            ):
+                held = trunk.states(*[given] * (1 + trunk.is_encoder_decoder))
+            kept.append(max(sizes.values()))
+            del held
+        reckoned = [memory.row_bytes(trunk, length, with_graph=True) for length in (50, 100)]
+    # A map has the square of the length.
+    assert (kept[1] < 3 * kept[0]) == is_fused
+    assert (reckoned[1] < 2.6 * reckoned[0]) == is_fused
 
 
 @pytest.mark.parametrize("model", [LOOKUP, PHRASEBOOK])

@@ -36,6 +36,12 @@ TEXTS = [
     ("Over the brown model", "a feature jumps."),
     ("Lazy predictions", "attribute the fox."),
 ]
+ALWAYS = {
+    *(("gpt2", method, "bfloat16") for method in METHODS),
+    *((family, "saliency", "bfloat16") for family in FAMILIES_HERE),
+    *((family, "deeplift", "float16") for family in ("t5", "llama")),
+    ("llama", "integrated_gradients", "float16"),
+}
 # Errors of the same kind and number, but not the same ones: one text's differ by half, the mean over six by a tenth.
 ROOM = 1.15
 
@@ -99,9 +105,16 @@ def measured(tmp_path_factory):
     return Measured(tmp_path_factory.mktemp("half"))
 
 
-@pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", FAMILIES_HERE)
+def combinations():
+    """All of them take minutes: a few of each kind run always."""
+    for family in FAMILIES_HERE:
+        for method in METHODS:
+            for dtype in HALVES:
+                marks = () if (family, method, dtype) in ALWAYS else pytest.mark.slow
+                yield pytest.param(family, method, dtype, marks=marks)
+
+
+@pytest.mark.parametrize(("family", "method", "dtype"), combinations())
 def test_as_near_to_float32_as_inseq(measured, family, method, dtype):
     ratios = []
     for text in TEXTS:

@@ -13,6 +13,7 @@ from problems import Cancelled
 from settings import Settings
 from tests import reference
 from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
+from tests.families import build
 
 TEXT = {LOOKUP: PROMPT, PHRASEBOOK: SENTENCE}
 TARGET = {LOOKUP: f"{PROMPT} tea. Ben likes", PHRASEBOOK: "il cane vede un gatto"}
@@ -42,7 +43,9 @@ SCORES = ["probability", "crossentropy", "entropy", "top_p_size", "contrast_prob
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
-    return AttributionEngine(Settings(data_dir=tmp_path_factory.mktemp("data")))
+    root = tmp_path_factory.mktemp("models")
+    build("gpt2", root / "gpt2")  # which has dropout
+    return AttributionEngine(Settings(data_dir=tmp_path_factory.mktemp("data"), model_dirs=(str(root),)))
 
 
 @pytest.fixture
@@ -59,7 +62,7 @@ def forwards():
 
 
 def request(engine, model, method, /, **body):
-    body = {"input_text": TEXT[model], "generated_text": TARGET[model]} | body
+    body = {"input_text": TEXT.get(model), "generated_text": TARGET.get(model)} | body
     arguments = (OWN | OTHERS).get(method, {})
     return engine.check(AttributionRequest(model=model, method=method, attribution_args=arguments, **body))
 
@@ -123,6 +126,31 @@ def test_forwards(engine, model, forwards, method, way):
         for_all = counts[1] - counts[0]  # of the single pass, which test_estimates has
     assert counts[1] - counts[0] == for_all
     assert counts[2] - counts[1] == steps  # one for both contrastive functions
+
+
+@pytest.mark.parametrize(
+    ("method", "function"),
+    [
+        ("lime", "mc_dropout_prob_avg"), ("lime", "contrast_prob"), ("lime", "top_p_size"),
+        ("sequential_integrated_gradients", "mc_dropout_prob_avg"), ("sequential_integrated_gradients", "contrast_prob"),
+        ("integrated_gradients", "mc_dropout_prob_avg"),
+    ],
+)  # fmt: skip
+def test_what_is_attributed_is_left_alone(engine, method, function):
+    """Scores that are read off one forward before the first step do not call the attributed function, which may draw."""
+    arguments = {"mc_dropout_prob_avg": {"n_mcd_steps": 3}, "top_p_size": {"top_p": 0.8}}.get(
+        function, {"contrast_targets": "The quick brown jumps fox over"}
+    )
+    body = {
+        "input_text": "The quick brown", "generated_text": "The quick brown fox jumps over", "seed": 3,
+        "attributed_fn": function, "attributed_fn_args": arguments,
+    }  # fmt: skip
+    plain = run(engine, "gpt2", method, engine="inseq", **body)
+    found = [run(engine, "gpt2", method, engine=way, step_scores=["probability"], **body) for way in ("inseq", "auto")]
+    assert float(plain[0].target_attributions.nan_to_num().abs().max()) > 0
+    for each in found:
+        reference.assert_close(each[0].target_attributions, plain[0].target_attributions, "target")
+    reference.assert_close(found[1][0].step_scores["probability"], found[0][0].step_scores["probability"], "scores")
 
 
 def test_what_is_done_has_its_scores(engine):

@@ -21,7 +21,8 @@ FUSED = "sdpa"
 
 
 def can_be_fused(network: PreTrainedModel) -> bool:
-    """Whether Transformers has fused attention for the family (not where its maps are capped, for one).
+    """Whether Transformers has fused attention for the family (not where its maps are capped, for one), and calls it
+    by its interface.
 
     Only in float32: in float64 users want digits, and many families make their maps in float32 whatever the model's
     type; in half precision fused attention rounds elsewhere, and a probe of a small model was off by more than the
@@ -30,8 +31,8 @@ def can_be_fused(network: PreTrainedModel) -> bool:
     eager = network.config._attn_implementation == "eager"  # noqa: SLF001 - Transformers has no public getter
     if not eager or not network._supports_sdpa or network.dtype != torch.float32:  # noqa: SLF001
         return False
-    own = (eager_of(module) for module in network.modules())
-    return not any("position_bias" in signature(each).parameters for each in {each for each in own if each})
+    own = {eager for module in network.modules() if (eager := eager_of(module))}
+    return bool(own) and not any("position_bias" in signature(each).parameters for each in own)
 
 
 def eager_of(module: nn.Module) -> Callable[..., Any] | None:

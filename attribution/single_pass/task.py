@@ -98,8 +98,19 @@ class Task:
         context = () if self.context is None else (self.context.expand(rows, -1, -1),)
         return self.trunk.graph(*inputs, *context, positions=slice(self.steps.start - 1, self.steps.stop - 1))
 
-    def read(self, states: torch.Tensor, *, gradients: bool, step_scores: bool = False, first: int = 0) -> Reading:
-        """Run the head on hidden states ([rows, steps, width]) of the steps from number `first`, a few at a time."""
+    def read(
+        self,
+        states: torch.Tensor,
+        *,
+        gradients: bool,
+        values_too: bool = True,
+        step_scores: bool = False,
+        first: int = 0,
+    ) -> Reading:
+        """Run the head on hidden states ([rows, steps, width]) of the steps from number `first`, a few at a time.
+
+        Without `values_too` the attributed function is not called: it may draw, or need what only its method has.
+        """
         rows, count, _ = states.shape
         steps = self.steps[first:]
         limit = rows_of_logits(self.trunk)
@@ -116,10 +127,11 @@ class Task:
                 with torch.set_grad_enabled(gradients):
                     leaf = states[place].detach().requires_grad_(gradients)
                     logits = self.trunk.logits(leaf.flatten(0, 1)).reshape(*leaf.shape[:2], -1)
-                    value = self.function(logits, steps[left : left + width])
-                    values[place] = value.detach().to(values.dtype)
-                    if found is not None:
-                        (found[place],) = torch.autograd.grad(value.sum(), leaf)
+                    if values_too:
+                        value = self.function(logits, steps[left : left + width])
+                        values[place] = value.detach().to(values.dtype)
+                        if found is not None:
+                            (found[place],) = torch.autograd.grad(value.sum(), leaf)
                 if step_scores and top == 0:
                     scores += self.step_scores.of_steps(steps[left : left + width], logits[0].detach())
         return Reading(values, found, scores)
@@ -129,7 +141,8 @@ class Task:
         if not self.needs_identity and not self.step_scores:
             return None
         with torch.no_grad():
-            return self.read(self.states(*self.inputs), gradients=False, step_scores=bool(self.step_scores))
+            states, scored = self.states(*self.inputs), bool(self.step_scores)
+            return self.read(states, gradients=False, values_too=self.needs_identity, step_scores=scored)
 
     def at_baseline(self) -> torch.Tensor | None:
         """The attributed function of the baseline at every step ([steps]), where it is wanted; one forward."""
