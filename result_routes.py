@@ -9,6 +9,7 @@ import gzip
 import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
+from urllib.request import parse_http_list
 
 import mimeparse
 from fastapi import APIRouter, Query, Request, Response
@@ -30,6 +31,8 @@ from problems import (
 from result_contents import Contents, contents
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from attribution.results import ViewOptions
 
 results = APIRouter(
@@ -174,17 +177,28 @@ def _made(engine: Engine, found: Contents, view: View, options: ViewOptions) -> 
 
 def _accepted(header: str) -> View:
     """The view that an `Accept` header prefers (RFC 9110, section 12.5.1). Raises `NotAcceptable`."""
-    try:
-        # Media types are the same in every case; the last of several that are liked equally well is chosen.
-        best = mimeparse.best_match(list(reversed(_NEGOTIABLE)), header.lower())
-    except mimeparse.MimeTypeParseException:
-        best = ""
-    if not best:
+    ranges = list(_media_ranges(header))
+    # The most specific range says how well a type is liked; of those liked equally well, the first of ours is sent.
+    quality = {media_type: mimeparse.quality_parsed(media_type, ranges) for media_type in _NEGOTIABLE}
+    best = max(quality, key=quality.__getitem__)
+    if not quality[best]:
         raise NotAcceptable(
             f"A result can be had as {', '.join(_NEGOTIABLE)}: accept one of them, or say which with "
             f"?format={'|'.join(_KINDS)}."
         )
     return _NEGOTIABLE[best]
+
+
+def _media_ranges(header: str) -> Iterator[tuple[str, str, dict[str, float | str]]]:
+    """The members of an `Accept` header that can be read: type, subtype and parameters, of which `q` is a number."""
+    for member in parse_http_list(header.lower()):  # media types are the same in every case
+        try:
+            main, sub, parameters = mimeparse.parse_mime_type(member)
+            quality = float(parameters.get("q", 1))
+        except ValueError:
+            continue
+        if 0 <= quality <= 1:
+            yield main, sub, parameters | {"q": quality}
 
 
 def _check_fits(view: View, options: ViewOptions, *, has_table: bool, has_style: bool) -> None:

@@ -69,6 +69,24 @@ NEGOTIATED = {
     "text/csv;q=0.7, text/*;q=0.9, text/html;q=0.5": CSV,
     "TEXT/CSV": CSV,
     "*;q=0.2, text/csv;q=0.1": JSON,  # as some clients write it
+    # Liked equally well, by ranges of whatever precision: the server's choice.
+    "text/html, */*": JSON,
+    "text/csv;q=0.5, text/html;q=0.5": HTML,
+    # What cannot be read says nothing, and takes nothing from the rest.
+    "application/json, garbage": JSON,
+    "garbage, */*": JSON,
+    ";q=0.5, application/json": JSON,
+    "application/json/x, */*": JSON,
+    ", text/csv,": CSV,
+    "text/html;q=abc, text/csv;q=0.1": CSV,
+    "text/html;q=-1, text/csv;q=0.1": CSV,
+    "text/html;q=1.5, text/csv;q=0.1": CSV,
+    "text/html;q=nan, text/csv;q=0.1": CSV,
+    "text/html;q=, text/csv;q=0.1": CSV,
+    # A comma, a semicolon or a quote within quotes is text.
+    'application/json;profile="x,y", text/csv;q=0.1': JSON,
+    'text/html;profile="a, text/csv;b=1";q=0.1, application/json;q=0.2': JSON,
+    'text/html;profile="\\",text/csv";q=0.3, application/json;q=0.2': HTML,
 }
 
 
@@ -80,8 +98,9 @@ def test_the_accept_header_says_which_view(server, one, accept):
     assert {each.strip() for each in answer.headers["vary"].split(",")} == {"Accept", "Accept-Encoding"}
 
 
-def test_no_view_that_is_accepted_is_told(server, one):
-    answer = get(server, one, "image/png, application/pdf")
+@pytest.mark.parametrize("accept", ["image/png, application/pdf", "garbage", "application/json;q=0", "text/csv;q=abc"])
+def test_no_view_that_is_accepted_is_told(server, one, accept):
+    answer = get(server, one, accept)
     assert answer.status_code == 406
     assert answer.json()["type"] == "/problems/not-acceptable"
     assert "text/html" in answer.json()["detail"]
