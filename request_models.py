@@ -65,6 +65,14 @@ class OpenEnum(StrEnum):
 
         return core_schema.with_info_wrap_validator_function(kept, handler(source))
 
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        return self._restored, (self._value_,)
+
+    @classmethod
+    def _restored(cls, value: str) -> Self:
+        """The member that was pickled or copied, by a version that may have known more of them, or fewer."""
+        return cls(value) if value in cls._value2member_map_ else cls._unknown(value)
+
     @classmethod
     def _unknown(cls, value: str) -> Self:
         member = str.__new__(cls, value)

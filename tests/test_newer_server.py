@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
+import pickle
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -139,6 +141,32 @@ def test_what_is_known_is_itself(client, newer):
     assert found.progress.stage is Stage.SAVING
     assert found.request.engine is Engine.AUTO
     assert found.has_ended
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_what_was_read_can_be_pickled(client, newer, protocol):
+    newer.looks = [job("suspended"), job("running", progress={"stage": "saving"})]
+    for _ in range(2):
+        found = client.job("x")
+        back = pickle.loads(pickle.dumps(found, protocol))
+        assert back == found
+        assert_same_members(back, found)
+
+
+def test_what_was_read_can_be_copied(client):
+    found = client.job("x")
+    for other in (copy.copy(found), copy.deepcopy(found), found.model_copy(deep=True)):
+        assert other == found
+        assert_same_members(other, found)
+
+
+def assert_same_members(one, other):
+    for mine, its in (
+        (one.status, other.status), (one.progress.stage, other.progress.stage), (one.request.engine, other.request.engine),
+    ):  # fmt: skip
+        assert (type(mine), mine, mine.name, mine.value) == (type(its), its, its.name, its.value)
+        assert mine is its or its not in list(type(its))
+    assert one.status.is_terminal == other.status.is_terminal
 
 
 def test_lists_results_and_estimates_are_read(client, newer):
