@@ -126,21 +126,64 @@ def test_what_runs_or_waits_is_shown_however_many_newer_jobs_ended(served, open_
     expect(earlier).to_have_count(0)
 
 
-def test_no_answer_is_said_until_there_is_one(tmp_path, open_page):
+def test_what_another_client_ended_or_deleted_is_no_longer_under_way(tmp_path, open_page):
+    with Server(tmp_path, INSEQ_API_WORKERS_PER_DEVICE="2") as server:
+        first, second = (long_job(server) for _ in range(2))
+        wait_until_running(server, first)
+        wait_until_running(server, second)
+        newer = [quick_job(server, f"Anna {index}") for index in range(20)]
+        for job_id in newer:
+            cancel(server, job_id)
+        page = open_page(server)
+        earlier = page.get_by_role("list", name="Earlier, still under way")
+        expect(earlier.locator("li")).to_have_count(2)
+        page.route("**/attribution/jobs?*", lambda route: None)  # from here on, only events can tell
+        cancel(server, first)
+        expect(earlier.locator("li")).to_have_count(1)
+        page.unroute("**/attribution/jobs?*")
+        page.route("**/events", lambda route: route.abort())  # and now only the list can
+        page.reload()
+        expect(earlier.locator("li")).to_have_count(1)
+        page.route("**/attribution/jobs?*", lambda route: None)  # while it goes from many pages to one
+        cancel(server, second)
+        for job_id in (first, second, newer[0]):
+            server.wait(job_id)
+            assert server.client.delete(f"/attribution/jobs/{job_id}").status_code == 204
+        page.unroute("**/attribution/jobs?*")
+        expect(entry(page, newer[0])).to_have_count(0)
+        expect(earlier).to_have_count(0)
+        expect(page.locator(".jobs li")).to_have_count(19)
+
+
+def test_no_answer_to_a_click_is_said_until_the_next(tmp_path, open_page):
     server = Server(tmp_path)
     server.start()
     job_id = long_job(server)
     page = open_page(server, f"/#/jobs/{job_id}", viewport={"width": 1280, "height": 800})
+    written = open_page(server)
     button = page.locator(".job-view").get_by_role("button", name="Cancel")
+    submit = written.get_by_role("button", name="Attribute", exact=True)
     expect(button).to_be_enabled()
+    expect(submit).to_be_enabled()
     notice = page.locator(".job-view .notice")
+    unsent = written.locator(".job-form .notice")
     server.kill()
     button.click()
-    expect(notice).to_contain_text("No answer")
+    submit.click()
+    for each, said in ((page, notice), (written, unsent)):
+        expect(said).to_contain_text("No answer")
+        expect(each.locator(".jobs .error")).to_have_count(1)
     page.set_viewport_size({"width": 390, "height": 800})
     assert is_within(page, 390)
-    with Server(tmp_path, "--port", server.url.rsplit(":", 1)[1]):
-        expect(notice).to_have_count(0)
+    with Server(tmp_path, "--port", server.url.rsplit(":", 1)[1]) as server:
+        # The list is read again by itself, but what was clicked is not done by that.
+        for each, said in ((page, notice), (written, unsent)):
+            expect(each.locator(".jobs .error")).to_have_count(0)
+            expect(said).to_contain_text("No answer")
+        assert not server.job(job_id)["cancel_requested"]
+        assert [job["job_id"] for job in server.client.get("/attribution/jobs").json()["jobs"]] == [job_id]
+        submit.click()
+        expect(written.locator(".job-view")).to_be_visible()
         # What the server itself says stays, whatever else it answers.
         page.route("**/cancel", lambda route: route.fulfill(status=409, json={"title": "Not now", "detail": "Later."}))
         with page.expect_response("**/attribution/jobs?*"):
@@ -151,6 +194,22 @@ def test_no_answer_is_said_until_there_is_one(tmp_path, open_page):
         button.click()
         expect(page.locator(".facts .status")).to_have_text("cancelled")
         expect(notice).to_have_count(0)
+
+
+def test_no_answer_to_a_read_is_said_until_there_is_one(tmp_path, open_page):
+    server = Server(tmp_path)
+    server.start()
+    job_id = long_job(server)
+    page = open_page(server)
+    expect(entry(page, job_id)).to_be_visible()
+    server.kill()
+    entry(page, job_id).click()
+    notice = page.locator(".job-view .notice")
+    expect(notice).to_contain_text("No answer")
+    with Server(tmp_path, "--port", server.url.rsplit(":", 1)[1]):
+        expect(notice).to_have_count(0)
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.locator(".facts .status")).to_have_text("cancelled")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

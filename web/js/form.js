@@ -9,7 +9,6 @@ import { errorsAmong, errorsAt, Field, Labelled } from "./field.js";
 import { Fold } from "./fold.js";
 import { Inputs } from "./form_inputs.js";
 import { Methods } from "./form_methods.js";
-import { useProblem } from "./notice.js";
 import { html, useEffect, useRef, useState } from "./preact.js";
 import { Problems } from "./problems.js";
 import { go, jobHash } from "./route.js";
@@ -17,7 +16,7 @@ import { go, jobHash } from "./route.js";
 export function JobForm({ from, store, catalogue }) {
   const examples = examplesFor(catalogue);
   const [draft, setDraft] = useState(() => draftOf((examples[0] ?? EXAMPLES[0]).request, catalogue));
-  const [problem, setProblem] = useProblem();
+  const [problem, setProblem] = useState(null);
   const [isSending, setSending] = useState(false);
   const form = useRef(null);
   useEffect(() => {

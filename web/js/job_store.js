@@ -30,7 +30,8 @@ export class JobStore {
   /** Jobs older than those of the list that run or wait. */
   get earlier() {
     const listed = new Set(this.#order);
-    return this.#active.filter((id) => !listed.has(id)).flatMap((id) => this.#jobs.get(id) ?? []);
+    const unlisted = this.#active.filter((id) => !listed.has(id)).flatMap((id) => this.#jobs.get(id) ?? []);
+    return unlisted.filter((job) => !hasEnded(job));
   }
 
   get(id) {
@@ -70,6 +71,7 @@ export class JobStore {
       const older = page.next_cursor && known >= 0 ? this.#order.slice(known + 1) : [];
       if (!older.length) this.cursor = page.next_cursor;
       this.#order = [...page.jobs.map((job) => job.job_id), ...older];
+      if (!page.next_cursor) this.#active = []; // nothing is behind it any more
       return !page.next_cursor;
     });
     if (isWhole !== false || this.status) return;

@@ -1,14 +1,16 @@
 // One job: what it was asked, how far it is, what came of it.
 import { duration, hasEnded, methodsOf, phaseOf, runTime, titleOf, when } from "./job.js";
-import { Notice, useProblem } from "./notice.js";
+import { Notice, useReadProblem } from "./notice.js";
 import { html, useEffect, useState } from "./preact.js";
 import { ProgressBar } from "./progress.js";
 import { ResultView } from "./result_view.js";
 import { formHash, go } from "./route.js";
 
 export function JobView({ id, parameters, store, catalogue }) {
-  const open = () => store.open(id).catch(setProblem);
-  const [problem, setProblem] = useProblem(() => store.get(id) ?? open());
+  const open = () => store.open(id).catch(setUnread);
+  const [unread, setUnread] = useReadProblem(() => store.get(id) ?? open());
+  const [undone, setUndone] = useState(null); // what became of a click
+  const problem = undone ?? unread;
   useEffect(() => {
     open();
     return () => store.open(null);
@@ -18,11 +20,11 @@ export function JobView({ id, parameters, store, catalogue }) {
   if (problem && !job) return html`<${Notice} problem=${problem}><p><a href=${formHash()}>Submit a job</a></p><//>`;
   if (!job) return html`<p class="muted" role="status">Loading…</p>`;
   const attempt = (action) => async () => {
-    setProblem(null);
+    setUndone(null);
     try {
       await action();
     } catch (problem) {
-      setProblem(problem);
+      setUndone(problem);
     }
   };
   const cancel = attempt(() => store.cancel(job));

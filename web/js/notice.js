@@ -2,14 +2,17 @@
 import { onAnswer } from "./api.js";
 import { html, useEffect, useState } from "./preact.js";
 
-/** A problem and how to set it. That the server did not answer is forgotten when it does; then `again` is called. */
-export function useProblem(again) {
+/**
+ * The problem of a read, and how to set it. That the server did not answer is forgotten when it does; then `again`
+ * repeats the read. What a person did and nobody answered is not for here: it is not done by itself, so it stays said.
+ */
+export function useReadProblem(again) {
   const [problem, setProblem] = useState(null);
   useEffect(() => {
     if (!problem?.isSilence) return;
     return onAnswer(() => {
       setProblem(null);
-      again?.();
+      again();
     });
   }, [problem]);
   return [problem, setProblem];
