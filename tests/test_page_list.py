@@ -14,8 +14,6 @@ from tests.serving import Server
 
 expect.set_options(timeout=20_000)  # a machine may be busy
 
-SIZES = [(1280, 800), (390, 800)]
-
 
 @pytest.fixture(scope="module")
 def chromium():
@@ -80,8 +78,7 @@ def is_within(page, width):
     return page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize(("width", "height"), SIZES)
+@pytest.mark.parametrize(("width", "height", "scheme"), [(1280, 800, "light"), (390, 800, "dark")])
 def test_what_runs_or_waits_is_shown_however_many_newer_jobs_ended(served, open_page, width, height, scheme):
     first = long_job(served)
     wait_until_running(served, first)
