@@ -10,7 +10,7 @@ serve: $(VENV)/.ready  ## serve on 127.0.0.1:8000 (SERVE_ARGS="--port 9000" for 
 	$(BIN)/python main.py $(SERVE_ARGS)
 
 test: check $(VENV)/.browser-ready  ## everything that must pass
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" --cov --cov-report=term:skip-covered
 
 test-slow: $(VENV)/.dev-ready  ## what takes minutes
 	$(BIN)/python -m pytest -m slow
