@@ -37,10 +37,10 @@ TEXTS = [
     ("Lazy predictions", "attribute the fox."),
 ]
 ALWAYS = {
-    *(("gpt2", method, "bfloat16") for method in METHODS),
-    *((family, "saliency", "bfloat16") for family in FAMILIES_HERE),
-    *((family, "deeplift", "float16") for family in ("t5", "llama")),
-    ("llama", "integrated_gradients", "float16"),
+    *(("gpt2", method, "bfloat16") for method in ("saliency", "integrated_gradients", "occlusion")),
+    ("llama", "saliency", "bfloat16"),
+    ("t5", "saliency", "bfloat16"),
+    ("t5", "deeplift", "float16"),
 }
 # Errors of the same kind and number, but not the same ones: one text's differ by half, the mean over six by a tenth.
 ROOM = 1.15
@@ -114,7 +114,7 @@ def combinations():
                 yield pytest.param(family, method, dtype, marks=marks)
 
 
-@pytest.mark.parametrize(("family", "method", "dtype"), combinations())
+@pytest.mark.parametrize(("family", "method", "dtype"), list(combinations()))
 def test_as_near_to_float32_as_inseq(measured, family, method, dtype):
     ratios = []
     for text in TEXTS:
