@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -124,10 +125,12 @@ def open_page(chromium):
         context.set_default_timeout(60_000)
         contexts.append(context)
         page = context.new_page()
-        # A refused request is told in the page; that the browser notes its status is no error of the page's.
+        # A request that is refused or has no answer is told in the page; that the browser notes it is no error of the
+        # page's.
+        noted = re.compile("status of 4|net::ERR_")
         page.on(
             "console",
-            lambda said: said.type == "error" and "status of 4" not in said.text and complaints.append(said.text),
+            lambda said: said.type == "error" and not noted.search(said.text) and complaints.append(said.text),
         )
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on(

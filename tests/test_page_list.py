@@ -8,46 +8,10 @@ from itertools import groupby
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser import browser
 from tests.conftest import LOOKUP, PHRASEBOOK, SENTENCE
 from tests.serving import Server
 
 expect.set_options(timeout=20_000)  # a machine may be busy
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as running:
-        yield running
-
-
-@pytest.fixture
-def open_page(chromium):
-    """Opens pages that fail the test for an exception, and for a request that leaves the server."""
-    contexts, complaints = [], []
-
-    def opened(server, path="/", **options):
-        context = chromium.new_context(reduced_motion="reduce", **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on(
-            "request",
-            lambda asked: asked.url.startswith((server.url, "blob:", "data:")) or complaints.append(asked.url),
-        )
-        page.goto(server.url + path)
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert complaints == []
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    with Server(tmp_path_factory.mktemp("page"), INSEQ_API_WORKERS_PER_DEVICE="2") as running:
-        yield running
 
 
 def long_job(server, text=SENTENCE):
