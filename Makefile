@@ -4,12 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 SERVE_ARGS ?=
 
-.PHONY: serve test test-slow check audit format lock bench bench-engines bench-long bench-batching demo-models support-table notebook pictures clean
+.PHONY: serve test coverage test-slow check audit format lock bench bench-engines bench-long bench-batching demo-models support-table notebook pictures clean
 
 serve: $(VENV)/.ready  ## serve on 127.0.0.1:8000 (SERVE_ARGS="--port 9000" for more)
 	$(BIN)/python main.py $(SERVE_ARGS)
 
 test: check $(VENV)/.browser-ready  ## everything that must pass
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+
+coverage: $(VENV)/.dev-ready $(VENV)/.browser-ready  ## the same tests, and which lines they run
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" --cov --cov-report=term:skip-covered
 
 test-slow: $(VENV)/.dev-ready  ## what takes minutes
