@@ -40,7 +40,7 @@ def small_disk(path, *options, megabytes=4):
         capture_output=True, text=True, check=False, env=os.environ | {"LC_ALL": "C"},
     )  # fmt: skip
     if mounted.returncode and NOT_ALLOWED.search(mounted.stderr):
-        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+        pytest.skip(f"to fill a disk, one of a few MB has to be mounted, which takes root: {mounted.stderr.strip()}")
     if mounted.returncode:
         raise OSError(mounted.stderr)
     try:

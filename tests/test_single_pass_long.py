@@ -50,10 +50,8 @@ def test_attention_in_pieces(engine, monkeypatch, family):
 
         return attention
 
-    eager_of = blockwise.eager_of
     with monkeypatch.context() as patch:
-        patch.setattr(blockwise, "sdpa_attention_forward", watched(blockwise.sdpa_attention_forward))
-        patch.setattr(blockwise, "eager_of", lambda module: watched(eager_of(module)))
+        patch.setattr(blockwise, "attend", watched(blockwise.attend))
         ours = run(engine, family, "single_pass")
     assert bool(shapes) == (family in PIECEWISE)
     if shapes:
@@ -68,14 +66,14 @@ def test_attention_in_pieces(engine, monkeypatch, family):
 def test_of_the_last_attention_only_what_steps_read(engine, monkeypatch):
     """One query for each of the five steps, of the block that no attention stands above."""
     asked = []
-    attention = blockwise.sdpa_attention_forward
+    attention = blockwise.attend
 
     def watched(module, query, *arguments, **more):
         asked.append((module.layer_idx, query.shape[2]))
         return attention(module, query, *arguments, **more)
 
     run(engine, "gpt2", "single_pass")
-    monkeypatch.setattr(blockwise, "sdpa_attention_forward", watched)
+    monkeypatch.setattr(blockwise, "attend", watched)
     run(engine, "gpt2", "single_pass")
     assert max(queries for layer, queries in asked if layer == 0) == len(TARGET) - 1
     assert {1, 5} <= {queries for layer, queries in asked if layer == 1} <= {1, 2, 3, 4, 5}

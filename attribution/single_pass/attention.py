@@ -11,13 +11,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from inspect import signature
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 FUSED = "sdpa"
+# What an attention returns: [rows, queries, heads, width], and its maps where it has them.
+Attended: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
 
 
 def can_be_fused(network: PreTrainedModel) -> bool:
@@ -39,6 +42,13 @@ def eager_of(module: nn.Module) -> Callable[..., Any] | None:
     """A family's own attention, where it is called by Transformers' interface and not spelled out in a module."""
     found: Callable[..., Any] | None = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     return found
+
+
+def attend(module: nn.Module, *tensors: torch.Tensor | None, is_fused: bool, **more: Any) -> Attended:
+    """Call a family's own attention, or the fused one in its place: query, key, value and mask, as by the interface."""
+    function: Callable[..., Attended] | None = sdpa_attention_forward if is_fused else eager_of(module)
+    assert function is not None
+    return function(module, *tensors, **more)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ with a mask, as rows that share a prefix have, it also reads what stands behind 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
-from attribution.single_pass.attention import attention_of, eager_of
+from attribution.single_pass.attention import Attended, attend, attention_of, eager_of
 from attribution.single_pass.top import Top
 
 _NAME = "inseq_blockwise"
@@ -65,26 +64,24 @@ def _attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     **more: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> Attended:
     """`query` is [rows, heads, queries, width], of the last of the keys' positions."""
     reads, (rows, heads, count, _), length = _current.get(), query.shape, key.shape[2]
     assert reads is not None
-    attend: Callable[..., Any] | None = sdpa_attention_forward if reads.is_fused else eager_of(module)
-    assert attend is not None
     wanted = range(count)[reads.positions] if module is reads.last else range(count)
     scores = _GPU_SCORES if query.device.type == "cuda" else _CPU_SCORES
     block = max(_FEWEST_FUSED if reads.is_fused else _FEWEST, scores // (rows * heads * length))
     # A tensor that we do not know may have something for each query.
     unknown = (name for name, each in more.items() if isinstance(each, torch.Tensor) and name not in _PASSED_ON)
     if len(wanted) == count <= block or any(unknown):
-        found: tuple[torch.Tensor, torch.Tensor | None] = attend(module, query, key, value, attention_mask, **more)
-        return found
+        return attend(module, query, key, value, attention_mask, is_fused=reads.is_fused, **more)
     mixed: torch.Tensor = value.new_zeros((rows, count, heads, value.shape[-1]))
     for first in range(wanted.start, wanted.stop, block):
         queries = slice(first, min(first + block, wanted.stop))
         seen = slice(length - count + queries.stop)  # nothing behind a query matters to it
         mask = None if attention_mask is None else attention_mask[:, :, queries, seen]
-        mixed[:, queries], _ = attend(module, query[:, :, queries], key[:, :, seen], value[:, :, seen], mask, **more)
+        pieces = query[:, :, queries], key[:, :, seen], value[:, :, seen], mask
+        mixed[:, queries], _ = attend(module, *pieces, is_fused=reads.is_fused, **more)
     return mixed, None
 
 

@@ -15,14 +15,13 @@ from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from attribution.single_pass.attention import attention_of, eager_of
+from attribution.single_pass.attention import Attended, attend, attention_of, eager_of
 
 # What the output projection of an attention module is called.
 _PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense")
-_NAME, _FUSED_NAME = "inseq_single_pass", "inseq_single_pass_fused"
+_NAME = "inseq_single_pass"
 
 Hidden = torch.Tensor
 
@@ -44,6 +43,7 @@ class Cut:
 
     top: Top
     positions: slice  # of the steps
+    is_fused: bool  # the attentions below
     anchors: list[torch.Tensor] = field(default_factory=list)
     leaves: list[torch.Tensor] = field(default_factory=list)
     dense: int = 0
@@ -68,7 +68,7 @@ def cut_at(network: Any, top: Top, positions: slice, *, is_fused: bool) -> Itera
     """Within the block, a forward of the network is cut at its top, for steps at these positions; with `is_fused`, the
     attentions below are fused ones.
     """
-    cut = Cut(top, positions)
+    cut = Cut(top, positions, is_fused)
 
     def before_block(_: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         below = arguments[0] if arguments else named["hidden_states"]
@@ -90,7 +90,7 @@ def cut_at(network: Any, top: Top, positions: slice, *, is_fused: bool) -> Itera
     ]
     ours: AbstractContextManager[None] = nullcontext()
     if network.config._attn_implementation == "eager" and eager_of(top.attention):  # noqa: SLF001 - no public getter
-        ours = attention_of(network, _FUSED_NAME if is_fused else _NAME)
+        ours = attention_of(network, _NAME)
     token = _current.set(cut)
     try:
         with ours:
@@ -111,60 +111,50 @@ def _attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     **more: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The family's own eager attention; in the last block only at the steps' positions."""
+) -> Attended:
+    """The attention below as it is; in the last block only at the steps' positions."""
     cut = _current.get()
-    if cut is not None and module is cut.top.attention:
-        return _at_steps(cut, module, query, key, value, attention_mask, **more)
-    eager = eager_of(module)
-    assert eager is not None
-    found: tuple[torch.Tensor, torch.Tensor | None] = eager(module, query, key, value, attention_mask, **more)
-    return found
+    assert cut is not None
+    if module is cut.top.attention:
+        return _at_steps(cut, query, key, value, _added(attention_mask, query), **more)
+    return attend(module, query, key, value, attention_mask, is_fused=cut.is_fused, **more)
 
 
-def _fused_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **more: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """As `_attention`, with a mask that is `None` for plain causal attention, or says what is seen."""
+def _added(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:
+    """A mask as eager attention adds it. A fused one's says what is seen, or is `None` for plain causal attention."""
+    if mask is None:
+        places = torch.arange(query.shape[2], device=query.device)
+        mask = (places[:, None] >= places)[None, None]
+    if mask.dtype == torch.bool:
+        mask = query.new_zeros(()).where(mask, torch.finfo(query.dtype).min)
+    return mask
+
+
+def _mask(**named: Any) -> torch.Tensor | None:
+    """The mask that the attentions below are made for."""
     cut = _current.get()
-    if cut is not None and module is cut.top.attention:
-        if attention_mask is None:
-            places = torch.arange(query.shape[2], device=query.device)
-            attention_mask = (places[:, None] >= places)[None, None]
-        if attention_mask.dtype == torch.bool:
-            attention_mask = query.new_zeros(()).where(attention_mask, torch.finfo(query.dtype).min)
-        return _at_steps(cut, module, query, key, value, attention_mask, **more)
-    found: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **more)
-    return found
+    assert cut is not None
+    mask: torch.Tensor | None = (sdpa_mask if cut.is_fused else eager_mask)(**named)
+    return mask
 
 
 def _at_steps(
-    cut: Cut,
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **more: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention of the steps' queries alone, each with keys and values that are a leaf of its own."""
-    eager = eager_of(module)
-    assert eager is not None
+    cut: Cut, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, **more: Any
+) -> Attended:
+    """Eager attention of the steps' queries alone, each with keys and values that are a leaf of its own."""
     rows, heads, length, _ = query.shape
     queries = query[:, :, cut.positions].transpose(1, 2)  # [rows, steps, heads, width]
     steps = queries.shape[1]
     leaves = [each.detach()[:, None].expand(-1, steps, -1, -1, -1).requires_grad_() for each in (key, value)]
     cut.anchors[:0], cut.leaves[:0], cut.dense = [key, value], leaves, 2
-    if attention_mask is not None:
-        mask = attention_mask[:, :, cut.positions].transpose(1, 2).expand(rows, -1, -1, -1)
-        attention_mask = mask.flatten(0, 1)[:, :, None]  # [rows * steps, 1, 1, length]
-    mixed, _ = eager(
-        module, queries.flatten(0, 1)[:, :, None], *(each.flatten(0, 1) for each in leaves), attention_mask, **more
+    seen = mask[:, :, cut.positions].transpose(1, 2).expand(rows, -1, -1, -1)
+    mixed, _ = attend(
+        cut.top.attention,
+        queries.flatten(0, 1)[:, :, None],
+        *(each.flatten(0, 1) for each in leaves),
+        seen.flatten(0, 1)[:, :, None],  # [rows * steps, 1, 1, length]
+        is_fused=False,
+        **more,
     )
     # What stands at other positions is read by no step.
     everywhere = mixed.new_zeros((rows, length, heads, mixed.shape[-1]))
@@ -172,8 +162,6 @@ def _at_steps(
     return everywhere, None
 
 
-# Transformers' registries are one per process: names of our own, in use only within `cut_at`.
+# Transformers' registries are one per process: a name of our own, in use only within `cut_at`.
 AttentionInterface.register(_NAME, _attention)
-AttentionMaskInterface.register(_NAME, eager_mask)
-AttentionInterface.register(_FUSED_NAME, _fused_attention)
-AttentionMaskInterface.register(_FUSED_NAME, sdpa_mask)
+AttentionMaskInterface.register(_NAME, _mask)
