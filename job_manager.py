@@ -16,12 +16,12 @@ from typing import Protocol
 
 import structlog
 
-from job_listing import Filters
-from job_progress import Live, ProgressWriter, Reporter
-from job_records import JobRecord, Submission
-from job_store import JobStore
+from jobs.progress import Live, ProgressWriter, Reporter
+from jobs.store.job_store import JobStore
+from jobs.store.listing import Filters
+from jobs.store.records import JobRecord, Submission
+from jobs.waiting_time import Pace
 from models import AttributionRequest, JobStatus, Problem, Progress, ResultPart
-from pace import Pace
 from problems import (
     AttributionFailed,
     Cancelled,

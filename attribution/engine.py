@@ -17,30 +17,31 @@ import torch
 from inseq.data import FeatureAttributionOutput
 from transformers.utils import logging as transformers_logging
 
-from attribution import catalogue, comparison, results, stored
-from attribution.comparison import JointProgress
+from attribution.catalogue import inseq_catalogue
 from attribution.corrections import registry
-from attribution.estimates import Estimator, check_weights, route_of
-from attribution.generation import Written
-from attribution.model_cache import LoadedModel, ModelCache, bundled_models
-from attribution.passes import Shape
-from attribution.rates import Rates
-from attribution.results import ViewOptions
-from attribution.runner import Runner
-from attribution.single_pass.memory import is_out_of_memory, smaller_pieces
-from attribution.views import heatmap, inseq_html, tables
+from attribution.estimates.estimator import Estimator, check_weights, route_of
+from attribution.estimates.passes import Shape
+from attribution.estimates.rates import Rates
+from attribution.model_cache.loading import LoadedModel, ModelCache, bundled_models
+from attribution.results import comparison_view, heatmap_view, inseq_html_view, stored_form, table_views
+from attribution.results.comparison_view import JointProgress
+from attribution.results.stored_form import ViewOptions
+from attribution.run import record
+from attribution.run.method_run import Runner
+from attribution.single_pass.batch_sizes import is_out_of_memory, smaller_pieces
+from attribution.text.generation import Written
 from models import AttributionRequest, Estimate, Progress, ResultPart, Stage
 from problems import OutOfMemory
 from settings import Settings
 
 Partial = Callable[[], list[ResultPart]]
 _VIEWS = {
-    ("json", "heatmap"): results.json_view,
-    ("inseq", "heatmap"): results.inseq_view,
-    ("csv", "heatmap"): tables.csv_view,
-    ("parquet", "heatmap"): tables.parquet_view,
-    ("html", "heatmap"): heatmap.html_view,
-    ("html", "inseq"): inseq_html.inseq_html_view,
+    ("json", "heatmap"): stored_form.json_view,
+    ("inseq", "heatmap"): stored_form.inseq_view,
+    ("csv", "heatmap"): table_views.csv_view,
+    ("parquet", "heatmap"): table_views.parquet_view,
+    ("html", "heatmap"): heatmap_view.html_view,
+    ("html", "inseq"): inseq_html_view.inseq_html_view,
 }
 
 
@@ -63,7 +64,7 @@ class AttributionEngine:
         """The request as it will run. Raises `InvalidRequest` for what can be known not to work."""
         self._models.check_allowed(request.model)
         kind = self._models.is_encoder_decoder(request.model)
-        checked = comparison.resolve(request, self._settings, is_encoder_decoder=kind)
+        checked = comparison_view.resolve(request, self._settings, is_encoder_decoder=kind)
         if source := self._models.on_this_machine(request.model):
             check_weights(source, checked, self._place(checked, self.devices()[0]))
         return checked
@@ -80,7 +81,7 @@ class AttributionEngine:
         if revision is None:
             return None
         without = {"tags", "timeout_seconds", "priority", "reuse"}
-        parts = [revision, request.model_dump(mode="json", exclude=without), self.devices(), stored.versions()]
+        parts = [revision, request.model_dump(mode="json", exclude=without), self.devices(), record.versions()]
         return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     # On a worker
@@ -173,32 +174,32 @@ class AttributionEngine:
                 offer_partial(partial(_encode_partial, request, dict(done), loaded, runner))
                 output = runner.run()
                 self._rates.learn(loaded.key, route_of(runner.request), expected=runner.expected, took=runner.took)
-                done[name] = stored.with_record(output, runner, loaded, runner.token_notes)
+                done[name] = record.with_record(output, runner, loaded, runner.token_notes)
         report(runner.finished())
-        return stored.encode(request, done)
+        return record.encode(request, done)
 
     # After it
 
     def view(self, raw: bytes, view_format: str, options: ViewOptions) -> bytes:
         """A view of a stored result. Raises `InvalidRequest` where the scores cannot be shown as asked."""
-        return _VIEWS[view_format, options.style](results.decode(raw), options)
+        return _VIEWS[view_format, options.style](stored_form.decode(raw), options)
 
     def comparison(self, raw: Mapping[str, bytes], options: ViewOptions) -> bytes:
         """A comparison's methods, by name, as one JSON document. Raises `InvalidRequest`."""
-        return comparison.json_view({name: results.decode(each) for name, each in raw.items()}, options)
+        return comparison_view.json_view({name: stored_form.decode(each) for name, each in raw.items()}, options)
 
     def page_policy(self, options: ViewOptions) -> str:
         """The content security policy under which the html view shows, and nothing else."""
-        return inseq_html.POLICY if options.style == "inseq" else heatmap.POLICY
+        return inseq_html_view.POLICY if options.style == "inseq" else heatmap_view.POLICY
 
     def methods(self) -> list[dict[str, Any]]:
-        return catalogue.describe_methods()
+        return inseq_catalogue.describe_methods()
 
     def step_functions(self) -> list[dict[str, Any]]:
-        return catalogue.describe_step_functions()
+        return inseq_catalogue.describe_step_functions()
 
     def aggregators(self) -> dict[str, Any]:
-        return catalogue.describe_aggregators()
+        return inseq_catalogue.describe_aggregators()
 
     def model_cache_numbers(self) -> dict[str, float]:
         return self._models.numbers()
@@ -223,10 +224,10 @@ def _encode_partial(
     """What is done so far, as a result of its own; empty where nothing is."""
     found = runner.partial()
     if found is None:
-        return stored.encode(request, done)
+        return record.encode(request, done)
     output, notes = found
     name = runner.request.attribution_method
-    return stored.encode(request, {**done, name: stored.with_record(output, runner, loaded, notes)})
+    return record.encode(request, {**done, name: record.with_record(output, runner, loaded, notes)})
 
 
 _SMALLER = 4  # what was too much is done again in quarters
@@ -239,7 +240,10 @@ def _in_smaller_pieces(request: AttributionRequest) -> AttributionRequest:
     if request.methods is not None:
         smaller = {name: _in_smaller_pieces(request.of_method(name)).attribution_args for name in request.methods}
         return request.model_copy(update={"attribution_args": smaller})
-    parameters, arguments = catalogue.methods()[request.attribution_method].parameters, dict(request.attribution_args)
+    parameters, arguments = (
+        inseq_catalogue.methods()[request.attribution_method].parameters,
+        dict(request.attribution_args),
+    )
     for name in _PIECES:
         if name in parameters:
             rows = arguments.get(name) or arguments.get("n_steps") or parameters[name].default or 50

@@ -27,7 +27,8 @@ from email.utils import parsedate_to_datetime
 import httpx
 from pydantic import ValidationError
 
-from models import Job, JobStatus, Problem, ProblemItem
+from attribution_schema.job import Job, JobStatus
+from attribution_schema.problem import Problem, ProblemItem
 
 _WORTH_ANOTHER_TRY = frozenset({429, 502, 503, 504})
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet
 
-from models import AttributionResult, SequenceAttribution, Token
+from attribution_schema.result import AttributionResult, SequenceAttribution, Token
 
 _DTYPES = {"sequence": "int32", "score": "float32"} | {
     f"{role}_{name}": "int32" for role in ("attributed", "generated") for name in ("position", "token_id")

@@ -12,7 +12,7 @@ from attribution_client.fonts import set_token_font
 from attribution_client.frames import to_frame
 from attribution_client.labels import label
 from attribution_client.plots import ACCENT, INK, new_axes
-from models import AttributionResult
+from attribution_schema.result import AttributionResult
 
 _LESS = "#4878b8"
 _ROW = 0.3  # inches

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from attribution_client.frames import Scores, scores_of
 from attribution_client.labels import label, readable
-from models import AttributionResult, ComparisonResult, SequenceAttribution, Token
+from attribution_schema.result import AttributionResult, ComparisonResult, SequenceAttribution, Token
 
 # The colours of the service's heatmap; text turns white where that is the better contrast.
 _ZERO, _MORE, _LESS = (251, 248, 245), (143, 45, 4), (15, 80, 144)

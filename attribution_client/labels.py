@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 
-from models import Token
+from attribution_schema.result import Token
 
 _SPACE_MARKS, _NEWLINE_MARK = ("Ġ", "▁"), "Ċ"
 _VISIBLE = {" ": "␣", "\n": "⏎", "\r": "␍", "\t": "⇥"}

@@ -14,7 +14,7 @@ _TRUE, _FALSE = {"true", "yes", "1", "on"}, {"false", "no", "0", "off"}
 def parser() -> argparse.ArgumentParser:
     """`attribute`, `show`, `jobs`, `cancel`, `methods`; every option is also understood with hyphens."""
     made = argparse.ArgumentParser(
-        prog="client.py",
+        prog="attribution",
         description="Attribution jobs from a terminal. The server is INSEQ_API_URL or http://localhost:8000, the API "
         "key INSEQ_API_KEY. Exit status: 0 done, 1 failed, 2 refused as it was asked, 130 interrupted.",
     )

@@ -18,7 +18,7 @@ from attribution_client.fonts import set_token_font
 from attribution_client.frames import Scores, scores_of
 from attribution_client.labels import label, labels
 from attribution_client.tables import top_tokens
-from models import AttributionResult, SequenceAttribution, Token
+from attribution_schema.result import AttributionResult, SequenceAttribution, Token
 
 CELL, MARGIN = 0.42, 1.4  # inches: a cell, and the labels beside them
 _ROW = 0.26

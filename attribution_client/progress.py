@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from attribution_client.calls import Report
-from models import Job, Stage
+from attribution_schema.job import Job, Stage
 
 _DELAY = 0.5  # seconds before a bar appears in a notebook, where it leaves an empty line behind
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from attribution_client.frames import Scores, scores_of, to_frame
-from models import AttributionResult, ComparisonResult, SequenceAttribution
+from attribution_schema.result import AttributionResult, ComparisonResult, SequenceAttribution
 
 Results = Mapping[str, AttributionResult] | Sequence[AttributionResult] | ComparisonResult
 

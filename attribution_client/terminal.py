@@ -1,4 +1,4 @@
-"""The terminal's commands: `python client.py attribute ...` and others. What options there are is `options`' to know.
+"""The commands of `attribution` at a terminal; `options` declares their options.
 
 Results go to standard output, in colour where somebody looks (and not where `NO_COLOR` is set), plain into a pipe; the
 progress bar and messages go to standard error.
@@ -21,11 +21,11 @@ from rich.table import Table
 from rich.text import Text
 
 from attribution_client import options
-from attribution_client.clients import AttributionClient
+from attribution_client.client import AttributionClient
 from attribution_client.errors import ClientError, InvalidRequest
 from attribution_client.heatmap_text import print_comparison, print_result
 from attribution_client.labels import readable
-from models import Job, JobStatus
+from attribution_schema.job import Job, JobStatus
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 _RETRY_SECONDS = 15.0  # somebody waits for the answer

@@ -18,7 +18,7 @@ from httpx_sse import ServerSentEvent, aconnect_sse, connect_sse
 
 from attribution_client.calls import LONG_POLL, Call, Follow, Operation, Outcome, read_as
 from attribution_client.errors import RequestFailed, ServerUnreachable, raise_for_problem
-from models import Job
+from attribution_schema.job import Job
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 10.0  # seconds
 _TIMEOUT = httpx.Timeout(60.0, connect=5.0, read=90.0)  # a held answer takes up to 60 seconds

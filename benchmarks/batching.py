@@ -26,9 +26,9 @@ from typing import Any
 import inseq
 import torch
 
-from attribution.single_pass.kernels import prepared
-from attribution.single_pass.memory import rows_at_once
-from attribution.single_pass.trunk import Trunk, pull_back
+from attribution.single_pass.activations import prepared
+from attribution.single_pass.batch_sizes import rows_at_once
+from attribution.single_pass.network import Trunk, pull_back
 from benchmarks.random_models import SIZES, build, quiet
 
 _TOLERANCE = 1e-4

@@ -35,7 +35,7 @@ from captum.attr import (
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from attribution.engine import AttributionEngine
-from attribution.runner import Runner
+from attribution.run.method_run import Runner
 from benchmarks.random_models import SIZES, Size, build, peak, quiet, reset_peak, texts
 from models import AttributionRequest
 from settings import Settings

@@ -29,8 +29,8 @@ from typing import Any
 import inseq
 import torch
 
-from attribution import results
 from attribution.engine import AttributionEngine
+from attribution.results import stored_form
 from benchmarks.random_models import SIZES, Size, build, peak, quiet, reset_peak, texts
 from models import AttributionRequest, Progress
 from problems import Cancelled, OutOfMemory
@@ -157,7 +157,7 @@ def _single(case: Case, root: Path) -> Callable[[list[int], Callable[[], bool]],
             attribution_args=SETTINGS.get(case.method, {}), step_scores=_step_scores(case),
         )  # fmt: skip
         parts = engine.run(engine.check(request), device="cpu", report=report, should_cancel=is_up)
-        return _summed(results.decode(parts[0].content))
+        return _summed(stored_form.decode(parts[0].content))
 
     attribute("12", "1234", [], lambda: False)  # loads the model, and compares both engines once
     return lambda progress, is_up: attribute(*_texts(case), progress, is_up)

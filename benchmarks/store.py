@@ -19,10 +19,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from job_listing import Filters
-from job_records import Submission
-from job_schema import job_tags, jobs, result_files
-from job_store import JobStore
+from jobs.store.job_store import JobStore
+from jobs.store.listing import Filters
+from jobs.store.records import Submission
+from jobs.store.schema import job_tags, jobs, result_files
 from models import AttributionRequest, JobStatus
 
 _ENDED, _WAITING = 90_000, 10_000

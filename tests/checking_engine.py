@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from api.uvicorn_server import configure_logging, serve
 from attribution.engine import AttributionEngine
 from main import create_app
-from server import configure_logging, serve
 from settings import Settings
 from tests.fake_engine import FakeEngine
 

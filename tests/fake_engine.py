@@ -13,10 +13,10 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from api.uvicorn_server import configure_logging, serve
 from main import create_app
 from models import AttributionRequest, JobStatus, Progress, ResultPart, Stage
 from problems import Cancelled, InputRejected
-from server import configure_logging, serve
 from settings import Settings
 from tests.serving import until
 

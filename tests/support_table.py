@@ -20,7 +20,7 @@ import inseq
 from inseq.data import FeatureAttributionOutput
 from transformers.utils import logging as transformers_logging
 
-from attribution import catalogue
+from attribution.catalogue import inseq_catalogue
 from tests import reference
 from tests.families import FAMILIES, build
 from tests.serving import Server
@@ -76,7 +76,7 @@ class Told:
 def main() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    methods = sorted(catalogue.methods())
+    methods = sorted(inseq_catalogue.methods())
     told = Told()
     cells = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -102,7 +102,7 @@ def print_told(title: str, told: dict[str, set[tuple[str, str, str]]]) -> None:
     for reason, where in sorted(told.items()):
         families, methods, ways = (
             [each for each in every if each in {row[index] for row in where}]
-            for index, every in enumerate((FAMILIES, sorted(catalogue.methods()), WAYS))
+            for index, every in enumerate((FAMILIES, sorted(inseq_catalogue.methods()), WAYS))
         )
         subject = f"{len(methods)} methods" if len(methods) > 4 else ", ".join(f"`{method}`" for method in methods)
         on = "every family" if len(families) == len(FAMILIES) else ", ".join(families)
@@ -146,7 +146,7 @@ def compared(
     for correction in ours.info["corrections"]:
         told.corrections[f"`{correction}`"].add(where)
     arguments = SETTINGS.get(method, {})
-    call = {key: value for key, value in arguments.items() if key in catalogue.methods()[method].call_parameters}
+    call = {key: value for key, value in arguments.items() if key in inseq_catalogue.methods()[method].call_parameters}
     for text, target, sequence in zip(texts, targets, ours.sequence_attributions, strict=True):
         try:
             theirs = reference.attribute(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
 import sys
@@ -10,121 +9,30 @@ from pathlib import Path
 
 import pytest
 
-from main import api
+from api.routes.catalogue import catalogue
+from api.routes.jobs import jobs
+from api.routes.results import results
+from api.routes.service import meta
 from problems import all_errors
-from result_routes import results
-from service_routes import catalogue, meta
 from settings import Settings
 from tests.serving import ROOT
 
-# Who may import whom among our own modules; everything else is against the grain.
-ALLOWED = {
-    "settings": set(),
-    "models": {"request_models"},
-    "request_models": set(),
-    "problems": {"models"},
-    "http_errors": {"models", "problems"},
-    "server": set(),
-    "events": {"models"},
-    "pace": set(),
-    "periodic": set(),
-    "answers": {"job_records", "models", "problems"},
-    "job_records": {"models"},
-    "job_queue": {"job_records", "job_schema", "problems"},
-    "job_schema": {"problems"},
-    "result_files": {"models", "problems"},
-    "metrics": {"models"},
-    "api_keys": {"job_schema", "problems"},
-    "command_line": {"api_keys", "job_store", "main", "problems", "server", "settings"},
-    "retention": {"job_store", "periodic", "problems", "settings"},
-    "middleware": {"http_errors", "problems"},
-    "group_commit": set(),
-    "job_listing": {"job_schema", "models"},
-    "admission": {"job_queue", "job_records", "job_schema", "models", "problems", "result_files"},
-    "job_store": {
-        "admission",
-        "api_keys",
-        "group_commit",
-        "job_listing",
-        "job_queue",
-        "job_records",
-        "job_schema",
-        "models",
-        "problems",
-        "result_files",
-    },
-    "job_progress": {"job_records", "job_store", "models", "pace", "periodic", "problems"},
-    "job_manager": {"job_progress", "pace", "job_listing", "job_records", "job_store", "models", "problems"},
-    "attribution": {"models", "problems", "settings"},
-    "client": {"attribution_client", "models"},
-    "attribution_client": {"models"},
-    "main": {"attribution", "http_errors", "job_manager", "job_store", "middleware", "models", "problems"}
-    | {
-        "answers",
-        "command_line",
-        "dependencies",
-        "events",
-        "job_listing",
-        "metrics",
-        "page_routes",
-        "result_routes",
-        "retention",
-        "server",
-        "service_routes",
-        "settings",
-    },
-    "dependencies": {"api_keys", "attribution", "job_manager", "job_store", "models", "problems"},
-    "result_routes": {"answers", "result_contents", "attribution", "dependencies", "http_errors", "models", "problems"},
-    "result_contents": {"answers", "job_manager", "job_records", "job_store", "models", "problems"},
-    "page_routes": set(),
-    "service_routes": {"dependencies", "http_errors", "problems"},
-    "migrations": set(),
-    "demo_models": set(),
-}
 MODULES = [
     path
-    for path in [*sorted(ROOT.glob("*.py")), *sorted(ROOT.glob("*/*.py")), *sorted(ROOT.glob("attribution/*/*.py"))]
-    if path.relative_to(ROOT).parts[0] not in {"tests", "benchmarks", ".venv"}
+    for path in ROOT.rglob("*.py")
+    if path.relative_to(ROOT).parts[0] not in {"tests", "benchmarks", "build", ".venv"}
 ]
 
 
-def room(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
-
-
-def imported(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module.split(".")[0])
-    return found
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_one_way(path):
-    ours = imported(path) & ALLOWED.keys() - {room(path)}
-    assert ours <= ALLOWED[room(path)]
-
-
-def test_the_modules_of_attribution_have_no_cycle():
-    graph = {}
-    for path in (ROOT / "attribution").rglob("*.py"):
-        text = path.read_text()
-        needs = set(re.findall(r"^from attribution\.([\w.]+) import", text, re.MULTILINE))
-        for package, line in re.findall(r"^from attribution(\.corrections)? import (.+)$", text, re.MULTILINE):
-            needs |= {f"{package}.{name.strip()}".lstrip(".") for name in line.split(",")}
-        graph[".".join(path.relative_to(ROOT / "attribution").with_suffix("").parts)] = needs
-    while graph:
-        leaves = [name for name, needs in graph.items() if not needs & graph.keys()]
-        assert leaves, f"a cycle among {sorted(graph)}"
-        for leaf in leaves:
-            del graph[leaf]
+def test_imports_point_one_way():
+    """The contracts of import-linter, from `pyproject.toml`."""
+    linter = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_torch_loads_only_behind_attribution():
-    code = "import sys, main, job_manager, job_store; sys.exit(any(n in sys.modules for n in ('torch', 'inseq')))"
+    code = "import sys, main, job_manager, jobs.store.job_store; sys.exit(any(n in sys.modules for n in ('torch', 'inseq')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
@@ -136,16 +44,29 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_readme_names_every_endpoint():
-    for route in (*api.routes, *results.routes, *catalogue.routes, *meta.routes):
+    for route in (*jobs.routes, *results.routes, *catalogue.routes, *meta.routes):
         if route.path != "/":
             (method,) = route.methods - {"HEAD"}
             assert f"`{method} {route.path}`" in README, route.path
 
 
-def test_the_readme_names_files_that_exist():
-    named = set(re.findall(r"`([A-Za-z0-9_./-]+\.(?:py|md|toml|lock|ipynb))`", README))
+def test_the_readme_draws_the_tree():
+    (tree,) = re.findall(r"## Project structure\n\n```\n(.*?)```", README, re.DOTALL)
+    drawn = {line.split()[0] for line in tree.splitlines()}
+    code = {path.relative_to(ROOT) for path in MODULES}
+    rooms = {f"{path.parent.as_posix()}/" for path in code if path.name == "__init__.py"}
+    modules = {str(path) for path in code if path.parent == Path()}
+    others = {"web/", "benchmarks/", "docs/", "tests/", "inseq_api_visualization.ipynb"}
+    assert drawn == rooms | modules | others
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_documents_name_files_that_exist(document):
+    text = (ROOT / document).read_text()
+    named = set(re.findall(r"`([A-Za-z0-9_./-]+(?:\.(?:py|md|toml|lock|ipynb)|/))`", text))
     assert named
-    assert {name for name in named if not (ROOT / name).exists()} == set()
+    made_by_the_server = {"data/"}
+    assert {name for name in named - made_by_the_server if not (ROOT / name).exists()} == set()
 
 
 def test_the_documentation_has_every_setting_and_problem():
@@ -168,7 +89,7 @@ def test_the_documentation_has_every_correction():
 
 
 def test_the_readme_names_every_method():
-    from attribution import catalogue
+    from attribution.catalogue import inseq_catalogue
 
-    for name in catalogue.methods():
+    for name in inseq_catalogue.methods():
         assert f"`{name}`" in README

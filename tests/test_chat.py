@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from attribution import chat
-from attribution.tokens import readable
+from attribution.text import chat
+from attribution.text.readable_tokens import readable
 from tests import chat_models
 from tests.first_principles import Plain
 from tests.test_corrections_methods import assert_scores, run

@@ -13,9 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import client as facade
-from attribution_client import calls
-from client import (
+import attribution_client as facade
+from attribution_client import (
     AsyncAttributionClient,
     AttributionClient,
     AttributionRequest,
@@ -23,6 +22,7 @@ from client import (
     InvalidRequest,
     JobStatus,
     NotFound,
+    calls,
     rank_correlation,
     to_frame,
     top_token_overlap,
@@ -51,7 +51,7 @@ def done(client):
 
 def test_importing_is_quick_and_needs_neither_torch_nor_pandas():
     code = (
-        "import sys, time; start = time.process_time(); import client; taken = time.process_time() - start;"
+        "import sys, time; start = time.process_time(); import attribution_client; taken = time.process_time() - start;"
         "print(taken, *sorted({'torch', 'inseq', 'pandas', 'matplotlib', 'fastapi', 'main'} & sys.modules.keys()))"
     )
     printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout

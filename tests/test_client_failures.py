@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import tenacity
 
-from client import (
+from attribution_client import (
     AsyncAttributionClient,
     AttributionCancelled,
     AttributionClient,

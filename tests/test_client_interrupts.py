@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from client import AsyncAttributionClient, AttributionClient, JobStatus, ServerUnreachable
+from attribution_client import AsyncAttributionClient, AttributionClient, JobStatus, ServerUnreachable
 from tests.misbehaving import RESET, misbehaving
 from tests.serving import Server
 

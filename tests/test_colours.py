@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from attribution.views import heatmap
+from attribution.results import heatmap_view
 
 LMS = np.array([[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566], [0.0883024619, 0.2817188376, 0.6299787005]])  # fmt: skip
 LAB = np.array([[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099], [0.0259040371, 0.7827717662, -0.8086757660]])  # fmt: skip
@@ -26,15 +26,15 @@ def luminance(lab):
 @pytest.mark.parametrize("theme", [0, 1, 2], ids=["light", "dark", "print"])
 @pytest.mark.parametrize("end", ["more", "less"])
 def test_numbers_can_be_read_on_every_shade(theme, end):
-    style = (heatmap._HERE / "heatmap.css").read_text()
+    style = (heatmap_view._HERE / "heatmap.css").read_text()
     blocks = re.findall(r":root \{([^}]*--zero[^}]*)\}", style)
     colors = dict(re.findall(r"--(\w+): (#\w{6})", blocks[theme]))
     zero, strongest = oklab(colors["zero"]), oklab(colors[end])
     lightness = []
-    for level in range(heatmap._LEVELS + 1):
-        shade = zero + (strongest - zero) * level / heatmap._LEVELS
+    for level in range(heatmap_view._LEVELS + 1):
+        shade = zero + (strongest - zero) * level / heatmap_view._LEVELS
         lightness.append(shade[0])
-        ink = heatmap.ink(level)
+        ink = heatmap_view.ink(level)
         text = {"low": colors["under"], "middle": "#000000", "high": colors["over"]}[ink]
         pair = sorted((luminance(shade), luminance(oklab(text))))
         assert (pair[1] + 0.05) / (pair[0] + 0.05) >= 4.5, (level, ink)

@@ -10,9 +10,9 @@ import torch
 from inseq.data.attribution import FeatureAttributionSequenceOutput
 from scipy import stats
 
-from attribution import results
-from attribution.comparison import JointProgress, agreement
 from attribution.engine import AttributionEngine
+from attribution.results import stored_form
+from attribution.results.comparison_view import JointProgress, agreement
 from models import AttributionRequest, Progress, Stage
 from problems import Cancelled
 from settings import Settings
@@ -149,7 +149,7 @@ def test_a_comparison_that_stops_keeps_the_methods_that_are_done(engine):
     assert set(parts) == {"raw.0", "summary.0", "raw.1", "summary.1", "summary"}
     expected = {part.kind: part for part in whole}
     for kind in ("raw.0", "raw.1"):
-        ours, theirs = (results.decode(each[kind].content) for each in (parts, expected))
+        ours, theirs = (stored_form.decode(each[kind].content) for each in (parts, expected))
         (a,), (b,) = ours.sequence_attributions, theirs.sequence_attributions
         assert torch.equal(a.source_attributions, b.source_attributions)
 

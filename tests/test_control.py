@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from fastapi.testclient import TestClient
 
-from job_records import Submission
-from job_store import JobStore
+from jobs.store.job_store import JobStore
+from jobs.store.records import Submission
 from main import create_app
 from models import JobStatus
 from settings import Settings

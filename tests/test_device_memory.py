@@ -8,8 +8,9 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import GenerationMixin
 
-from attribution import device_memory, results
 from attribution.engine import AttributionEngine
+from attribution.model_cache import device_memory
+from attribution.results import stored_form
 from models import AttributionRequest
 from problems import InvalidRequest
 from settings import Settings
@@ -113,7 +114,7 @@ def test_the_single_pass_takes_as_many_rows_at_once_as_there_is_room_for(engine,
         )
         parts = engine.run(request, device="cpu", report=lambda _: None, should_cancel=lambda: False)
         handle.remove()
-        return len(counted), results.decode(parts[0].content)
+        return len(counted), stored_form.decode(parts[0].content)
 
     forwards(100 * MIB)  # its rates are measured once
     roomy, whole = forwards(100 * MIB)

@@ -10,11 +10,12 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import GenerationMixin
 
-from attribution import rates, results
 from attribution.engine import AttributionEngine
-from attribution.model_cache import ModelCache, ModelKey
-from attribution.passes import Passes, Shape, of_text
-from attribution.rates import Rates
+from attribution.estimates import rates
+from attribution.estimates.passes import Passes, Shape, of_text
+from attribution.estimates.rates import Rates
+from attribution.model_cache.loading import ModelCache, ModelKey
+from attribution.results import stored_form
 from models import AttributionRequest
 from settings import Settings
 from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
@@ -135,7 +136,7 @@ def test_the_single_pass_is_told_where_it_is_taken(engine, method, more, expecte
         estimate = engine.estimate(request)
         assert estimate.engine == ("inseq" if method in {"attention", "lime"} else "single_pass")
         assert (estimate.forward_passes, estimate.backward_passes) == expected
-        output = results.decode(run(engine, request)[0].content)
+        output = stored_form.decode(run(engine, request)[0].content)
         assert output.info["engine"] == estimate.engine
 
 
@@ -160,7 +161,7 @@ def test_tokens_and_bytes_are_those_of_the_result(engine, model, method):
         engine, model=model, method=method, input_text=text, generated_text=target, step_scores=["probability"]
     )
     estimate = engine.estimate(request)
-    output = results.decode(run(engine, request)[0].content)
+    output = stored_form.decode(run(engine, request)[0].content)
     assert not estimate.is_upper_bound
     assert estimate.generation_passes == 0
     for told, sequence in zip(estimate.inputs, output.sequence_attributions, strict=True):

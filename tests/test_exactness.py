@@ -9,7 +9,7 @@ import inseq
 import numpy as np
 import pytest
 
-from attribution import catalogue
+from attribution.catalogue import inseq_catalogue
 from tests import reference
 from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 
@@ -67,7 +67,7 @@ def test_equals_inseq(server, tmp_path, model, method, constrained):
         if method not in SAME_AS:
             return
         right = SAME_AS[method]
-    parameters = catalogue.methods()[right]
+    parameters = inseq_catalogue.methods()[right]
     inseq_arguments = {"attribution_args": {k: v for k, v in arguments.items() if k in parameters.call_parameters}}
     theirs = reference.attribute(
         BUNDLED / model, INPUTS[model], right, seed=7, init_args=arguments if method == "reagent" else {}, **call,

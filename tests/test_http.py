@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from main import api, get_job, watch_job
-from result_routes import results
-from service_routes import catalogue, meta
+from api.routes.catalogue import catalogue
+from api.routes.jobs import get_job, jobs, watch_job
+from api.routes.results import results
+from api.routes.service import meta
 from settings import Settings
 from tests import reference
 from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
@@ -245,16 +246,16 @@ def test_the_catalogue_is_inseqs(server):
 
 def test_the_catalogue_names_the_operation_that_inseq_runs(server):
     """The parameters are read without a model; here they are held against methods made with one."""
-    from attribution import catalogue
+    from attribution.catalogue import inseq_catalogue
 
     model = inseq.load_model(str(BUNDLED / LOOKUP), "dummy", device="cpu")
-    for name, method in catalogue.methods().items():
+    for name, method in inseq_catalogue.methods().items():
         if name in {"reagent", "dummy", "discretized_integrated_gradients"}:
             continue
         loaded = model.get_attribution_method(name)
         assert loaded.is_final_step_method == method.is_final_step, name
         accepted = inspect.signature(loaded.method.attribute).parameters
-        own = catalogue._parameters(loaded.method.attribute)
+        own = inseq_catalogue._parameters(loaded.method.attribute)
         assert own.items() <= method.call_parameters.items()
         assert set(own) <= set(accepted)
 
@@ -348,7 +349,7 @@ def test_no_route_runs_on_the_event_loop():
 
     The two coroutines wait for a job, so that a waiting client costs no thread; they read the store on a thread.
     """
-    for route in (*api.routes, *results.routes, *catalogue.routes, *meta.routes):
+    for route in (*jobs.routes, *results.routes, *catalogue.routes, *meta.routes):
         if route.endpoint not in {get_job, watch_job}:
             assert not inspect.iscoroutinefunction(route.endpoint), route.path
 

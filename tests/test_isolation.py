@@ -16,9 +16,12 @@ import torch
 from inseq.attr.feat import FeatureAttribution
 from inseq.models import AttributionModel, HuggingfaceModel
 
-from attribution import isolation, model_cache, results, runner
+from attribution import isolation
 from attribution.engine import AttributionEngine
-from attribution.results import ViewOptions
+from attribution.model_cache import loading
+from attribution.results import stored_form
+from attribution.results.stored_form import ViewOptions
+from attribution.run import method_run
 from models import AttributionRequest, Progress
 from problems import AttributionFailed, Cancelled, JobError
 from settings import Settings
@@ -54,7 +57,7 @@ def run(engine, model, method, *, cancel_at=None, on_forward=lambda: None, repor
 
 
 def scores(parts):
-    view = orjson.loads(results.json_view(results.decode(parts[0].content), ViewOptions(granular=True)))
+    view = orjson.loads(stored_form.json_view(stored_form.decode(parts[0].content), ViewOptions(granular=True)))
     return view["sequence_attributions"]
 
 
@@ -202,7 +205,7 @@ def test_one_methods_default_aggregation_is_not_anothers(engine, monkeypatch):
     by_mean = engine.view(parts[0].content, "json", ViewOptions(aggregators=("mean", "mean")))
     assert orjson.loads(by_mean)["sequence_attributions"] == expected
 
-    with without(monkeypatch, results, "_own_functions", lambda sequence: None):
+    with without(monkeypatch, stored_form, "_own_functions", lambda sequence: None):
         run(engine, LOOKUP, "saliency")
         assert orjson.loads(attention_by_scores())["sequence_attributions"] != expected
 
@@ -271,14 +274,14 @@ def test_random_jobs_do_not_draw_from_each_other(monkeypatch):
     class NoLock(contextlib.nullcontext):
         pass
 
-    with without(monkeypatch, runner, "RANDOM_DRAWS", NoLock()):
+    with without(monkeypatch, method_run, "RANDOM_DRAWS", NoLock()):
         assert any(together(*calls) != alone for _ in range(50))
 
 
 @pytest.mark.parametrize("method", sorted(set(inseq.list_feature_attribution_methods())))
 def test_methods_said_to_draw_nothing_draw_nothing(engine, method):
     """Only methods in `RANDOM_METHODS` wait for each other: the others must leave every generator where it is."""
-    if method in {"layer_integrated_gradients", "layer_deeplift"} | runner.checks.RANDOM_METHODS:
+    if method in {"layer_integrated_gradients", "layer_deeplift"} | method_run.checks.RANDOM_METHODS:
         return
     run(engine, LOOKUP, "dummy")
     before = isolation.RandomState()
@@ -310,14 +313,14 @@ def test_models_load_one_at_a_time(monkeypatch):
 
         return from_pretrained
 
-    for auto_class in (model_cache.AutoModelForCausalLM, model_cache.AutoModelForSeq2SeqLM):
+    for auto_class in (loading.AutoModelForCausalLM, loading.AutoModelForSeq2SeqLM):
         monkeypatch.setattr(auto_class, "from_pretrained", watching(auto_class.from_pretrained))
     jobs = [lambda model=model: run(engine, model, "dummy") for model in (LOOKUP, PHRASEBOOK)]
     engine = new_engine()
     together(*jobs)
     assert most == 1
-    monkeypatch.setattr(model_cache, "_LOADING", contextlib.nullcontext())
-    monkeypatch.setattr(model_cache, "RANDOM_DRAWS", contextlib.nullcontext())
+    monkeypatch.setattr(loading, "_LOADING", contextlib.nullcontext())
+    monkeypatch.setattr(loading, "RANDOM_DRAWS", contextlib.nullcontext())
     engine, patience = new_engine(), 60
     together(*jobs)
     assert most == 2
@@ -348,7 +351,7 @@ def test_loading_another_dtype_waits_for_running_attributions(engine, monkeypatc
 
     with (
         without(monkeypatch, isolation, "DEFAULT_DTYPE", NoGate()),
-        without(monkeypatch, model_cache, "DEFAULT_DTYPE", NoGate()),
+        without(monkeypatch, loading, "DEFAULT_DTYPE", NoGate()),
     ):
         engine = new_engine()
         assert False in loaded_meanwhile(patience=120)

@@ -10,11 +10,11 @@ from fastapi.testclient import TestClient
 
 import job_manager
 from job_manager import JobManager
-from job_store import JobStore
+from jobs.store.job_store import JobStore
+from jobs.store.result_files import ResultFiles
 from main import create_app
 from models import JobStatus, Stage
 from problems import StorageFailed
-from result_files import ResultFiles
 from settings import Settings
 from tests.fake_engine import LOCAL, FakeEngine, body, ended, request, submit, until_running
 from tests.serving import until

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from api_keys import ApiKeys
+from jobs.store.api_keys import ApiKeys
 from settings import Settings
 from tests.fake_engine import body, in_process
 from tests.serving import ROOT, Server, until

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from inseq.attr.feat import attribution_utils, join_token_ids
 from inseq.models import HuggingfaceModel
 
-from attribution import results
 from attribution.engine import AttributionEngine
-from attribution.labels import labels
+from attribution.results import stored_form
+from attribution.text.step_labels import labels
 from models import AttributionRequest
 from settings import Settings
 from tests import reference
@@ -30,7 +30,7 @@ def run(engine, model, method="saliency", **body):
     body = {"engine": "inseq", "input_text": TEXT[model], "generated_text": TARGET[model]} | body
     request = engine.check(AttributionRequest(model=model, method=method, **body))
     parts = engine.run(request, device="cpu", report=lambda _: None, should_cancel=lambda: False)
-    return results.decode(next(part.content for part in parts if part.kind == "raw"))
+    return stored_form.decode(next(part.content for part in parts if part.kind == "raw"))
 
 
 @given(data=st.data())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from job_manager import JobManager
-from job_store import JobStore
+from jobs.store.job_store import JobStore
 from models import JobStatus, ResultPart
 from problems import Cancelled, InputRejected, JobActive, JobEnded, JobNotFound, ServiceError
 from tests.fake_engine import request

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from attribution import results, runner
 from attribution.engine import AttributionEngine
+from attribution.results import stored_form
+from attribution.run import method_run
 from models import AttributionRequest
 from problems import OutOfMemory
 from settings import Settings
@@ -30,20 +31,20 @@ def engine():
 def run(engine, **more):
     request = engine.check(AttributionRequest(model=LOOKUP, input_text=PROMPT, **more))
     parts = engine.run(request, device="cpu", report=lambda _: None, should_cancel=lambda: False)
-    return results.decode(parts[0].content)
+    return stored_form.decode(parts[0].content)
 
 
 def test_tried_again_in_smaller_pieces(engine, monkeypatch):
     body = {"method": "integrated_gradients", "n_steps": 40}
     whole = run(engine, **body)
     asked = []
-    attribute = runner.Runner._attribute
+    attribute = method_run.Runner._attribute
 
     def too_large_at_first(self, *arguments, **more):
         asked.append(self._request.attribution_args.get("internal_batch_size"))
         return torch.empty(10**15) if len(asked) == 1 else attribute(self, *arguments, **more)
 
-    monkeypatch.setattr(runner.Runner, "_attribute", too_large_at_first)
+    monkeypatch.setattr(method_run.Runner, "_attribute", too_large_at_first)
     again = run(engine, **body)
     assert asked == [None, 10]
     assert again.info["warnings"] == ["cpu ran out of memory at first: it was done again with internal_batch_size 10."]
@@ -61,7 +62,7 @@ def test_given_up_clearly_and_usable_afterwards(engine, monkeypatch):
         return torch.empty(10**15)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner.Runner, "_attribute", too_large)
+        patch.setattr(method_run.Runner, "_attribute", too_large)
         with pytest.raises(OutOfMemory, match="also in smaller pieces"):
             run(engine, method="saliency")
     assert len(tries) == 2

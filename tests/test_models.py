@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from attribution import model_cache
-from attribution.model_cache import ModelCache
+from attribution.model_cache import loading
+from attribution.model_cache.loading import ModelCache
 from demo_models import tasks
 from problems import ModelNotAllowed, ModelUnavailable
 from settings import Settings
@@ -182,7 +182,7 @@ def test_half_precision_is_served_and_named(server):
 def test_the_bundled_models_are_small_and_load_quickly(small_models):
     for name in (LOOKUP, PHRASEBOOK):
         assert sum(file.stat().st_size for file in (BUNDLED / name).iterdir()) < 2 * 1024**2
-    assert model_cache.bundled_models() == (LOOKUP, PHRASEBOOK)
+    assert loading.bundled_models() == (LOOKUP, PHRASEBOOK)
 
 
 # The share of examples in which the method's top token is one that the answer truly depends on. Each is a little below

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from pydantic import ValidationError
 
-from client import (
+from attribution_client import (
     AsyncAttributionClient,
     AttributionClient,
     AttributionFailed,

@@ -7,9 +7,9 @@ import threading
 import pytest
 
 from job_manager import JobManager
-from job_store import JobStore
+from jobs.store.job_store import JobStore
+from jobs.waiting_time import Pace
 from models import JobStatus, Progress, ResultPart, Stage
-from pace import Pace
 from tests.fake_engine import request
 from tests.serving import until
 

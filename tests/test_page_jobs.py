@@ -7,8 +7,8 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from api_keys import ApiKeys
-from job_schema import api_keys, open_database
+from jobs.store.api_keys import ApiKeys
+from jobs.store.schema import api_keys, open_database
 from tests.conftest import LOOKUP, PROMPT
 from tests.page import address, assert_drawn, attributions, expect_equal, expect_number, field, opened_job
 from tests.serving import ROOT

@@ -8,9 +8,9 @@ import time
 import pytest
 from inseq import FeatureAttributionOutput
 
-from attribution import results
 from attribution.engine import AttributionEngine
-from job_store import JobStore
+from attribution.results import stored_form
+from jobs.store.job_store import JobStore
 from models import AttributionRequest, Stage
 from problems import Cancelled
 from settings import Settings
@@ -41,13 +41,13 @@ def stopped_after(engine, steps, **body):
         engine.run(
             request, device="cpu", report=report, should_cancel=lambda: done >= steps, offer_partial=offered.append
         )
-    return [results.decode(part.content) for part in offered[0]() if part.kind == "raw"]
+    return [stored_form.decode(part.content) for part in offered[0]() if part.kind == "raw"]
 
 
 def whole(engine, **body):
     request = engine.check(AttributionRequest(engine="inseq", **body))
     parts = engine.run(request, device="cpu", report=lambda _: None, should_cancel=lambda: False)
-    return results.decode(parts[0].content)
+    return stored_form.decode(parts[0].content)
 
 
 VARIANTS = [

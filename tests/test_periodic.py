@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from periodic import Periodic
+from jobs.periodic import Periodic
 
 
 def test_an_error_does_not_end_it():

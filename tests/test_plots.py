@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from attribution_client.labels import label
-from client import (
+from attribution_client import (
     AttributionClient,
     attribution_graph,
     compare_methods,
@@ -27,6 +26,7 @@ from client import (
     top_token_overlap,
     top_tokens,
 )
+from attribution_client.labels import label
 from models import AttributionResult, Token
 from tests.conftest import LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 

@@ -13,10 +13,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from attribution import results
 from attribution.engine import AttributionEngine
-from attribution.single_pass import memory, methods
-from attribution.single_pass.trunk import Trunk
+from attribution.results import stored_form
+from attribution.single_pass import batch_sizes, method_dispatch
+from attribution.single_pass.network import Trunk
 from models import AttributionRequest
 from problems import Cancelled, InvalidRequest, UnsupportedByModel
 from settings import Settings
@@ -40,7 +40,7 @@ def engine(tmp_path_factory, model_dir):
 def run(engine, way, *, should_cancel=lambda: False, report=lambda _: None, **body):
     request = engine.check(AttributionRequest(engine=way, **body))
     parts = engine.run(request, device="cpu", report=report, should_cancel=should_cancel)
-    return results.decode(parts[0].content)
+    return stored_form.decode(parts[0].content)
 
 
 def assert_same(ours, theirs, rtol=1e-5):
@@ -114,7 +114,7 @@ def bodies(draw):
 @settings(max_examples=70, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_equals_inseqs_loop(engine, monkeypatch, body, positions):
     """`positions` at once: pieces of every size give the same."""
-    monkeypatch.setattr(memory, "_CPU_POSITIONS", positions)
+    monkeypatch.setattr(batch_sizes, "_CPU_POSITIONS", positions)
     ours, theirs = (run(engine, way, **body) for way in ("single_pass", "inseq"))
     assert (ours.info["engine"], theirs.info["engine"]) == ("single_pass", "inseq")
     assert_same(ours, theirs)
@@ -155,7 +155,7 @@ def test_attention_keeps_no_maps_where_it_is_fused(engine, family, is_fused):
                 held = trunk.states(*[given] * (1 + trunk.is_encoder_decoder))
             kept.append(max(sizes.values()))
             del held
-        reckoned = [memory.row_bytes(trunk, length, with_graph=True) for length in (50, 100)]
+        reckoned = [batch_sizes.row_bytes(trunk, length, with_graph=True) for length in (50, 100)]
     # A map has the square of the length.
     assert (kept[1] < 3 * kept[0]) == is_fused
     assert (reckoned[1] < 2.6 * reckoned[0]) == is_fused
@@ -300,7 +300,7 @@ def test_a_share_of_jobs_is_checked_again(engine, tmp_path, monkeypatch):
     right = run(careful, "auto", **body)
     assert right.info["engine"] == "single_pass"
     assert right.info["engine_check"]["rechecked_difference"] < 1e-5
-    monkeypatch.setattr(methods, "input_x_gradient", lambda part: methods.saliency(part, absolute=True))
+    monkeypatch.setattr(method_dispatch, "input_x_gradient", lambda part: method_dispatch.saliency(part, absolute=True))
     wrong = run(careful, "auto", **body)
     assert wrong.info["engine"] == "inseq"
     assert "checked again" in wrong.info["engine_check"]["reason"]
@@ -312,7 +312,7 @@ def test_a_share_of_jobs_is_checked_again(engine, tmp_path, monkeypatch):
 @pytest.mark.parametrize("method", ["saliency", "integrated_gradients", "occlusion"])
 def test_cancelled_between_the_pieces(engine, monkeypatch, method):
     """Products count as forwards do; the next job on the model is as it was."""
-    monkeypatch.setattr(memory, "_CPU_POSITIONS", 1)
+    monkeypatch.setattr(batch_sizes, "_CPU_POSITIONS", 1)
     body = {"model": LOOKUP, "method": method, "input_text": PROMPT, "generated_text": PROMPT + " milk. Ben likes"}
     asked, clean = [], run(engine, "single_pass", **body)
 
@@ -331,7 +331,7 @@ def test_cancelled_between_the_pieces(engine, monkeypatch, method):
 
 
 def test_progress_is_told_within(engine, monkeypatch):
-    monkeypatch.setattr(memory, "_CPU_POSITIONS", 1)
+    monkeypatch.setattr(batch_sizes, "_CPU_POSITIONS", 1)
     told = []
     body = {"model": LOOKUP, "method": "occlusion", "input_text": PROMPT, "generated_text": PROMPT + " milk. Ben likes"}
     run(engine, "single_pass", report=told.append, **body)

@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from attribution import results
 from attribution.engine import AttributionEngine
+from attribution.results import stored_form
 from models import AttributionRequest
 from settings import Settings
 from tests.families import FAMILIES, build
@@ -81,7 +81,7 @@ class Measured:
                 "attribute_target": FAMILIES[family].is_encoder_decoder, "engine": "single_pass"} | more  # fmt: skip
         request = self.engine.check(AttributionRequest(**body))
         parts = self.engine.run(request, device="cpu", report=lambda _: None, should_cancel=lambda: False)
-        return results.decode(parts[0].content)
+        return stored_form.decode(parts[0].content)
 
 
 def target(family, text):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from attribution import results
 from attribution.engine import AttributionEngine
-from attribution.single_pass import blockwise
+from attribution.results import stored_form
+from attribution.single_pass import blockwise_attention
 from models import AttributionRequest
 from settings import Settings
 from tests import reference
@@ -32,14 +32,14 @@ def run(engine, family, way):
         step_scores=["probability"], attribution_args={"perturbations_per_eval": 3},
     )  # fmt: skip
     parts = engine.run(engine.check(request), device="cpu", report=lambda _: None, should_cancel=lambda: False)
-    return results.decode(parts[0].content)
+    return stored_form.decode(parts[0].content)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_attention_in_pieces(engine, monkeypatch, family):
     """Of a few queries each, as a text of thousands of tokens would have them."""
     for name, value in (("_CPU_SCORES", 1), ("_FEWEST", 4), ("_FEWEST_FUSED", 4)):
-        monkeypatch.setattr(blockwise, name, value)
+        monkeypatch.setattr(blockwise_attention, name, value)
     run(engine, family, "single_pass")  # what is measured and compared once for a model
     shapes = []
 
@@ -51,7 +51,7 @@ def test_attention_in_pieces(engine, monkeypatch, family):
         return attention
 
     with monkeypatch.context() as patch:
-        patch.setattr(blockwise, "attend", watched(blockwise.attend))
+        patch.setattr(blockwise_attention, "attend", watched(blockwise_attention.attend))
         ours = run(engine, family, "single_pass")
     assert bool(shapes) == (family in PIECEWISE)
     if shapes:
@@ -66,14 +66,14 @@ def test_attention_in_pieces(engine, monkeypatch, family):
 def test_of_the_last_attention_only_what_steps_read(engine, monkeypatch):
     """One query for each of the five steps, of the block that no attention stands above."""
     asked = []
-    attention = blockwise.attend
+    attention = blockwise_attention.attend
 
     def watched(module, query, *arguments, **more):
         asked.append((module.layer_idx, query.shape[2]))
         return attention(module, query, *arguments, **more)
 
     run(engine, "gpt2", "single_pass")
-    monkeypatch.setattr(blockwise, "attend", watched)
+    monkeypatch.setattr(blockwise_attention, "attend", watched)
     run(engine, "gpt2", "single_pass")
     assert max(queries for layer, queries in asked if layer == 0) == len(TARGET) - 1
     assert {1, 5} <= {queries for layer, queries in asked if layer == 1} <= {1, 2, 3, 4, 5}

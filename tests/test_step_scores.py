@@ -6,8 +6,8 @@ import pytest
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import GenerationMixin
 
-from attribution import results
 from attribution.engine import AttributionEngine
+from attribution.results import stored_form
 from models import AttributionRequest, Stage
 from problems import Cancelled
 from settings import Settings
@@ -70,7 +70,7 @@ def request(engine, model, method, /, **body):
 def run(engine, model, method, /, **body):
     asked = request(engine, model, method, **body)
     parts = engine.run(asked, device="cpu", report=lambda _: None, should_cancel=lambda: False)
-    return results.decode(next(part.content for part in parts if part.kind == "raw"))
+    return stored_form.decode(next(part.content for part in parts if part.kind == "raw"))
 
 
 @pytest.fixture(scope="module", params=[LOOKUP, PHRASEBOOK])
@@ -164,7 +164,7 @@ def test_what_is_done_has_its_scores(engine):
 
     with pytest.raises(Cancelled):
         engine.run(asked, device="cpu", report=report, should_cancel=lambda: done >= 2, offer_partial=offered.append)
-    (partial,) = [results.decode(part.content) for part in offered[0]() if part.kind == "raw"]
+    (partial,) = [stored_form.decode(part.content) for part in offered[0]() if part.kind == "raw"]
     whole = run(engine, LOOKUP, "lime", step_scores=["probability"], engine="inseq")
     assert len(partial[0].step_scores["probability"]) == 2
     reference.assert_close(

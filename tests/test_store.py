@@ -17,10 +17,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-import job_schema
-from job_listing import Filters
-from job_records import Submission
-from job_store import JobStore
+from jobs.store import schema
+from jobs.store.job_store import JobStore
+from jobs.store.listing import Filters
+from jobs.store.records import Submission
 from models import JobStatus, Problem, Progress, ResultPart
 from problems import KeyReused, QueueFull, ResultDamaged, StorageFailed
 from tests.fake_engine import request
@@ -114,11 +114,11 @@ def test_a_store_of_a_newer_version_is_refused_and_kept(tmp_path):
 
 def test_the_migrations_make_the_tables_that_the_store_uses(store):
     inspector = sa.inspect(store._engine)
-    for table in job_schema.metadata.sorted_tables:
+    for table in schema.metadata.sorted_tables:
         assert {column["name"] for column in inspector.get_columns(table.name)} == set(table.columns.keys())
     with store._engine.connect() as connection:
         version = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
-    assert version == job_schema.schema_version()
+    assert version == schema.schema_version()
 
 
 def in_one_group(store, *submissions):
@@ -266,9 +266,9 @@ def test_listings_and_the_queue_search_an_index_whatever_is_asked(store):
 
 
 def test_a_store_of_an_older_version_keeps_its_jobs_and_tags(tmp_path):
-    engine = job_schema.open_database(tmp_path / "jobs.sqlite3")
+    engine = schema.open_database(tmp_path / "jobs.sqlite3")
     config = Config()
-    config.set_main_option("script_location", str(Path(job_schema.__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "0004")

@@ -1,4 +1,4 @@
-"""`python client.py ...` as people and programs use it."""
+"""`python -m attribution_client ...` as people and programs use it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ import inseq
 import pytest
 from inseq.commands.attribute.attribute_args import AttributeWithInputsArgs
 
-from attribution_client import options, terminal
-from client import AttributionClient, AttributionFailed, JobStatus
+from attribution_client import AttributionClient, AttributionFailed, JobStatus, options, terminal
 from tests.conftest import LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 from tests.serving import ROOT, until
 
@@ -58,7 +57,7 @@ def run(server, *arguments, **more):
 
 def test_a_pipe_gets_a_plain_table(server):
     done = subprocess.run(
-        [sys.executable, "client.py", *ATTRIBUTE, "--step_scores", "probability"],
+        [sys.executable, "-m", "attribution_client", *ATTRIBUTE, "--step_scores", "probability"],
         cwd=ROOT, capture_output=True, text=True, env=environment(server), timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -223,7 +222,7 @@ def test_an_interrupt_cancels_the_job_and_names_it(slow):
     with AttributionClient(slow.url) as client:
         before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background, a shell has it ignored
         process = subprocess.Popen(
-            [sys.executable, "client.py", "attribute", "-m", "m", "-i", "forever", "--tag", "who=interrupted"],
+            [sys.executable, "-m", "attribution_client", "attribute", "-m", "m", "-i", "forever", "--tag", "who=interrupted"],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(slow),
         )  # fmt: skip
         signal.signal(signal.SIGINT, before)
@@ -250,7 +249,7 @@ def watchers(server):
 def test_a_progress_bar_where_somebody_looks(slow):
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 90, 0, 0))
-    command = [sys.executable, "client.py", "attribute", "-m", "m", "-i", "forever", "--hide"]
+    command = [sys.executable, "-m", "attribution_client", "attribute", "-m", "m", "-i", "forever", "--hide"]
     shown = ""
     with subprocess.Popen(command, cwd=ROOT, stderr=theirs, env=environment(slow)) as process:
         os.close(theirs)

@@ -22,8 +22,8 @@ from inseq.data import FeatureAttributionOutput
 from inseq.data.attribution import CoarseFeatureAttributionSequenceOutput
 from inseq.utils.typing import TokenWithId
 
-from attribution.results import ViewOptions, json_view
-from attribution.views import heatmap, inseq_html, tables
+from attribution.results import heatmap_view, inseq_html_view, table_views
+from attribution.results.stored_form import ViewOptions, json_view
 from problems import InvalidRequest
 from tests.conftest import LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 
@@ -288,14 +288,14 @@ def an_output(source, target, scores=None):
 def test_any_token_survives_a_table(source, target):
     output = an_output(source, target)
     rows = expected_rows(json.loads(json_view(output, ViewOptions())))
-    for view, read in ((tables.csv_view, read_csv), (tables.parquet_view, read_parquet)):
+    for view, read in ((table_views.csv_view, read_csv), (table_views.parquet_view, read_parquet)):
         found = read(view(output, ViewOptions()))[1]
         assert found == [(*row[:-1], np.float32(row[-1])) for row in rows]
 
 
 def test_a_score_that_is_not_a_number_is_null_and_not_lost():
     output = an_output(["a", "b"], ["c", "d"], torch.tensor([[math.nan], [2.0]]))
-    for view, read in ((tables.csv_view, read_csv), (tables.parquet_view, read_parquet)):
+    for view, read in ((table_views.csv_view, read_csv), (table_views.parquet_view, read_parquet)):
         rows = read(view(output, ViewOptions()))[1]
         assert [(row[1], row[2], row[-1]) for row in rows] == [
             ("source", 0, None),
@@ -370,14 +370,14 @@ OWN = {
 @settings(max_examples=100, deadline=None)
 @given(source=TOKENS, target=TOKENS)
 def test_no_token_can_be_anything_but_text(source, target):
-    page = Page(heatmap.html_view(an_output(source, target), ViewOptions()).decode())
+    page = Page(heatmap_view.html_view(an_output(source, target), ViewOptions()).decode())
     assert page.elements <= OWN
     assert page.attributes <= {
         "lang", "charset", "name", "content", "class", "dir", "title", "scope", "colspan", "tabindex", "role",
         "aria-label",
     }  # fmt: skip
     assert {f"{token!r} (id {index})" for index, token in enumerate(source)} <= set(page.told)
-    plain = Page(inseq_html.inseq_html_view(an_output(source, target), ViewOptions()).decode())
+    plain = Page(inseq_html_view.inseq_html_view(an_output(source, target), ViewOptions()).decode())
     assert plain.elements <= {"meta", "title", "br", "b", "html", "div", "span", "table", "tr", "th"}
     assert not {name for name in plain.attributes if name.startswith("on")}
 
@@ -398,17 +398,17 @@ SHOWN = {
 
 @pytest.mark.parametrize("token", SHOWN)
 def test_what_nobody_sees_is_made_visible(token):
-    assert str(heatmap.visible(token)) == SHOWN[token]
+    assert str(heatmap_view.visible(token)) == SHOWN[token]
 
 
 def test_too_many_scores_are_refused_before_they_are_written(monkeypatch):
-    monkeypatch.setattr(heatmap, "MOST_CELLS", 3)
-    monkeypatch.setattr(tables, "MOST_ROWS", 3)
+    monkeypatch.setattr(heatmap_view, "MOST_CELLS", 3)
+    monkeypatch.setattr(table_views, "MOST_ROWS", 3)
     output = an_output(["a", "b"], ["c", "d", "e"])
     with pytest.raises(InvalidRequest, match="10 scores are too many for a heatmap"):
-        heatmap.html_view(output, ViewOptions())
+        heatmap_view.html_view(output, ViewOptions())
     with pytest.raises(InvalidRequest, match="10 scores are too many for a table"):
-        tables.csv_view(output, ViewOptions())
+        table_views.csv_view(output, ViewOptions())
 
 
 def test_a_heatmap_is_of_one_score_for_each_pair(server, one):
@@ -419,7 +419,7 @@ def test_a_heatmap_is_of_one_score_for_each_pair(server, one):
 
 def test_inseqs_own_heatmap_is_inseqs(server, one, tmp_path):
     answer = get(server, one, format="html", style="inseq")
-    assert answer.headers["content-security-policy"] == inseq_html.POLICY
+    assert answer.headers["content-security-policy"] == inseq_html_view.POLICY
     file = tmp_path / "result.json"
     file.write_bytes(get(server, one, format="inseq").content)
     theirs = inseq.FeatureAttributionOutput.load(file).show(display=False, return_html=True)

@@ -15,7 +15,7 @@ import torch
 from captum.attr._core import deep_lift
 
 from attribution.single_pass.gradients import of_the_text
-from attribution.single_pass.task import Column, Task
+from attribution.single_pass.text_task import Column, Task
 from problems import UnsupportedByModel
 
 _ELEMENTWISE = tuple(kind for kind, rule in deep_lift.SUPPORTED_NON_LINEAR.items() if rule is deep_lift.nonlinear)

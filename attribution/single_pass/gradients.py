@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from captum.attr._utils.approximation_methods import approximation_parameters
 
-from attribution.single_pass.memory import rows_at_once
-from attribution.single_pass.task import Column, Reading, Task
-from attribution.single_pass.trunk import Graph
+from attribution.single_pass.batch_sizes import rows_at_once
+from attribution.single_pass.network import Graph
+from attribution.single_pass.text_task import Column, Reading, Task
 
 Gradients = tuple[torch.Tensor, ...]
 

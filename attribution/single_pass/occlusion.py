@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from attribution.single_pass.memory import rows_at_once
-from attribution.single_pass.shared_prefix import PrefixCache
-from attribution.single_pass.task import Column, Reading, Task
+from attribution.single_pass.batch_sizes import rows_at_once
+from attribution.single_pass.prefix_cache import PrefixCache
+from attribution.single_pass.text_task import Column, Reading, Task
 
 # Windows that share a prefix are run together; with this many groups 56 % of the positions are run, at best it is half.
 _GROUPS, _FEWEST_ROWS = 8, 4

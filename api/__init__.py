@@ -1,0 +1,1 @@
+"""All that knows HTTP: routes, problem responses, middleware, watching, metrics. Nothing of torch or SQL."""

@@ -1,0 +1,94 @@
+"""Records as clients see them: a job's document, why there is no result, cursors, and what query parameters mean."""
+
+from __future__ import annotations
+
+import base64
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from jobs.store.records import JobRecord
+from models import Job, JobStatus, Links
+from problems import InvalidRequest, NoResult, ResultExpired, ResultNotReady, ServiceError
+
+
+def job_answer(record: JobRecord) -> Job:
+    location = f"/attribution/jobs/{record.job_id}"
+    return Job(
+        job_id=record.job_id,
+        status=record.status,
+        progress=record.progress,
+        queue_position=record.queue_position,
+        created_at=_utc(record.created_at),
+        started_at=_utc(record.started_at),
+        finished_at=_utc(record.finished_at),
+        attempt=record.attempt,
+        request=record.request,
+        error=record.error,
+        cancel_requested=record.cancel_requested,
+        reused_from=record.reused_from,
+        expired_at=_utc(record.expired_at),
+        links=Links(
+            self=location,
+            results=f"{location}/results",
+            events=f"{location}/events",
+            cancel=f"{location}/cancel",
+        ),
+    )
+
+
+def no_result(record: JobRecord, *, partial: bool = False, has_partial: bool = False) -> ServiceError:
+    """Why there is no result. `partial`: an unfinished one would have done; `has_partial`: there is one."""
+    if not record.status.is_terminal:
+        return ResultNotReady(
+            f"The job is {record.status}; ask again when its status is completed.", headers={"Retry-After": "1"}
+        )
+    if record.expired_at is not None and (partial or record.status is JobStatus.COMPLETED):
+        return ResultExpired("The result was removed to make room (see the server's retention). Submit the job again.")
+    more = " What was done until then is at ?partial=true." if has_partial else ""
+    if record.status is JobStatus.CANCELLED:
+        return NoResult(f"The job was cancelled, so it has no result. Submit it again.{more}")
+    cause = record.error
+    return NoResult(f"The job {record.status}: {cause.detail if cause else 'no reason is known'}{more}", cause=cause)
+
+
+def _utc(seconds: float | None) -> Any:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def write_cursor(seq: int) -> str:
+    return base64.urlsafe_b64encode(str(seq).encode()).decode().rstrip("=")
+
+
+def read_cursor(cursor: str | None) -> int | None:
+    if cursor is None:
+        return None
+    try:
+        position = int(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except ValueError:
+        position = -1
+    if not 0 <= position < 2**63:  # what a row can have
+        raise InvalidRequest("The cursor is not one of this server's: use next_cursor of the page before.")
+    return position
+
+
+def read_tag(text: str) -> tuple[str, str | None]:
+    """`name` or `name:value`."""
+    name, colon, value = text.partition(":")
+    return name, value if colon else None
+
+
+def names(value: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in value.split(",") if name.strip()) if value else ()
+
+
+def json_object(value: str | None) -> dict[str, Any]:
+    if value is None:
+        return {}
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise InvalidRequest('aggregator_args must be a JSON object, such as {"source_spans": [[0, 2]]}.')
+    return parsed

@@ -1,0 +1,67 @@
+"""The parts of a job's result, wherever they are: in its files, or with the worker that still runs it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from api.documents import no_result
+from job_manager import JobManager
+from jobs.store.job_store import JobStore
+from jobs.store.records import JobRecord
+from models import JobStatus
+from problems import InvalidRequest, ResultNotReady
+
+
+@dataclass(frozen=True)
+class Content:
+    """One part of a result; `sha256` tells it from another."""
+
+    sha256: str
+    read: Callable[[], bytes]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a view is made of: one method's parts, or those of all methods of a comparison."""
+
+    summary: Content
+    raw: dict[str, Content]  # by method
+    is_joint: bool
+
+
+def contents(record: JobRecord, manager: JobManager, store: JobStore, *, method: str | None, partial: bool) -> Contents:
+    """The parts of a job's result; with `partial`, of an unfinished one as well.
+
+    Raises `ResultNotReady`, `NoResult`, `ResultExpired`, and `InvalidRequest` for a method that the job has not.
+    """
+    methods, found = record.request.method_names, _parts(record, manager, store, partial=partial)
+    if method is not None and method not in methods:
+        raise InvalidRequest(f"This job has no method {method!r}. It has: {', '.join(methods)}.")
+    if record.request.methods is None:
+        return Contents(found["summary"], {methods[0]: found["raw"]}, is_joint=False)
+    numbers = {name: number for number, name in enumerate(methods) if f"raw.{number}" in found}
+    if method is None:
+        return Contents(found["summary"], {name: found[f"raw.{n}"] for name, n in numbers.items()}, is_joint=True)
+    if method not in numbers:
+        raise ResultNotReady(f"{method} has not attributed a token yet; ask again.", headers={"Retry-After": "1"})
+    return Contents(found[f"summary.{numbers[method]}"], {method: found[f"raw.{numbers[method]}"]}, is_joint=False)
+
+
+def _parts(record: JobRecord, manager: JobManager, store: JobStore, *, partial: bool) -> dict[str, Content]:
+    """By kind."""
+    if partial and record.status is JobStatus.RUNNING:
+        if parts := manager.partial(record):
+            return {
+                part.kind: Content(hashlib.sha256(part.content).hexdigest(), functools.partial(bytes, part.content))
+                for part in parts
+            }
+        record = manager.get(record.job_id)  # it may have ended just now
+        if record.status is JobStatus.RUNNING:
+            raise ResultNotReady("No token has been attributed yet; ask again.", headers={"Retry-After": "1"})
+    files = store.files(record.job_id) if record.status.is_terminal else {}
+    if not files or not (partial or record.status is JobStatus.COMPLETED):
+        raise no_result(record, partial=partial, has_partial=bool(files))
+    return {kind: Content(each.sha256, functools.partial(store.read, each)) for kind, each in files.items()}

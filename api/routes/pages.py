@@ -1,0 +1,49 @@
+"""The page at `/` and the API's documentation at `/docs`: files of `web/`, and the policy that browsers hold them to.
+
+Knows nothing of jobs: the page is a client of the API like any other, so its files need no key.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.staticfiles import StaticFiles
+from starlette.responses import Response
+from starlette.types import Scope
+
+from settings import PROJECT_ROOT
+
+WEB = PROJECT_ROOT / "web"
+# All comes from this server, and no markup can bring a script or a style with it. `data:` is for Swagger's icons.
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    # Asked for again each time, and answered with 304 by its ETag: a new version never meets an old one's modules.
+    "Cache-Control": "no-cache",
+}
+
+
+class _Files(StaticFiles):
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers.update(_HEADERS)
+        return response
+
+
+_files = _Files(directory=WEB)
+pages = APIRouter(include_in_schema=False)
+
+
+@pages.get("/")
+async def index(request: Request) -> Response:
+    return await _files.get_response("index.html", request.scope)
+
+
+@pages.get("/docs")
+async def docs(request: Request) -> Response:
+    return await _files.get_response("docs.html", request.scope)
+
+
+def add_pages(app: FastAPI) -> None:
+    """Serve the pages, and their files under `/static`."""
+    app.include_router(pages)
+    app.mount("/static", _files, name="static")

@@ -1,0 +1,335 @@
+"""What a request must be to run, told before it is queued: names, arguments, limits, and what Inseq cannot do rightly.
+
+Each refusal says what to do instead. Reads the catalogue; needs no model, only whether it is an encoder-decoder where
+that is known. What can be known only from the tokens is checked by the `runner`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from typing import Any
+
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from attribution.catalogue import inseq_catalogue
+from attribution.catalogue.inseq_catalogue import Method, Parameter, StepFunction
+from attribution.catalogue.single_pass_eligibility import obstacle
+from models import Arguments, AttributionRequest, Engine, ProblemItem
+from problems import InvalidRequest
+from settings import Settings
+
+# Methods whose draws come from the process's random generators; a test holds the others to drawing nothing.
+RANDOM_METHODS = frozenset({"gradient_shap", "lime", "reagent"})
+# Methods that repeat the input along the batch.
+_EXPANDING_METHODS = frozenset(
+    {"integrated_gradients", "discretized_integrated_gradients", "sequential_integrated_gradients", "gradient_shap",
+     "deeplift", "layer_integrated_gradients", "layer_deeplift"}
+)  # fmt: skip
+_STEP_LIMITED = ("n_steps", "n_samples", "max_probe_steps", "num_probes", "n_mcd_steps")
+_DEFAULT_FN = "probability"
+
+
+def resolve(request: AttributionRequest, settings: Settings, *, is_encoder_decoder: bool | None) -> AttributionRequest:
+    """The request as it will run: shorthands moved to their place, arguments checked and in Inseq's types.
+
+    Raises `InvalidRequest` with every error found, each with a JSON pointer into the body.
+    """
+    errors: list[ProblemItem] = []
+    method = inseq_catalogue.methods().get(request.attribution_method)
+    if method is None:
+        errors.append(_unknown("/method", "method", request.attribution_method, inseq_catalogue.methods()))
+        raise InvalidRequest(errors[0].detail, errors=errors)
+    functions = _functions(request, errors)
+    attribution_args = _with_shorthands(request, method, errors)
+    attributed = functions[:1] if request.attributed_fn is not None else [inseq_catalogue.step_functions()[_DEFAULT_FN]]
+    scored = functions[1:] if request.attributed_fn is not None else functions
+    if None not in functions:
+        errors += _argument_errors(
+            "/attribution_args", attribution_args, method.parameters, f"method {method.name!r}", required=True
+        )
+        errors += _function_argument_errors("/attributed_fn_args", request.attributed_fn_args, attributed)
+        errors += _function_argument_errors("/step_scores_args", request.step_scores_args, scored)
+        errors += _refusals(request, method, attribution_args, [f for f in functions if f])
+        if request.engine == Engine.SINGLE_PASS and (reason := obstacle(request, method)):
+            errors.append(_at("/engine", f"This request cannot go the single pass: {reason} Use auto or inseq."))
+        if is_encoder_decoder is not None:
+            errors += kind_refusals(request, method, is_encoder_decoder=is_encoder_decoder)
+    errors += _generation_errors(request, settings)
+    errors += _template_errors(request)
+    errors += _limit_errors(request, attribution_args, settings)
+    if errors:
+        detail = errors[0].detail if len(errors) == 1 else f"{len(errors)} errors; the first: {errors[0].detail}"
+        raise InvalidRequest(detail, errors=errors)
+    return request.model_copy(
+        update={"attribution_args": attribution_args, "n_steps": None, "internal_batch_size": None}
+    )
+
+
+def typed(values: Arguments, parameters: dict[str, Parameter]) -> Arguments:
+    """Checked arguments in the types that Inseq expects: JSON's lists as tuples where it wants tuples."""
+    return {name: parameters[name].parse(value) for name, value in values.items() if name in parameters}
+
+
+def draws_random(request: AttributionRequest) -> bool:
+    """Whether the attribution draws from a random generator (generation may, by its own arguments)."""
+    functions = (request.attributed_fn, *request.step_scores)
+    return request.attribution_method in RANDOM_METHODS or "mc_dropout_prob_avg" in functions
+
+
+def repeats_rows(request: AttributionRequest, method: Method) -> bool:
+    """Whether the method gives the attributed function several rows at once."""
+    return method.name in _EXPANDING_METHODS or request.attribution_args.get("perturbations_per_eval", 1) > 1
+
+
+def kind_refusals(request: AttributionRequest, method: Method, *, is_encoder_decoder: bool) -> Iterator[ProblemItem]:
+    """What this kind of model cannot do."""
+    if is_encoder_decoder and method.name == "reagent":
+        yield _at("/method", "reagent supports decoder-only models only: Inseq's fails on encoder-decoder models.")
+    if not is_encoder_decoder and request.languages:
+        yield _at("/tokenizer_args", "Languages are for multilingual translation models, which are encoder-decoders.")
+    if not is_encoder_decoder and request.targets is not None and request.conversations is None:
+        for index, (text, target) in enumerate(zip(request.inputs, request.targets, strict=True)):
+            if not target.startswith(text):
+                pointer = "/generated_text" if isinstance(request.generated_text, str) else f"/generated_text/{index}"
+                yield _at(
+                    pointer,
+                    "generated_text must start with input_text for a decoder-only model: send the input followed by "
+                    "its continuation.",
+                )
+    for name in ("attributed_fn_args", "step_scores_args"):
+        if not is_encoder_decoder and getattr(request, name).get("contrast_sources"):
+            yield _at(
+                f"/{name}/contrast_sources",
+                "contrast_sources needs an encoder-decoder model. For a decoder-only one put the other context into "
+                "contrast_targets.",
+            )
+    arguments = request.attributed_fn_args
+    alone = not is_encoder_decoder or arguments.get("contrast_sources")
+    if (
+        alone
+        and arguments.get("contrast_force_inputs")
+        and request.attributed_fn in {"contrast_logits", "contrast_prob"}
+    ):
+        yield _at(
+            "/attributed_fn",
+            f"With contrast_force_inputs {request.attributed_fn} is a function of the contrast alone: no token of the "
+            f"input has a part in it. Attribute {request.attributed_fn}_diff.",
+        )
+
+
+def _functions(request: AttributionRequest, errors: list[ProblemItem]) -> list[StepFunction | None]:
+    """The attributed function (if named) and the step scores, None for each unknown one."""
+    known = inseq_catalogue.step_functions()
+    named = [("/attributed_fn", request.attributed_fn)] if request.attributed_fn is not None else []
+    named += [(f"/step_scores/{index}", name) for index, name in enumerate(request.step_scores)]
+    for pointer, name in named:
+        if name not in known:
+            errors.append(_unknown(pointer, "step function", str(name), known))
+    if len(set(request.step_scores)) < len(request.step_scores):
+        errors.append(_at("/step_scores", "step_scores names a function twice; each is reported once."))
+    return [known.get(str(name)) for _, name in named]
+
+
+def _with_shorthands(request: AttributionRequest, method: Method, errors: list[ProblemItem]) -> Arguments:
+    merged = dict(request.attribution_args)
+    for name in ("n_steps", "internal_batch_size"):
+        value = getattr(request, name)
+        if value is None:
+            continue
+        if name not in method.parameters:
+            errors.append(_at(f"/{name}", f"method {method.name!r} has no {name}. {_accepted(method.parameters)}"))
+        elif merged.get(name, value) != value:
+            errors.append(_at(f"/{name}", f"{name} and attribution_args.{name} differ; send one of them."))
+        else:
+            merged[name] = value
+    return merged
+
+
+def _argument_errors(
+    pointer: str, values: Arguments, accepted: dict[str, Parameter], owner: str, *, required: bool
+) -> Iterator[ProblemItem]:
+    for name, value in values.items():
+        if name not in accepted:
+            close = _suggestion(name, accepted)
+            yield _at(f"{pointer}/{_escape(name)}", f"{owner} has no argument {name!r}{close}. {_accepted(accepted)}")
+            continue
+        try:
+            accepted[name].parse(value)
+        except ValueError as error:
+            yield _at(f"{pointer}/{_escape(name)}", f"{name}: {error}")
+    if required:
+        for name, parameter in accepted.items():
+            if parameter.is_required and name not in values:
+                yield _at(f"{pointer}/{name}", f"{owner} needs {name} ({parameter.type_name}).")
+
+
+def _function_argument_errors(
+    pointer: str, values: Arguments, functions: Iterable[StepFunction | None]
+) -> Iterator[ProblemItem]:
+    chosen = [function for function in functions if function is not None]
+    accepted = {name: parameter for function in chosen for name, parameter in function.parameters.items()}
+    owner = " and ".join(repr(function.name) for function in chosen) or "no step function, so it"
+    yield from _argument_errors(pointer, values, accepted, owner, required=True)
+    for function in chosen:
+        if function.is_contrastive and not (values.get("contrast_targets") or values.get("contrast_sources")):
+            yield _at(
+                f"{pointer}/contrast_targets",
+                f"{function.name!r} compares with something: give contrast_targets, or contrast_sources for an "
+                "encoder-decoder model. Inseq would silently compare the target with itself.",
+            )
+
+
+def _refusals(
+    request: AttributionRequest, method: Method, attribution_args: Arguments, functions: list[StepFunction]
+) -> Iterator[ProblemItem]:
+    """Combinations that Inseq 0.7.1 gets wrong or fails on, whatever the model."""
+    attributed = functions[0] if request.attributed_fn is not None else None
+    if attributed is not None and attributed.name != _DEFAULT_FN and method.ignores_attributed_fn:
+        yield _at(
+            "/attributed_fn",
+            f"{method.name} does not look at any function of the output, so attributed_fn would be ignored. Ask for "
+            "it as a step score.",
+        )
+    elif attributed is not None:
+        yield from _attributed_fn_refusals(request, method, attributed)
+    if request.attribute_target and (method.is_layer or method.name in {"lime", "sequential_integrated_gradients"}):
+        yield _at("/attribute_target", f"{method.name} cannot attribute the target prefix.")
+    if attribution_args.get("attribute_to_layer_input") and not attribution_args.get("target_layer"):
+        yield _at(
+            "/attribution_args/attribute_to_layer_input",
+            "The input of the embedding is ids, which have no gradient: give target_layer, or leave this out.",
+        )
+    for name in ("attributed_fn_args", "step_scores_args"):
+        if (
+            getattr(request, name).get("skip_special_tokens", request.skip_special_tokens)
+            != request.skip_special_tokens
+        ):
+            yield _at(
+                f"/{name}/skip_special_tokens",
+                "The contrast must be encoded as the text is: set skip_special_tokens of the request itself.",
+            )
+    if method.name == "dummy" and attribution_args:
+        yield _at("/attribution_args", "dummy computes no attribution and takes no arguments.")
+
+
+def _attributed_fn_refusals(
+    request: AttributionRequest, method: Method, attributed: StepFunction
+) -> Iterator[ProblemItem]:
+    forced = request.attributed_fn_args.get("contrast_force_inputs", False)
+    if attributed.name == "top_p_size" and request.attribution_args.get("perturbations_per_eval", 1) > 1:
+        yield _at(
+            "/attribution_args/perturbations_per_eval",
+            "top_p_size counts the tokens of one row only: leave out perturbations_per_eval.",
+        )
+    if attributed.name == "top_p_size" and method.is_gradient:
+        yield _at(
+            "/attributed_fn",
+            "top_p_size counts tokens and has no gradient. Use occlusion, or ask for it as a step score.",
+        )
+    if attributed.name == "kl_divergence" and not forced:
+        yield _at(
+            "/attributed_fn_args/contrast_force_inputs",
+            "kl_divergence compares two forwards: set contrast_force_inputs to true to attribute it.",
+        )
+    if method.is_layer and (attributed.is_contrastive or attributed.name == "mc_dropout_prob_avg"):
+        yield _at(
+            "/attributed_fn",
+            f"{attributed.name} runs the model once more within its forward, which a layer method would take for the "
+            f"input's. Use {method.name.removeprefix('layer_').replace('gradient_x_activation', 'input_x_gradient')}.",
+        )
+    elif forced and attributed.is_contrastive and method.name == "deeplift":
+        yield _at(
+            "/attributed_fn_args/contrast_force_inputs",
+            f"{method.name} compares the activations of one forward with its baseline's; the contrast's own forward "
+            "would take their place. Use integrated_gradients.",
+        )
+
+
+def _generation_errors(request: AttributionRequest, settings: Settings) -> Iterator[ProblemItem]:
+    values, accepted, refused = (
+        request.generation_args,
+        inseq_catalogue.generation_parameters(),
+        inseq_catalogue.refused_generation_args(),
+    )
+    if values and request.generated_text is not None:
+        yield _at("/generation_args", "generated_text is given, so nothing is generated: leave out generation_args.")
+        return
+    for name in values.keys() & refused.keys():
+        yield _at(f"/generation_args/{name}", f"{name} is not served: {refused[name]}.")
+    rest = {name: value for name, value in values.items() if name not in refused}
+    errors = list(_argument_errors("/generation_args", rest, accepted, "generate()", required=False))
+    yield from errors
+    if errors:
+        return
+    try:
+        GenerationConfig(**rest).validate(strict=False)
+    except (ValueError, TypeError, AttributeError) as error:
+        yield _at("/generation_args", str(error).splitlines()[0])
+    for name in ("max_new_tokens", "max_length"):
+        value = values.get(name)
+        if value is not None and not 1 <= value <= settings.max_new_tokens:
+            yield _at(f"/generation_args/{name}", f"{name} must be between 1 and {settings.max_new_tokens}.")
+
+
+def _template_errors(request: AttributionRequest) -> Iterator[ProblemItem]:
+    reserved = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys()
+    for name in request.chat_template_args.keys() & (reserved - {"tools", "documents"}):
+        yield _at(f"/chat_template_args/{name}", f"{name} is set by the service; variables of the template go here.")
+
+
+def _limit_errors(
+    request: AttributionRequest, attribution_args: Arguments, settings: Settings
+) -> Iterator[ProblemItem]:
+    if request.count > settings.max_inputs:
+        yield _at("/input_text", f"A job takes at most {settings.max_inputs} texts; send several jobs.")
+    for pointer, values in (
+        ("/attribution_args", attribution_args),
+        ("/attributed_fn_args", request.attributed_fn_args),
+        ("/step_scores_args", request.step_scores_args),
+    ):
+        for name in _STEP_LIMITED:
+            value = values.get(name)
+            if isinstance(value, int) and not 1 <= value <= max(
+                settings.max_n_steps, 3000 * (name == "max_probe_steps")
+            ):
+                yield _at(f"{pointer}/{name}", f"{name} must be between 1 and {settings.max_n_steps}.")
+    for pointer, values in (
+        ("/attributed_fn_args", request.attributed_fn_args),
+        ("/step_scores_args", request.step_scores_args),
+    ):
+        if values.get("n_mcd_steps") == 1:
+            yield _at(f"{pointer}/n_mcd_steps", "n_mcd_steps must be at least 2: one draw has no spread.")
+    for name in ("internal_batch_size", "perturbations_per_eval"):
+        value = attribution_args.get(name)
+        if isinstance(value, int) and value < 1:
+            yield _at(f"/attribution_args/{name}", f"{name} must be at least 1.")
+
+
+def pointer(*names: str) -> str:
+    """A JSON pointer (RFC 6901)."""
+    return "".join(f"/{_escape(name)}" for name in names)
+
+
+def _at(pointer: str, detail: str) -> ProblemItem:
+    return ProblemItem(pointer=pointer, detail=detail)
+
+
+def _unknown(pointer: str, what: str, name: str, known: Iterable[str]) -> ProblemItem:
+    names = list(known)
+    return _at(pointer, f"There is no {what} {name!r}{_suggestion(name, names)}. There are: {', '.join(names)}.")
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    close = get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _accepted(parameters: dict[str, Any]) -> str:
+    return f"It takes: {', '.join(parameters)}." if parameters else "It takes no arguments."
+
+
+def _escape(name: str) -> str:
+    """A name as a JSON pointer's token (RFC 6901)."""
+    return name.replace("~", "~0").replace("/", "~1")

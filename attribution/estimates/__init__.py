@@ -1,0 +1,1 @@
+"""What a job would take: passes by arithmetic, seconds and memory by measured rates."""

@@ -1,0 +1,282 @@
+"""What a request would take: tokens, passes, time and memory, without running its method.
+
+Tokens are counted by the code that a job's texts go through, so that what a job would refuse is refused here too;
+passes are arithmetic (`passes`), time and memory those of the model on its device (`rates`).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import torch
+from transformers import AutoTokenizer
+
+from attribution.catalogue import inseq_catalogue
+from attribution.catalogue.inseq_catalogue import Method
+from attribution.catalogue.single_pass_eligibility import obstacle
+from attribution.estimates import passes
+from attribution.estimates.passes import Passes, Shape
+from attribution.estimates.rates import ModelRates, Rates
+from attribution.isolation import DEFAULT_DTYPE
+from attribution.model_cache.device_memory import memory_of
+from attribution.model_cache.loading import LoadedModel, ModelCache, ModelSource
+from attribution.text import encoding, generation, languages
+from models import AttributionRequest, Engine, Estimate, InputEstimate, SecondsEstimate
+from problems import InvalidRequest, ModelUnavailable
+from settings import Settings
+
+_GIB = 1024**3
+_LONGEST_HEADER = 100_000_000  # as the safetensors library has it
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+@dataclass(frozen=True)
+class _Input:
+    """One input: its prompt's tokens, the target's shape, and the tokens that the model writes at most."""
+
+    prompt: int
+    shape: Shape
+    target: int
+    new: int
+    beams: int = 1
+
+
+class Estimator:
+    """Estimates over one model cache."""
+
+    def __init__(self, settings: Settings, models: ModelCache, rates: Rates) -> None:
+        self._settings = settings
+        self._models = models
+        self._rates = rates
+        self._readers: WeakKeyDictionary[LoadedModel, _Reader] = WeakKeyDictionary()
+        self._guard = threading.Lock()
+
+    def estimate(self, request: AttributionRequest, device: str) -> Estimate:
+        """What a checked request would take on a device.
+
+        The model is loaded if it is on this machine and not in memory. Raises `ModelUnavailable` where it is not, and
+        the `JobError` that a job would end with.
+        """
+        if self._models.revision(request.model) is None:
+            raise ModelUnavailable(
+                f"{request.model!r} is not on this machine, and an estimate downloads nothing. Submit a short job, "
+                "which brings it here, and ask again."
+            )
+        with self._models.held(request.model, device=device, dtype=request.dtype) as loaded:
+            rates = self._measured(loaded)
+            inputs = self._reader(loaded).inputs(request, self._settings.max_input_tokens)
+            each = [self._estimate(request.of_method(name), loaded, rates, inputs) for name in request.method_names]
+            return self._in_time(each[0] if request.methods is None else _added_up(request, each))
+
+    def expected_seconds(self, request: AttributionRequest, loaded: LoadedModel, shapes: Sequence[Shape]) -> float:
+        """How long the attribution of texts of these shapes should take on a model that the caller holds."""
+        factor = self._rates.factor(loaded.key, route_of(request))
+        return self._rates.measured(loaded).seconds(_all_passes(request, loaded, shapes)) * (factor or 1.0)
+
+    def _measured(self, loaded: LoadedModel) -> ModelRates:
+        """A running job has measured before it began, so this waits for nobody's attribution."""
+        while (rates := self._rates.of(loaded.key)) is None:
+            if loaded.lock.acquire(timeout=0.05):
+                try:
+                    with DEFAULT_DTYPE.shared(), torch.enable_grad():
+                        return self._rates.measured(loaded)
+                finally:
+                    loaded.lock.release()
+        return rates
+
+    def _reader(self, loaded: LoadedModel) -> _Reader:
+        with self._guard:
+            if loaded not in self._readers:
+                self._readers[loaded] = _Reader(loaded)
+            return self._readers[loaded]
+
+    def _estimate(
+        self, request: AttributionRequest, loaded: LoadedModel, rates: ModelRates, inputs: list[_Input]
+    ) -> Estimate:
+        device, method = loaded.key.device, request.attribution_method
+        engine = _engine(request, loaded)
+        every = _all_passes(request, loaded, [each.shape for each in inputs])
+        factor = self._rates.factor(loaded.key, route_of(request))
+        attributing = rates.seconds(every) * (factor or 1.0)
+        generating = sum(
+            rates.forward.at(each.prompt * each.beams) + each.new * rates.forward.at(each.beams)
+            for each in inputs
+            if each.new
+        )
+        stored = sum(_score_bytes(request, loaded, each.shape) for each in inputs)
+        # Every step's scores are kept until they are put together; on the CPU that is the device's own memory.
+        peak = rates.peak_bytes(every) + (2 * stored if device == "cpu" else 0)
+        available = memory_of(device).free + loaded.size  # its weights are there already
+        estimate = Estimate(
+            model=request.model,
+            methods=[method],
+            device=device,
+            dtype=loaded.key.dtype,
+            engine=engine,
+            inputs=[
+                InputEstimate(input_tokens=each.prompt, target_tokens=each.target, attributed_tokens=each.shape.steps)
+                for each in inputs
+            ],
+            is_upper_bound=any(each.new for each in inputs) or method == "reagent",
+            forward_passes=sum(each.calls for each in every),
+            backward_passes=sum(each.calls * each.backwards for each in every),
+            generation_passes=sum(each.new for each in inputs),
+            seconds=SecondsEstimate(generating=generating, attributing=attributing, total=generating + attributing),
+            is_calibrated=factor is not None,
+            peak_memory_bytes=peak,
+            available_memory_bytes=available,
+            fits=peak <= available,
+            result_bytes=stored,
+            request=request,
+        )
+        if estimate.fits:
+            return estimate
+        smaller = "internal_batch_size" in inseq_catalogue.methods()[method].parameters
+        warning = (
+            f"{method} needs about {peak / _GIB:.1f} GiB and {device} has {available / _GIB:.1f} GiB: try "
+            f"{'a smaller internal_batch_size, ' if smaller else ''}a shorter text or a smaller dtype."
+        )
+        return estimate.model_copy(update={"warnings": [warning]})
+
+    def _in_time(self, estimate: Estimate) -> Estimate:
+        """The estimate, with a warning where the job would be stopped."""
+        limit = min(estimate.request.timeout_seconds or self._settings.max_job_seconds, self._settings.max_job_seconds)
+        if estimate.seconds.total <= limit:
+            return estimate
+        warning = f"It would be stopped after {limit:g} seconds, the longest that this job may run."
+        return estimate.model_copy(update={"warnings": [*estimate.warnings, warning]})
+
+
+def _added_up(request: AttributionRequest, each: list[Estimate]) -> Estimate:
+    """A comparison: one method after another, on tokens that are generated once."""
+    attributing, generating = sum(one.seconds.attributing for one in each), each[0].seconds.generating
+    largest = max(each, key=lambda one: one.peak_memory_bytes)
+    return each[0].model_copy(
+        update={
+            "methods": request.method_names,
+            "is_upper_bound": any(one.is_upper_bound for one in each),
+            "forward_passes": sum(one.forward_passes for one in each),
+            "backward_passes": sum(one.backward_passes for one in each),
+            "seconds": SecondsEstimate(generating=generating, attributing=attributing, total=generating + attributing),
+            "is_calibrated": all(one.is_calibrated for one in each),
+            "peak_memory_bytes": largest.peak_memory_bytes,
+            "fits": all(one.fits for one in each),
+            "result_bytes": sum(one.result_bytes for one in each),
+            "warnings": list(dict.fromkeys(warning for one in each for warning in one.warnings)),
+            "request": request,
+        }
+    )
+
+
+def check_weights(source: ModelSource, request: AttributionRequest, device: str) -> None:
+    """Refuse a model whose weights alone are more than the device's memory. Raises `InvalidRequest`."""
+    weights = _parameters(source.path, source.revision) * torch.finfo(getattr(torch, request.dtype)).bits // 8
+    memory = memory_of(device).total
+    if weights > memory:
+        raise InvalidRequest.at(
+            "/model",
+            f"The weights of {request.model!r} take {weights / _GIB:.1f} GiB in {request.dtype}, and {device} has "
+            f"{memory / _GIB:.1f} GiB. Use a smaller dtype or model.",
+        )
+
+
+@lru_cache(maxsize=256)
+def _parameters(path: Path, revision: str) -> int:  # noqa: ARG001 - the revision says when the files are others
+    """How many numbers a model's files hold: safetensors begin with the length of a JSON header and the header.
+
+    0 where they cannot be read: loading the model says why.
+    """
+    count = 0
+    try:
+        for file in path.glob("*.safetensors"):
+            with file.open("rb") as opened:
+                header = json.loads(opened.read(min(int.from_bytes(opened.read(8), "little"), _LONGEST_HEADER)))
+            count += sum(prod(each["shape"]) for name, each in header.items() if name != "__metadata__")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return 0
+    return count or sum(file.stat().st_size for file in path.glob("*.bin")) // 4
+
+
+class _Reader:
+    """Reads a request's texts with a tokenizer of its own, beside a job that has the model."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        model = copy.copy(loaded.model)
+        model.tokenizer = AutoTokenizer.from_pretrained(loaded.source.path, trust_remote_code=False)
+        for name in _SPECIAL_TOKENS:  # as Inseq has set them
+            if (token := getattr(loaded.model.tokenizer, name)) is not None:
+                setattr(model.tokenizer, name, token)
+        self._loaded = replace(loaded, model=model, lock=threading.Lock())
+
+    def inputs(self, request: AttributionRequest, max_tokens: int) -> list[_Input]:
+        """Raises the `JobError` that a job would end with."""
+        with self._loaded.lock, languages.spoken(self._loaded.model, request.languages) as spoken:
+            return [self._input(request, index, spoken, max_tokens) for index in range(request.count)]
+
+    def _input(self, request: AttributionRequest, index: int, spoken: dict[str, int], max_tokens: int) -> _Input:
+        loaded, seq2seq = self._loaded, bool(self._loaded.model.is_encoder_decoder)
+        prompt, forced = encoding.read_input(loaded, request, index, max_tokens=max_tokens)
+        length = prompt.encoding.input_ids.shape[1]
+        source = length if seq2seq else 0
+        if forced is not None:
+            target = encoding.encode_target(loaded, request, prompt, forced)
+            first, end = encoding.check_positions(
+                loaded.model, prompt.encoding, target, request.attr_pos_start, request.attr_pos_end, generated=False
+            )
+            return _Input(length, Shape(source, first, end), target.input_ids.shape[1], new=0)
+        arguments = generation.generation_arguments(loaded, request, prompt, spoken, [])
+        before = 1 if seq2seq else length
+        new = arguments.get("max_new_tokens") or arguments["max_length"] - before
+        first = request.attr_pos_start or before
+        end = min(request.attr_pos_end or before + new, before + new)
+        beams = arguments.get("num_beams") or loaded.network.generation_config.num_beams or 1
+        return _Input(length, Shape(source, first, max(end, first)), before + new, new, beams)
+
+
+def route_of(request: AttributionRequest) -> str:
+    """What jobs have in common whose times tell of one another: the method and the engine."""
+    return f"{request.attribution_method}/{request.engine}"
+
+
+def _engine(request: AttributionRequest, loaded: LoadedModel) -> Engine:
+    """Which engine the job should take, as far as is known."""
+    method = inseq_catalogue.methods()[request.attribution_method]
+    return Engine.SINGLE_PASS if _takes_single_pass(request, loaded, method) else Engine.INSEQ
+
+
+def _takes_single_pass(request: AttributionRequest, loaded: LoadedModel, method: Method) -> bool:
+    """A model whose single pass was not yet probed has the benefit of the doubt."""
+    if request.engine == Engine.INSEQ or obstacle(request, method):
+        return False
+    verdicts = [verdict for key, verdict in dict(loaded.verdicts).items() if key[0] == method.name]
+    return not verdicts or any(each.is_trusted for each in verdicts)
+
+
+def _all_passes(request: AttributionRequest, loaded: LoadedModel, shapes: Sequence[Shape]) -> list[Passes]:
+    if _engine(request, loaded) is Engine.SINGLE_PASS:
+        return [each for shape in shapes for each in passes.of_single_pass(request, shape)]
+    at_once = _takes_single_pass(request, loaded, inseq_catalogue.methods()["dummy"])
+    return [each for shape in shapes for each in passes.of_text(request, shape, scores_at_once=at_once)]
+
+
+def _score_bytes(request: AttributionRequest, loaded: LoadedModel, shape: Shape) -> int:
+    """Bytes of one text's scores as they are stored: [attributed, generated, ...], a float each."""
+    method, config = inseq_catalogue.methods()[request.attribution_method], loaded.network.config.get_text_config()
+    prefix = 0 if shape.source and not (request.attribute_target or method.is_final_step) else shape.end
+    attributed = shape.source + prefix
+    width = 1
+    if method.name in {"attention", "value_zeroing"}:
+        width = config.num_hidden_layers * (config.num_attention_heads if method.name == "attention" else 1)
+    elif method.is_gradient or method.name == "lime":
+        width = config.hidden_size
+    elif method.name == "dummy":
+        width = 0
+    return 4 * shape.steps * (attributed * width + len(request.step_scores))

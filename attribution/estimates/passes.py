@@ -1,0 +1,218 @@
+"""How many forward and backward passes an attribution takes, by arithmetic alone: no model, no clock.
+
+Inseq's loop feeds the model the target up to each attributed position, one position after another (and an
+encoder-decoder the whole source each time). What a method does at one position is written down here, method by
+method; a test counts the passes of real jobs. The single pass runs the whole sequence once for all positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import ceil
+
+from attribution.catalogue import inseq_catalogue
+from attribution.catalogue.inseq_catalogue import Method
+from attribution.inseq_loop import completeness
+from attribution.inseq_loop.step_scores import has_own_logits, is_noisy
+from models import AttributionRequest
+
+# reagent probes in two directions at each of its steps.
+_REAGENT_FORWARDS = 2
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A text in tokens. A decoder-only model's prompt is part of its target, and `source` is 0."""
+
+    source: int
+    first: int  # first target position that is attributed
+    end: int  # one behind the last
+
+    @property
+    def steps(self) -> int:
+        return self.end - self.first
+
+
+@dataclass(frozen=True)
+class Passes:
+    """`calls` of the model with `rows` sequences of `length` tokens each, and so many ways back through each call."""
+
+    calls: int
+    rows: int
+    length: int
+    backwards: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows of one call."""
+        return self.rows * self.length
+
+
+def of_text(request: AttributionRequest, shape: Shape, *, scores_at_once: bool = False) -> Iterator[Passes]:
+    """What Inseq's loop takes for one text; for reagent, whose probes may end earlier, at most. `scores_at_once`: the
+    model's single pass is trusted with step scores.
+    """
+    method = inseq_catalogue.methods()[request.attribution_method]
+    if method.is_final_step:
+        yield Passes(_final_forwards(method, shape), 1, shape.source + shape.end - (0 if shape.source else 1))
+    own, forwards, once = _attributed_forwards(request), *_score_forwards(request, method, at_once=scores_at_once)
+    if once:
+        yield Passes(1, 1, shape.source + shape.end - 1)
+    for position in range(shape.first, shape.end):
+        length = shape.source + position
+        if not method.is_final_step:
+            attributed = position if not shape.source else shape.source + position * request.attribute_target
+            for each in _step(request, method, length, attributed):
+                yield each
+                if own:  # the function runs the model by itself, whenever it is asked for its value
+                    yield replace(each, calls=own * each.calls, backwards=0)
+        if forwards:
+            yield Passes(forwards, 1, length)
+
+
+def of_single_pass(request: AttributionRequest, shape: Shape) -> Iterator[Passes]:
+    """What the single pass takes for one text, if memory holds its rows at once: a forward for each point or window
+    instead of one for each position too, a way back for each position, and nothing for step scores but what they run
+    by themselves.
+    """
+    method, length = inseq_catalogue.methods()[request.attribution_method], shape.source + shape.end - 1
+    name, arguments = method.name, {k: p.default for k, p in method.parameters.items()} | request.attribution_args
+    steps, rows = shape.steps, _rows(name, arguments)
+    if name == "gradient_shap":  # whose draws are other ones at each position
+        yield Passes(steps, rows, length, backwards=1)
+    elif method.is_gradient:
+        for calls, each in _divided(rows, arguments.get("internal_batch_size")):
+            yield Passes(calls, each, length, backwards=steps)
+    elif name == "occlusion":
+        attributed = length if not shape.source else shape.source + (shape.end - 1) * request.attribute_target
+        yield Passes(1, _windows(arguments, attributed), length)
+    if not method.is_gradient or rows > 1:
+        yield Passes(1, 1, length)  # of the text as it is
+    if completeness.has_identity(request, method):
+        yield Passes(1, 1, length)  # and of the baseline
+    if _has_two_contrasts(request):
+        yield Passes(1, 1, length)  # step scores of another contrast have a run of their own
+    if extra := _own_score_forwards(request):
+        for position in range(shape.first, shape.end):
+            yield Passes(extra, 1, shape.source + position)
+
+
+def _final_forwards(method: Method, shape: Shape) -> int:
+    """One forward; value zeroing one more for each position whose value it takes away."""
+    if method.name != "value_zeroing":
+        return 1
+    return 1 + shape.end - 1 + 2 * shape.source
+
+
+def _step(request: AttributionRequest, method: Method, length: int, attributed: int) -> Iterator[Passes]:
+    """What a method does at one position of the target."""
+    name, arguments = method.name, {k: p.default for k, p in method.parameters.items()} | request.attribution_args
+    if method.is_gradient:
+        # Sequential integrated gradients walks a path for every attributed token.
+        paths = attributed if name == "sequential_integrated_gradients" else 1
+        for calls, rows in _divided(_rows(name, arguments), arguments.get("internal_batch_size")):
+            yield Passes(paths * calls, rows, length, backwards=1)
+    elif name in {"lime", "occlusion"}:
+        if name == "occlusion":
+            yield Passes(1, 1, length)  # of the text as it is
+        perturbed = arguments["n_samples"] if name == "lime" else _windows(arguments, attributed)
+        for calls, rows in _divided(perturbed, arguments["perturbations_per_eval"]):
+            yield Passes(calls, rows, length)
+    elif name == "reagent":
+        yield Passes(1, 1, length)
+        yield Passes(_REAGENT_FORWARDS * int(arguments["max_probe_steps"]), int(arguments["num_probes"]), length)
+    if name == "layer_integrated_gradients":
+        yield Passes(2, 1, length)  # the layer's own output, of the input and of the baseline
+    if completeness.has_identity(request, method):
+        yield Passes(2, 1, length)
+
+
+def _rows(name: str, arguments: dict[str, object]) -> int:
+    """Sequences that a gradient method needs at one position."""
+    if name in {"deeplift", "layer_deeplift"}:
+        return 2
+    rows = arguments.get("n_samples" if name == "gradient_shap" else "n_steps")
+    return rows if isinstance(rows, int) else 1
+
+
+def _divided(rows: int, most: int | None) -> Iterator[tuple[int, int]]:
+    """How many calls of how many rows, where at most so many go into one: full ones, and what is left."""
+    most = rows if most is None else min(most, rows)
+    if calls := rows // most if most else 0:
+        yield calls, most
+    if rest := rows % most if most else 0:
+        yield 1, rest
+
+
+def _windows(arguments: dict[str, object], attributed: int) -> int:
+    """How many windows occlusion moves over the attributed tokens."""
+
+    def of(name: str) -> int:
+        value = arguments.get(name)
+        while isinstance(value, tuple | list) and value:
+            value = value[0]
+        return value if isinstance(value, int) else 1
+
+    return 1 + ceil(max(0, attributed - of("sliding_window_shapes")) / of("strides"))
+
+
+def _score_forwards(request: AttributionRequest, method: Method, *, at_once: bool) -> tuple[int, bool]:
+    """Forwards for the step scores of one position, and whether one over the whole text comes before them."""
+    names = request.step_scores
+    if not names:
+        return 0, False
+    apart, noisy = method.is_final_step or _has_two_contrasts(request), is_noisy(names)
+    own = has_own_logits(request, method) and not apart
+    if not request.corrections or (not own and noisy and not (at_once and apart)):
+        return 1 + _extra_forwards(names, request.step_scores_args), False  # as Inseq has it
+    once = at_once and not own and method.name != "dummy"
+    return (0 if own or once else 1) + _own_score_forwards(request), once
+
+
+def _has_two_contrasts(request: AttributionRequest) -> bool:
+    """Whether the step scores have another contrast than what is attributed: they then have a run of their own."""
+    attributed, scored = (
+        [each.get(name) for name in ("contrast_targets", "contrast_targets_alignments")]
+        for each in (request.attributed_fn_args, request.step_scores_args)
+    )
+    return request.corrections and bool(attributed[0] and scored[0]) and attributed != scored
+
+
+def _own_score_forwards(request: AttributionRequest) -> int:
+    """Forwards that step scores run by themselves: contrastive functions that follow each other share theirs."""
+    total, before = 0, ""
+    for name in request.step_scores:
+        if inseq_catalogue.step_functions()[name].is_contrastive:
+            total += before != "contrast"
+            before = "contrast"
+        elif is_noisy([name]):
+            total += 1 + _extra_forwards([name], request.step_scores_args)
+            before = name
+    return total
+
+
+def _attributed_forwards(request: AttributionRequest) -> int:
+    """Forwards that the attributed function runs by itself. A contrast's value is read off the attributed forward
+    itself, unless its own inputs are to be used.
+    """
+    name, arguments = request.attributed_fn, request.attributed_fn_args
+    if name is None:
+        return 0
+    own_inputs = arguments.get("contrast_force_inputs") or arguments.get("contrast_sources")
+    if inseq_catalogue.step_functions()[name].is_contrastive and not own_inputs:
+        return 0
+    return _extra_forwards([name], arguments)
+
+
+def _extra_forwards(names: list[str], arguments: dict[str, object]) -> int:
+    functions = inseq_catalogue.step_functions()
+    total = 0
+    for name in names:
+        if functions[name].is_contrastive:
+            total += 1
+        elif name == "mc_dropout_prob_avg":
+            default = functions[name].parameters["n_mcd_steps"].default
+            given = arguments.get("n_mcd_steps", default)
+            total += given if isinstance(given, int) else 0
+    return total

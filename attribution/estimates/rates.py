@@ -1,0 +1,182 @@
+"""How fast a model is on its device and how much memory a pass takes, measured; and what passes cost at these rates.
+
+A few short forwards and backwards, once for each loaded model, give the base; how long jobs really took corrects it,
+for each method. Knows nothing of requests.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from attribution.estimates.passes import Passes
+from attribution.model_cache.loading import LoadedModel, ModelKey
+
+_SHORT, _LONG = 8, 48  # tokens of the two probes
+_REPEATS = 3
+_MOST_KNOWN = 256  # models whose rates are remembered
+# How much of what is known of a method's real time a new job replaces.
+_LEARNING = 0.3
+
+
+@dataclass(frozen=True)
+class Line:
+    """A quantity that grows with the tokens of a pass: `fixed + per_token * tokens`."""
+
+    fixed: float
+    per_token: float
+
+    def at(self, tokens: int) -> float:
+        return self.fixed + self.per_token * tokens
+
+    @classmethod
+    def through(cls, short: float, long: float) -> Line:
+        """The line through a value at each of the two probes' lengths; noise makes no slope negative."""
+        slope = max(0.0, (long - short) / (_LONG - _SHORT))
+        return cls(max(0.0, short - slope * _SHORT), slope)
+
+
+@dataclass(frozen=True)
+class ModelRates:
+    """What was measured of one loaded model on its device, in seconds and bytes."""
+
+    forward: Line
+    with_backward: Line  # forward and backward together
+    kept_per_token: float  # bytes that a forward keeps for its backward, for one token
+    kept_per_pair: float  # and for each pair of tokens of one row (attention)
+    logits_per_token: float
+    weights: int
+
+    def seconds(self, passes: Iterable[Passes]) -> float:
+        return sum(each.calls * self._seconds(each) for each in passes)
+
+    def peak_bytes(self, passes: Iterable[Passes]) -> int:
+        """Weights and what the largest pass needs beside them."""
+        return self.weights + max((self._bytes(each) for each in passes), default=0)
+
+    def _seconds(self, one: Passes) -> float:
+        forward = self.forward.at(one.tokens)
+        return forward + one.backwards * max(0.0, self.with_backward.at(one.tokens) - forward)
+
+    def _bytes(self, one: Passes) -> int:
+        # The logits, and the probabilities that are made of them.
+        logits = 2 * self.logits_per_token * one.tokens
+        if not one.backwards:
+            return int(logits)
+        return int(logits + one.rows * (self.kept_per_token * one.length + self.kept_per_pair * one.length**2))
+
+
+class Rates:
+    """The rates of every model that was loaded, and how real jobs compared with what was expected of them."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._models: dict[ModelKey, ModelRates] = {}
+        self._factors: dict[tuple[ModelKey, str], float] = {}
+
+    def of(self, key: ModelKey) -> ModelRates | None:
+        """What was measured of a model, if it was loaded before."""
+        return self._models.get(key)
+
+    def measured(self, loaded: LoadedModel) -> ModelRates:
+        """The rates of a model that the caller holds, measured now if they were not yet."""
+        found = self._models.get(loaded.key)
+        if found is None:
+            found = measure(loaded)
+            with self._guard:
+                while len(self._models) >= _MOST_KNOWN:
+                    forgotten = next(iter(self._models))
+                    del self._models[forgotten]
+                    self._factors = {key: value for key, value in self._factors.items() if key[0] != forgotten}
+                self._models[loaded.key] = found
+        return found
+
+    def factor(self, key: ModelKey, route: str) -> float | None:
+        """Real time of jobs on a route (method, engine) as a multiple of what passes say; None before the first."""
+        return self._factors.get((key, route))
+
+    def learn(self, key: ModelKey, route: str, *, expected: float, took: float) -> None:
+        """A job of this model and route took so long, where so much was expected of it (seconds)."""
+        if expected <= 0 or took <= 0:
+            return
+        with self._guard:
+            before = self._factors.get((key, route))
+            now = (before or 1.0) * took / expected
+            self._factors[key, route] = now if before is None else before + _LEARNING * (now - before)
+
+
+def measure(loaded: LoadedModel) -> ModelRates:
+    """Run a few short passes of a model that the caller holds."""
+    kept = [_kept_bytes(loaded, length) for length in (_SHORT, _LONG)]
+    # Through both points: kept = per_token * n + per_pair * n^2.
+    per_pair = max(0.0, (kept[1] / _LONG - kept[0] / _SHORT) / (_LONG - _SHORT))
+    return ModelRates(
+        forward=Line.through(*(_seconds(loaded, length, backward=False) for length in (_SHORT, _LONG))),
+        with_backward=Line.through(*(_seconds(loaded, length, backward=True) for length in (_SHORT, _LONG))),
+        kept_per_token=max(0.0, kept[1] / _LONG - per_pair * _LONG),
+        kept_per_pair=per_pair,
+        logits_per_token=float(loaded.network.config.get_text_config().vocab_size * 4),
+        weights=loaded.size,
+    )
+
+
+def _seconds(loaded: LoadedModel, length: int, *, backward: bool) -> float:
+    """The quickest of a few passes over `length` tokens: what else the machine does only ever adds."""
+    taken = []
+    for _ in range(_REPEATS):
+        _synchronize(loaded.key.device)
+        began = time.perf_counter()
+        _pass(loaded, length, backward=backward)
+        _synchronize(loaded.key.device)
+        taken.append(time.perf_counter() - began)
+    return min(taken)
+
+
+def _kept_bytes(loaded: LoadedModel, length: int) -> int:
+    """Bytes that one row's forward keeps for its backward, parameters aside."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in loaded.network.parameters()}
+    sizes: dict[int, int] = {}
+    held: list[torch.Tensor] = []  # so that no address is used twice
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+            held.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        _pass(loaded, length, backward=True)
+    return sum(sizes.values())
+
+
+def _pass(loaded: LoadedModel, length: int, *, backward: bool) -> None:
+    network = loaded.network
+    ids = torch.full((1, length), int(loaded.model.bos_token_id or 0), device=loaded.key.device)
+    mode: Callable[[], Any] = nullcontext if backward else torch.no_grad
+    with mode():
+        if loaded.model.is_encoder_decoder:
+            half = ids[:, : length // 2]
+            inputs = {"inputs_embeds": _embedded(loaded, half), "decoder_input_ids": half}
+        else:
+            inputs = {"inputs_embeds": _embedded(loaded, ids)}
+        output = network(**inputs)
+        if backward:
+            score = output.logits[:, -1].float().softmax(-1)[:, 0].sum()
+            torch.autograd.grad(score, inputs["inputs_embeds"])
+
+
+def _embedded(loaded: LoadedModel, ids: torch.Tensor) -> torch.Tensor:
+    embedded: torch.Tensor = loaded.network.get_input_embeddings()(ids)
+    return embedded.detach().requires_grad_()
+
+
+def _synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)

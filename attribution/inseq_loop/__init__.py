@@ -1,0 +1,1 @@
+"""One method on one text by Inseq's own loop, one generated token after another."""

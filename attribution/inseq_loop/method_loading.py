@@ -1,0 +1,80 @@
+"""An Inseq method loaded for one text, with the corrections that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from inseq.attr.feat import FeatureAttribution
+from inseq.models import HuggingfaceModel
+
+from attribution.catalogue import checks
+from attribution.catalogue.inseq_catalogue import Method
+from attribution.corrections import embeddings, layers, reagent, value_zeroing
+from attribution.corrections.registry import Ledger
+from attribution.inseq_loop.cheaper_forwards import lean_occlusion
+from attribution.model_cache.loading import LoadedModel
+from attribution.text.encoding import Text
+from models import Arguments, AttributionRequest
+from problems import InputRejected
+
+
+def load_method(
+    method: Method, request: AttributionRequest, loaded: LoadedModel, text: Text, ledger: Ledger, *, float32: bool
+) -> FeatureAttribution:
+    """The method, hooked to the model. `float32`: it is given float32 copies of embeddings (see `embeddings`).
+
+    Raises `InputRejected` for a layer that cannot be attributed.
+    """
+    model: HuggingfaceModel = loaded.model
+    arguments = checks.typed(request.attribution_args, method.init_parameters)
+    identity = f"{loaded.key.name.replace('/', '--')}@{loaded.key.revision}"
+    if method.name == "reagent":
+        ledger.apply(reagent.WORD_CLASSES)  # without it there is no method at all
+        reagent.seed_word_classes(model.tokenizer, identity)
+    if method.is_layer:
+        arguments |= _layer(model, arguments, text)
+        # A layer's gradient is taken at its output, which must then be part of the graph.
+        layers.layer_of(model).requires_grad_(True)
+    with ExitStack() as stack:
+        stack.enter_context(_cache_identity(model, identity))
+        if float32 and method.name == "discretized_integrated_gradients":
+            stack.enter_context(embeddings.float32_vocabulary(model))
+        found = FeatureAttribution.load(method.name, attribution_model=model, **arguments)
+    if method.name == "occlusion":
+        lean_occlusion(found, model)
+    if method.is_layer:
+        layers.correct_layer_method(found, model, ledger)
+    elif method.name == "value_zeroing":
+        value_zeroing.correct_value_zeroing(found, model, ledger)
+    elif method.name == "reagent":
+        reagent.correct_added_tokens(found, model.tokenizer, text.target.input_ids, ledger)
+    return found
+
+
+def _layer(model: HuggingfaceModel, arguments: Arguments, text: Text) -> Arguments:
+    """The layer that is asked for by name. Raises `InputRejected` for one whose scores would be of no tokens."""
+    name = arguments.get("target_layer")
+    if name is None:
+        return {"target_layer": model.get_embedding_layer()}
+    modules = dict(model.model.named_modules())
+    if name not in modules:
+        some = list(modules)[1:12]  # the first is the model itself, without a name
+        raise InputRejected(
+            f"attribution_args.target_layer: there is no {name!r} here. There are: {', '.join(some)}, ..."
+        )
+    source = text.source if model.is_encoder_decoder else text.target
+    layers.check_layer(model, modules[name], name, source.input_ids)
+    return {"target_layer": modules[name]}
+
+
+@contextmanager
+def _cache_identity(model: HuggingfaceModel, identity: str) -> Iterator[None]:
+    """Give the model a name that only this revision has, while Inseq loads a method: its caches are keyed by name, and
+    two models of one name would share one's nearest neighbours or word classes.
+    """
+    name, model.model_name = model.model_name, identity
+    try:
+        yield
+    finally:
+        model.model_name = name

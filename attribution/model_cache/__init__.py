@@ -1,0 +1,1 @@
+"""Finds, loads, shares and evicts models."""

@@ -1,0 +1,1 @@
+"""One request on one loaded model: texts, engine, progress, the record of how it ran."""

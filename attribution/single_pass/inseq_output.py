@@ -1,0 +1,154 @@
+"""Steps' scores as Inseq's own data classes: what its loop would have returned, token labels and all.
+
+Inseq labels every step anew, in time that grows with the square of its length; here the labels are made once
+(`attribution.text.step_labels`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from time import perf_counter
+from typing import Any, TypeAlias
+
+from inseq.attr.feat import FeatureAttribution
+from inseq.data import (
+    CoarseFeatureAttributionStepOutput,
+    DecoderOnlyBatch,
+    EncoderDecoderBatch,
+    FeatureAttributionOutput,
+    FeatureAttributionSequenceOutput,
+    FeatureAttributionStepOutput,
+    GranularFeatureAttributionStepOutput,
+)
+from inseq.models import HuggingfaceModel
+
+from attribution.single_pass.logit_functions import AttributedFunction, StepScores
+from attribution.single_pass.network import Trunk
+from attribution.single_pass.text_task import Column, Task, Tick
+from attribution.text.step_labels import StepLabels
+
+Batch: TypeAlias = DecoderOnlyBatch | EncoderDecoderBatch
+StepDone = Callable[[Any], None]
+_COARSE = {"occlusion"}
+
+
+class Assembly:
+    """The outer part of Inseq's loop, over one text."""
+
+    def __init__(
+        self,
+        method: FeatureAttribution,
+        model: HuggingfaceModel,
+        batch: Batch,
+        arguments: dict[str, Any],
+    ) -> None:
+        """`arguments` are those of `FeatureAttribution.attribute`. Contrasts are aligned at once, as Inseq does it."""
+        self._method = method
+        self._model = model
+        self._batch = batch
+        self._steps = steps = range(arguments["attr_pos_start"], arguments["attr_pos_end"])
+        self._arguments = arguments
+        contrast, alignments, attributed_args, scores_args = method.format_contrastive_targets(
+            model.formatter.get_text_sequences(model, batch).targets,
+            batch.target_tokens,
+            arguments["attributed_fn_args"],
+            arguments["step_scores_args"],
+            steps.start,
+            steps.stop,
+            arguments["skip_special_tokens"],
+        )
+        self._contrast, self._alignments = contrast, alignments
+        self._function_args, self._scores_args = attributed_args, scores_args
+        self._labels = StepLabels(batch)
+        self._began = perf_counter()
+
+    def task(self, tick: Tick, *, needs_identity: bool) -> Task:
+        """What is to be computed."""
+        model, steps, end = self._model, self._steps, self._steps.stop - 1
+        function = AttributedFunction(model, self._arguments["attributed_fn"], self._function_args, self._batch)
+        scores = StepScores(model, self._arguments["step_scores"], self._scores_args, self._batch)
+        context = None
+        if model.is_encoder_decoder:
+            source, target = self._batch.sources.embedding, self._batch.targets.embedding
+            inputs, baselines = [source.input_embeds], [source.baseline_embeds]
+            if self._arguments["attribute_target"]:
+                inputs.append(target.input_embeds[:, :end])
+                baselines.append(target.baseline_embeds[:, :end])
+            else:
+                context = target.input_embeds[:, :end]
+        else:
+            inputs = [self._batch.input_embeds[:, :end]]
+            baselines = [self._batch.baseline_embeds[:, :end]]
+        return Task(
+            Trunk(model), tuple(inputs), tuple(baselines), context, steps, function, scores, tick, needs_identity
+        )
+
+    def output(self, columns: Iterator[Column], step_done: StepDone) -> FeatureAttributionOutput:
+        """The result of the steps' columns; `step_done` is told of each."""
+        if self._contrast is not None:
+            tokens = self._model.get_token_with_ids(
+                self._batch,
+                contrast_target_tokens=self._contrast.target_tokens,
+                contrast_targets_alignments=self._alignments,
+            )
+        else:
+            tokens = [list(self._labels.target)]
+        outputs = []
+        for step, column in zip(self._steps, columns, strict=True):
+            output = self._label(self._step_output(column), step)
+            outputs.append(output)
+            step_done(output)
+        if self._arguments["clean_special_chars"]:
+            for each in outputs:
+                each.source = None if each.source is None else self._model.clean_tokens(each.source)
+                each.prefix = self._model.clean_tokens(each.prefix, as_targets=True)
+                each.target = self._model.clean_tokens(each.target, as_targets=True)
+            tokens = self._model.clean_tokens(tokens, as_targets=True)
+        seconds = perf_counter() - self._began
+        return FeatureAttributionOutput(
+            sequence_attributions=FeatureAttributionSequenceOutput.from_step_attributions(
+                attributions=outputs,
+                tokenized_target_sentences=tokens,
+                pad_token=self._model.pad_token,
+                attr_pos_end=self._arguments["attr_pos_end"],
+            ),
+            step_attributions=outputs if self._arguments["output_step_attributions"] else None,
+            info={
+                "attribution_method": self._method.method_name,
+                "attr_pos_start": self._steps.start,
+                "attr_pos_end": self._arguments["attr_pos_end"],
+                "output_step_attributions": self._arguments["output_step_attributions"],
+                "attribute_target": self._arguments["attribute_target"],
+                "step_scores": self._arguments["step_scores"],
+                "exec_time": seconds,
+            }
+            | self._model.info,
+        )
+
+    def _step_output(self, column: Column) -> FeatureAttributionStepOutput:
+        source = target = None
+        if column.scores is not None:
+            scores = [each.detach().to("cpu") for each in column.scores]
+            if self._model.is_encoder_decoder:
+                source, target = scores[0], scores[1] if len(scores) > 1 else None
+            else:
+                target = scores[0]
+        kind = FeatureAttributionStepOutput
+        if column.scores is not None:
+            is_coarse = self._method.method_name in _COARSE
+            kind = CoarseFeatureAttributionStepOutput if is_coarse else GranularFeatureAttributionStepOutput
+        return kind(source_attributions=source, target_attributions=target, step_scores=dict(column.step_scores))
+
+    def _label(self, output: FeatureAttributionStepOutput, step: int) -> FeatureAttributionStepOutput:
+        ids = self._batch.target_ids[:, step : step + 1]
+        labelled: FeatureAttributionStepOutput = self._labels.enriched(
+            self._model.formatter.enrich_step_output,
+            self._model,
+            output,
+            step,
+            self._model.convert_ids_to_tokens(ids, skip_special_tokens=False),
+            ids[:, 0].detach().to("cpu"),
+            contrast_batch=self._contrast,
+            contrast_targets_alignments=self._alignments,
+        )
+        return labelled

@@ -1,0 +1,1 @@
+"""From a request's words to token ids and back: encoding, chat, languages, generation, contrasts."""

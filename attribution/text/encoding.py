@@ -1,0 +1,231 @@
+"""Texts and ids as Inseq's encodings, and what must hold for them: lengths, positions, token boundaries.
+
+Every check here needs a tokenizer, and so happens when the job runs. Raises `InputRejected` with what to do about it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from inseq.data import BatchEncoding
+from inseq.models import HuggingfaceModel
+from inseq.utils import format_input_texts
+
+from attribution.model_cache.loading import LoadedModel
+from attribution.text import chat
+from attribution.text.languages import check_target_language
+from models import AttributionRequest
+from problems import InputRejected
+
+# A tokenizer without a limit reports a very large number.
+_NO_LIMIT = 10**9
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One input: its text, its ids, and which of its tokens a chat template added (None without a conversation)."""
+
+    text: str
+    encoding: BatchEncoding  # [1, source_len]
+    from_template: list[bool] | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Text:
+    """One input, with the ids that are attributed to it."""
+
+    prompt: Prompt
+    forced: str | None
+    target: BatchEncoding  # [1, target_len]; for decoder-only models the prompt and what follows it
+    first: int  # first target position that is attributed
+    end: int  # one behind the last
+
+    @property
+    def source(self) -> BatchEncoding:
+        return self.prompt.encoding
+
+    @property
+    def longest(self) -> int:
+        """Positions of its longer side."""
+        return max(int(each.input_ids.shape[1]) for each in (self.source, self.target))
+
+    @property
+    def steps(self) -> int:
+        return self.end - self.first
+
+
+def read_input(
+    loaded: LoadedModel, request: AttributionRequest, index: int, *, max_tokens: int
+) -> tuple[Prompt, str | None]:
+    """Input number `index` as a prompt, and its forced target, if there is one."""
+    target = None if request.targets is None else request.targets[index]
+    if request.conversations is not None:
+        return _encode_conversation(loaded, request, index, max_tokens), target
+    model = loaded.model
+    # Without special tokens, Inseq takes those that the text spells out as well.
+    (text,), targets = format_input_texts(
+        [request.inputs[index]], None if target is None else [target], request.skip_special_tokens, model.special_tokens
+    )
+    prompt = _encode_text(loaded, request, text, max_tokens)
+    return prompt, None if targets is None else targets[0]
+
+
+def _encode_text(loaded: LoadedModel, request: AttributionRequest, text: str, max_tokens: int) -> Prompt:
+    """The input, tokenized as Inseq does it, after counting: some tokenizers truncate silently."""
+    model = loaded.model
+    count = _count(model, text, as_targets=False, skip_special_tokens=request.skip_special_tokens)
+    _check_length(loaded, count, "The input text", max_tokens)
+    encoding = model.encode(
+        [text],
+        return_baseline=True,
+        include_eos_baseline=request.include_eos_baseline,
+        add_special_tokens=not request.skip_special_tokens,
+    )
+    prompt = Prompt(text, encoding)
+    if encoding.input_ids.shape[1] < count:
+        prompt.warnings.append("The text began with two BOS tokens, the tokenizer's and its own: one was left out.")
+    return prompt
+
+
+def _encode_conversation(loaded: LoadedModel, request: AttributionRequest, index: int, max_tokens: int) -> Prompt:
+    assert request.conversations is not None
+    messages = [message.model_dump() for message in request.conversations[index]]
+    conversation = chat.render(loaded.model.tokenizer, messages, request.chat_template_args)
+    _check_length(loaded, conversation.ids.shape[1], "The conversation", max_tokens)
+    encoding = from_ids(
+        loaded.model, conversation.ids.to(loaded.model.device), include_eos_baseline=request.include_eos_baseline
+    )
+    prompt = Prompt(conversation.text, encoding, conversation.from_template)
+    if conversation.from_template is None:
+        prompt.warnings.append("The chat template changes the messages, so its own tokens could not be marked.")
+    return prompt
+
+
+def _check_length(loaded: LoadedModel, count: int, what: str, max_tokens: int) -> None:
+    if count == 0:
+        raise InputRejected(f"{what} has no tokens.")
+    limit = min(_tokenizer_limit(loaded.model), loaded.limit or _NO_LIMIT, max_tokens)
+    if count > limit:
+        raise InputRejected(f"{what} has {count} tokens; at most {limit} are possible here. Shorten it.")
+
+
+def encode_target(loaded: LoadedModel, request: AttributionRequest, prompt: Prompt, text: str) -> BatchEncoding:
+    """A forced target ([1, target_len]): a whole text, or what follows a conversation."""
+    if request.conversations is not None and not loaded.model.is_encoder_decoder:
+        return _encode_reply(loaded, request, prompt, text)
+    return encode_whole_target(loaded, request, prompt, text)
+
+
+def encode_whole_target(loaded: LoadedModel, request: AttributionRequest, prompt: Prompt, text: str) -> BatchEncoding:
+    """A target as Inseq tokenizes it: for a decoder-only model the prompt and what follows it."""
+    model, as_targets = loaded.model, bool(loaded.model.is_encoder_decoder)
+    if as_targets:
+        check_target_language(model.tokenizer)
+    count = _count(model, text, as_targets=as_targets, skip_special_tokens=request.skip_special_tokens)
+    _check_target_length(loaded, count)
+    encoding = model.encode(
+        [text],
+        as_targets=as_targets,
+        return_baseline=True,
+        include_eos_baseline=request.include_eos_baseline,
+        add_special_tokens=not request.skip_special_tokens,
+    )
+    if as_targets:
+        if encoding.input_ids.shape[1] <= 1:  # the start token alone
+            raise InputRejected("generated_text has no tokens.")
+        return encoding
+    ids, prompt_ids = encoding.input_ids[0].tolist(), prompt.encoding.input_ids[0].tolist()
+    if ids[: len(prompt_ids)] != prompt_ids:
+        # A tokenizer that ends texts (with EOS) does so to the prompt as well.
+        raise InputRejected(
+            "generated_text does not tokenize to the input's tokens and more: the border between them falls inside a "
+            "token. Move it to a token's border, such as before a space."
+        )
+    if len(ids) == len(prompt_ids):
+        raise InputRejected("generated_text adds nothing to input_text: there is no token to attribute.")
+    return encoding
+
+
+def _encode_reply(loaded: LoadedModel, request: AttributionRequest, prompt: Prompt, text: str) -> BatchEncoding:
+    """The conversation and the assistant's forced reply behind it, token by token as they would be generated."""
+    model = loaded.model
+    reply = model.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    if not reply:
+        raise InputRejected("generated_text has no tokens.")
+    prompt_ids = prompt.encoding.input_ids
+    _check_target_length(loaded, prompt_ids.shape[1] + len(reply))
+    ids = torch.cat([prompt_ids, prompt_ids.new_tensor([reply])], dim=1)
+    return from_ids(model, ids, include_eos_baseline=request.include_eos_baseline)
+
+
+def _check_target_length(loaded: LoadedModel, count: int) -> None:
+    limit = min(_tokenizer_limit(loaded.model), loaded.limit or _NO_LIMIT)
+    if count > limit:
+        raise InputRejected(f"generated_text has {count} tokens; the model allows {limit}.")
+
+
+def from_ids(
+    model: HuggingfaceModel, ids: torch.Tensor, *, include_eos_baseline: bool, keep_first: bool = False
+) -> BatchEncoding:
+    """Ids ([1, length]) as the encoding that Inseq makes of a text, baseline included.
+
+    `keep_first`: the first is a decoder's start token, which Inseq puts in front of the baseline as it is.
+    """
+    unk, eos = model.tokenizer.unk_token_id, model.eos_token_id
+    baseline = torch.full_like(ids, unk)
+    if not include_eos_baseline:
+        baseline = torch.where(ids == eos, ids, baseline)
+    if keep_first:
+        baseline[:, 0] = ids[:, 0]
+    return BatchEncoding(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        # A vocabulary may be larger than its tokenizer.
+        input_tokens=[
+            [f"<{index}>" if token is None else token for token, index in zip(tokens, row, strict=True)]
+            for tokens, row in zip(
+                model.convert_ids_to_tokens(ids, skip_special_tokens=False), ids.tolist(), strict=True
+            )
+        ],
+        baseline_ids=baseline,
+    )
+
+
+def check_positions(
+    model: HuggingfaceModel,
+    source: BatchEncoding,
+    target: BatchEncoding,
+    start: int | None,
+    end: int | None,
+    *,
+    generated: bool,
+) -> tuple[int, int]:
+    """The target positions to attribute. Inseq would silently move or clamp what does not fit; here it is refused."""
+    length = target.input_ids.shape[1]
+    first = 1 if model.is_encoder_decoder else source.input_ids.shape[1]
+    what = f"the {'generated' if generated else 'forced'} target has {length} tokens"
+    if start is not None and not first <= start < length:
+        raise InputRejected(
+            f"attr_pos_start must be between {first} and {length - 1} for this text: {what}, of which the first "
+            f"{first} are not attributed."
+        )
+    if end is not None and not (start or first) < end <= length:
+        raise InputRejected(f"attr_pos_end must be between {(start or first) + 1} and {length} for this text: {what}.")
+    return start if start is not None else first, end if end is not None else length
+
+
+def _count(model: HuggingfaceModel, text: str, *, as_targets: bool, skip_special_tokens: bool) -> int:
+    encoded = model.tokenizer(
+        text=None if as_targets else text,
+        text_target=text if as_targets else None,
+        add_special_tokens=not skip_special_tokens,
+        truncation=False,
+        verbose=False,
+    )
+    return len(encoded["input_ids"])
+
+
+def _tokenizer_limit(model: HuggingfaceModel) -> int:
+    return min(int(model.tokenizer.model_max_length), _NO_LIMIT)

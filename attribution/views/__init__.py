@@ -1,1 +1,0 @@
-"""Views of a result for people and for tables; `attribution.results` has the stored form, aggregation and JSON."""

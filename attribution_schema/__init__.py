@@ -1,0 +1,4 @@
+"""What crosses the wire, as Pydantic models: request, job, problem, estimate, result.
+
+Imports Pydantic and nothing else.
+"""

@@ -1,0 +1,257 @@
+"""An attribution request as it crosses the wire, checked as far as that needs no model and no Inseq.
+
+Methods, functions and their arguments are checked by `attribution.catalogue.checks`, against Inseq.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
+
+from attribution_schema.open_enum import OpenEnum, keep_unknown
+
+# `name` or `org/name`, optionally `@revision`: never a path. Each part starts with a letter or digit and has no two
+# dots in a row, so neither `..` nor a leading slash can be written.
+_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*"
+MODEL_NAME_PATTERN = rf"^{_NAME}(?:/{_NAME})?(?:@{_NAME})?$"
+METHOD_ALIASES = {"deep_lift": "deeplift"}
+
+Text = Annotated[str, StringConstraints(min_length=1)]
+Arguments = dict[str, Any]
+TagName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+TagValue = Annotated[str, StringConstraints(max_length=256)]
+MethodName = Annotated[str, StringConstraints(max_length=100)]
+
+
+class Engine(OpenEnum):
+    """What computes the scores."""
+
+    AUTO = "auto"  # the single pass where it is possible and was found to agree, Inseq's loop otherwise
+    INSEQ = "inseq"  # Inseq's loop: a forward and a backward for each generated token
+    SINGLE_PASS = "single_pass"  # noqa: S105 - no password; one forward for all tokens; refused where it is not possible
+
+
+class ChatMessage(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: Annotated[str, StringConstraints(min_length=1, max_length=50)] = Field(
+        description="Who speaks, as the model's chat template knows it: `system`, `user`, `assistant`."
+    )
+    content: Annotated[str, StringConstraints(min_length=1)]
+
+
+class TokenizerArguments(BaseModel):
+    """Languages of a multilingual translation model, by the tokenizer's own codes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    src_lang: str | None = Field(None, max_length=50, examples=["eng_Latn"])
+    tgt_lang: str | None = Field(None, max_length=50, examples=["fra_Latn"])
+
+
+Conversation = Annotated[list[ChatMessage], Field(min_length=1)]
+
+
+class AttributionRequest(BaseModel):
+    """One attribution job. Unknown fields are refused, so that a typo is told and not ignored."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        protected_namespaces=(),
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "lookup-gpt2",
+                    "method": "input_x_gradient",
+                    "input_text": "Anna likes tea. Ben likes milk. Anna likes",
+                    "step_scores": ["probability", "logit"],
+                }
+            ]
+        },
+    )
+
+    model: Annotated[
+        str,
+        StringConstraints(pattern=MODEL_NAME_PATTERN, max_length=200),
+        Field(description="A bundled model, a Hub id (`name` or `org/name`, optionally `@revision`), or a local name."),
+    ]
+    methods: Annotated[list[MethodName], Field(min_length=2, max_length=16)] | None = Field(
+        None,
+        description="Instead of `method`: a comparison of several on the same tokens, generated once. "
+        "`attribution_args` then has a method's arguments under its name.",
+    )
+    method: MethodName | None = Field(
+        None,
+        validate_default=True,
+        description="An identifier of `inseq.list_feature_attribution_methods()`; or `methods`.",
+    )
+    messages: Conversation | Annotated[list[Conversation], Field(min_length=1)] | None = Field(
+        None,
+        description="Instead of `input_text`: a conversation or several, rendered by the tokenizer's own chat "
+        "template. One that ends with the assistant's turn is continued.",
+    )
+    input_text: Text | Annotated[list[Text], Field(min_length=1)] | None = Field(
+        None, validate_default=True, description="The text or texts to attribute."
+    )
+    generated_text: Text | Annotated[list[Text], Field(min_length=1)] | None = Field(
+        None,
+        description="The target, for constrained decoding: one per input. For a decoder-only model it starts with the "
+        "input; behind messages it is the assistant's reply alone. Without it the model generates.",
+    )
+    step_scores: list[str] = Field([], max_length=32, description="Step functions to report for each generated token.")
+    attributed_fn: str | None = Field(
+        None, max_length=100, description="The step function that is attributed; Inseq's default is `probability`."
+    )
+    attribution_args: Arguments = Field({}, description="Arguments of the attribution method.")
+    attributed_fn_args: Arguments = Field({}, description="Arguments of the attributed function.")
+    step_scores_args: Arguments = Field({}, description="Arguments of the step score functions.")
+    generation_args: Arguments = Field({}, description="Arguments of Transformers' `generate`, e.g. `max_new_tokens`.")
+    tokenizer_args: TokenizerArguments = Field(
+        TokenizerArguments(), description="Languages: `src_lang`, and `tgt_lang`, which generation then begins with."
+    )
+    chat_template_args: Arguments = Field(
+        {}, description="Variables for the chat template, e.g. `enable_thinking`; with `messages` only."
+    )
+    n_steps: int | None = Field(None, ge=1, description="Shorthand for `attribution_args.n_steps`.")
+    internal_batch_size: int | None = Field(
+        None, ge=1, description="Shorthand for `attribution_args.internal_batch_size`."
+    )
+    attr_pos_start: int | None = Field(None, ge=0, description="First target position to attribute, in tokens.")
+    attr_pos_end: int | None = Field(None, ge=1, description="Target position to stop before, in tokens.")
+    attribute_target: bool = Field(False, description="Attribute the target prefix too (encoder-decoder models).")
+    include_eos_baseline: bool = Field(False, description="Replace EOS by the baseline as well.")
+    skip_special_tokens: bool = Field(False, description="Encode texts without the tokenizer's special tokens.")
+    clean_special_chars: bool = Field(False, description="Strip the tokenizer's marks (such as `▁`) from tokens.")
+    output_step_attributions: bool = Field(False, description="Return the attributions of each step as well.")
+    force_cpu: bool = Field(False, description="Run on the CPU even where there is a GPU.")
+    dtype: Annotated[Literal["float32", "float16", "bfloat16"], WrapValidator(keep_unknown)] = Field(
+        "float32", description="Precision of weights and scores."
+    )
+    corrections: bool = Field(
+        True, description="False gives Inseq's own numbers where it is wrong, for comparison; `info` says which."
+    )
+    engine: Engine = Field(
+        Engine.AUTO,
+        description="How it is computed: `inseq` is Inseq's own loop, `single_pass` the same numbers many times faster "
+        "where a model and a method allow it; `auto` takes the second where it is found to agree with the first.",
+    )
+    timeout_seconds: float | None = Field(
+        None, gt=0, description="Longest time the job may run; the server's own limit holds besides."
+    )
+    reuse: bool = Field(
+        False, description="Answer at once from the stored result of the same request, if there is one."
+    )
+    priority: int = Field(0, ge=-100, le=100, description="Among one's own waiting jobs the higher comes first.")
+    tags: dict[TagName, TagValue] = Field({}, max_length=16, description="For finding jobs again: a small string map.")
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**32,
+        description="Seed of every random draw; the same seed gives the same numbers, whatever else runs.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_unicode(cls, data: Any) -> Any:
+        """JSON can write half a character (an escaped lone surrogate), which no text has, and no store takes."""
+        try:
+            json.dumps(data, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("a string has half a character in it (a lone surrogate), which is no Unicode") from error
+        return data
+
+    @field_validator("methods")
+    @classmethod
+    def _resolve_aliases(cls, value: list[str] | None) -> list[str] | None:
+        return None if value is None else [METHOD_ALIASES.get(name, name) for name in value]
+
+    @field_validator("method")
+    @classmethod
+    def _one_method_or_several(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if "methods" in info.data and (value is None) == (info.data["methods"] is None):
+            raise ValueError("give either method or methods")
+        return None if value is None else METHOD_ALIASES.get(value, value)
+
+    @field_validator("input_text")
+    @classmethod
+    def _one_kind_of_input(cls, value: str | list[str] | None, info: ValidationInfo) -> str | list[str] | None:
+        if "messages" in info.data and (value is None) == (info.data["messages"] is None):
+            raise ValueError("give either input_text or messages")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_its_kind_of_input(self) -> AttributionRequest:
+        if self.messages is None and self.chat_template_args:
+            raise ValueError("chat_template_args are for messages")
+        if self.messages is not None and self.skip_special_tokens:
+            raise ValueError("skip_special_tokens would take away what the chat template writes; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _one_target_per_input(self) -> AttributionRequest:
+        if self.generated_text is not None and len(self.targets or ()) != self.count:
+            raise ValueError(
+                f"generated_text needs one text per input: {self.count} inputs, {len(self.targets or ())} targets"
+            )
+        if None not in (start := self.attr_pos_start, end := self.attr_pos_end) and start >= end:  # type: ignore[operator]
+            raise ValueError("attr_pos_start must be less than attr_pos_end")
+        return self
+
+    @property
+    def method_names(self) -> list[str]:
+        """The methods, one or several."""
+        return self.methods or [self.attribution_method]
+
+    @property
+    def attribution_method(self) -> str:
+        """The method of a request that has one only."""
+        assert self.method is not None, "a comparison: see of_method"
+        return self.method
+
+    def of_method(self, name: str) -> AttributionRequest:
+        """The request for one method of a comparison alone; itself where there is one only."""
+        if self.methods is None:
+            return self
+        arguments = self.attribution_args.get(name, {})
+        return self.model_copy(update={"method": name, "methods": None, "attribution_args": arguments})
+
+    @property
+    def inputs(self) -> list[str]:
+        """The input texts, as a list whatever way they were written; none where there are conversations."""
+        return [self.input_text] if isinstance(self.input_text, str) else list(self.input_text or ())
+
+    @property
+    def conversations(self) -> list[list[ChatMessage]] | None:
+        """The conversations, as a list whatever way they were written, or None where the input is text."""
+        if self.messages is None:
+            return None
+        return [self.messages] if isinstance(self.messages[0], ChatMessage) else list(self.messages)
+
+    @property
+    def count(self) -> int:
+        """How many inputs there are."""
+        return len(self.conversations or self.inputs)
+
+    @property
+    def languages(self) -> dict[str, str]:
+        """The tokenizer's languages that are asked for."""
+        return self.tokenizer_args.model_dump(exclude_none=True)
+
+    @property
+    def targets(self) -> list[str] | None:
+        """The forced targets, one per input, or None where the model generates."""
+        return [self.generated_text] if isinstance(self.generated_text, str) else self.generated_text

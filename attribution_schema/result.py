@@ -1,0 +1,74 @@
+"""Results: the default JSON view, shaped like Inseq's `FeatureAttributionOutput`, and parts as stored bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+
+class Token(BaseModel):
+    """A token as it is in the model's vocabulary, and its id there (-1 for one that was merged)."""
+
+    token: str
+    token_id: int
+    text: str | None = Field(None, description="With `decode_tokens=true`: as people read it.")
+    template: bool | None = Field(None, description="In a conversation: whether the chat template added it.")
+
+
+class SequenceAttribution(BaseModel):
+    """The attribution of one sequence, shaped like Inseq's `FeatureAttributionSequenceOutput`.
+
+    Scores are [attributed_len][generated_len] (deeper when granular); `null` where a position was not yet generated.
+    """
+
+    source: list[Token]
+    target: list[Token]
+    source_attributions: list[Any] | None
+    target_attributions: list[Any] | None
+    step_scores: dict[str, list[float | None]]
+    sequence_scores: dict[str, list[Any]]
+    attr_pos_start: int
+    attr_pos_end: int
+
+
+class AttributionResult(BaseModel):
+    """A result in the default JSON view, shaped like Inseq's `FeatureAttributionOutput`."""
+
+    sequence_attributions: list[SequenceAttribution]
+    step_attributions: list[dict[str, Any]] | None = None
+    info: dict[str, Any]
+
+
+class MethodResult(AttributionResult):
+    """One method's result in a comparison."""
+
+    method: str
+
+
+class Agreement(BaseModel):
+    """How two methods agree on a text: means over its generated tokens, of the absolute scores of the tokens before."""
+
+    methods: tuple[str, str]
+    sequence: int = Field(description="Number of the input text.")
+    spearman: float | None = Field(description="Rank correlation; null where a method's scores are all equal.")
+    kendall: float | None = Field(description="Rank correlation by pairs (tau-b).")
+    top_overlap: float | None = Field(description="The part of the `k` largest scores that both have.")
+    k: int
+
+
+class ComparisonResult(BaseModel):
+    """The result of a comparison in the default JSON view."""
+
+    comparison: list[MethodResult]
+    agreement: list[Agreement]
+
+
+@dataclass(frozen=True)
+class ResultPart:
+    """A piece of a result as bytes, on its way from the engine into the store; `codec` says how to read it."""
+
+    kind: str
+    codec: str
+    content: bytes

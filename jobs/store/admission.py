@@ -1,0 +1,152 @@
+"""Which submissions become jobs: what an idempotency key stands for, and whether there is room.
+
+Several are decided in one transaction, as if each had come alone, in their order. Works on an open connection: the
+store says in which transaction.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import sqlalchemy as sa
+
+from jobs.store.queue_order import Waiting
+from jobs.store.records import JobRecord, Submission, record
+from jobs.store.result_files import ResultFile
+from jobs.store.schema import job_tags, jobs, result_files
+from models import JobStatus, Progress, Stage
+from problems import KeyReused, ServiceError
+
+_STORED = Progress(stage=Stage.SAVING, fraction=1.0)
+_EARLIER = sa.select(jobs).where(
+    jobs.c.owner == sa.bindparam("owner"), jobs.c.idempotency_key.in_(sa.bindparam("keys", expanding=True))
+)
+_INSERT = sa.insert(jobs).returning(jobs.c.job_id, jobs.c.seq)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A submission on its way in; one with `files`, a stored result under names of its own, has ended already."""
+
+    submission: Submission
+    reused_from: str | None = None
+    files: Sequence[ResultFile] = ()
+    job_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+
+def admit(connection: sa.Connection, candidates: Sequence[Candidate], now: float) -> list[JobRecord | ServiceError]:
+    """The job of each candidate, or `KeyReused` or `QueueFull`.
+
+    The job is an earlier one, with another id than the candidate's, where the idempotency key stands for it.
+    """
+    holders = _holders(connection, candidates)
+    waiting = Waiting(connection)
+    outcomes: list[JobRecord | ServiceError] = []
+    accepted: list[tuple[Candidate, JobRecord]] = []
+    for each in candidates:
+        try:
+            job = _decide(each, holders, waiting, now)
+        except ServiceError as error:
+            outcomes.append(error)
+            continue
+        outcomes.append(job)
+        if job.job_id == each.job_id:
+            accepted.append((each, job))
+            holders[_key(each.submission)] = (each.submission.fingerprint, job)
+    numbers = _insert(connection, accepted)
+    return [
+        replace(each, seq=numbers.get(each.job_id, each.seq)) if isinstance(each, JobRecord) else each
+        for each in outcomes
+    ]
+
+
+_Key = tuple[str, str | None]
+_Holders = dict[_Key, tuple[str, JobRecord]]  # of a key: the fingerprint of its request, and its job
+
+
+def _key(submission: Submission) -> _Key:
+    return submission.owner, submission.idempotency_key
+
+
+def _holders(connection: sa.Connection, candidates: Sequence[Candidate]) -> _Holders:
+    """The jobs that have the candidates' keys already."""
+    keys: defaultdict[str, list[str]] = defaultdict(list)
+    for each in candidates:
+        if each.submission.idempotency_key is not None:
+            keys[each.submission.owner].append(each.submission.idempotency_key)
+    rows = [row for owner, some in keys.items() for row in connection.execute(_EARLIER, {"owner": owner, "keys": some})]
+    return {(row.owner, row.idempotency_key): (row.fingerprint, record(row)) for row in rows}
+
+
+def _decide(candidate: Candidate, holders: _Holders, waiting: Waiting, now: float) -> JobRecord:
+    submission = candidate.submission
+    if submission.idempotency_key is not None and (holder := holders.get(_key(submission))):
+        fingerprint, job = holder
+        if fingerprint != submission.fingerprint:
+            raise KeyReused(
+                f"The Idempotency-Key {submission.idempotency_key!r} was used for another request (job {job.job_id}). "
+                "A key stands for one request: make a new one."
+            )
+        return job
+    if candidate.files:
+        ended: dict[str, Any] = {"status": JobStatus.COMPLETED, "progress": _STORED, "started_at": now}
+        ended |= {"finished_at": now, "reused_from": candidate.reused_from}
+    else:
+        ended = {"status": JobStatus.PENDING, "progress": Progress(), "started_at": None, "finished_at": None}
+        ended |= {"queue_position": waiting.join(submission)}
+    return JobRecord(
+        seq=0,
+        job_id=candidate.job_id,
+        request=submission.request,
+        error=None,
+        attempt=0,
+        created_at=now,
+        owner=submission.owner,
+        **ended,
+    )
+
+
+def _insert(connection: sa.Connection, accepted: Sequence[tuple[Candidate, JobRecord]]) -> dict[str, int]:
+    """Store the new jobs. Returns the number of each."""
+    if not accepted:
+        return {}
+    numbers = connection.execute(_INSERT, [_row(candidate, job) for candidate, job in accepted])
+    found = {row.job_id: row.seq for row in numbers}
+    tags = [
+        {"job_id": job.job_id, "name": name, "value": value, "seq": found[job.job_id], "owner": job.owner}
+        for _, job in accepted
+        for name, value in job.request.tags.items()
+    ]
+    if tags:
+        connection.execute(sa.insert(job_tags), tags)
+    files = [{"job_id": job.job_id, **vars(file)} for candidate, job in accepted for file in candidate.files]
+    if files:
+        connection.execute(sa.insert(result_files), files)
+    return found
+
+
+def _row(candidate: Candidate, job: JobRecord) -> dict[str, Any]:
+    submission = candidate.submission
+    return {
+        "job_id": job.job_id,
+        "status": job.status.value,
+        "model": job.request.model,
+        "method": ",".join(job.request.method_names),
+        "request": job.request.model_dump_json(),
+        "progress": job.progress.model_dump_json() if candidate.files else None,
+        "attempt": job.attempt,
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+        "cancel_requested": False,
+        "idempotency_key": submission.idempotency_key,
+        "fingerprint": submission.fingerprint if submission.idempotency_key is not None else None,
+        "owner": job.owner,
+        "priority": job.request.priority,
+        "reuse_key": submission.reuse_key,
+        "reused_from": job.reused_from,
+    }

@@ -1,0 +1,107 @@
+"""API keys: made, listed and revoked by a command (`python main.py keys ...`), checked at every request.
+
+A key is shown once, when it is made; the database has its SHA-256 only. A slow hash is for passwords: these are 256
+random bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from jobs.store.schema import api_keys, for_reading, migrate, open_database
+from problems import StorageFailed
+
+ANYBODY = ""  # who owns jobs where no keys are set
+_PREFIX = "iaa_"  # so that a leaked key is recognised for what it is
+
+_IN_USE = sa.select(api_keys.c.key_id).where(api_keys.c.hash == sa.bindparam("hash"), api_keys.c.revoked_at.is_(None))
+_LOOK_UP = sa.select(
+    sa.exists(sa.select(api_keys.c.key_id)).label("are_set"), _IN_USE.scalar_subquery().label("key_id")
+)
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """A key as it is listed: never the key itself."""
+
+    key_id: str
+    name: str
+    created_at: float
+    revoked_at: float | None
+
+
+class ApiKeys:
+    """The keys of one data directory. Other processes may change them meanwhile."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._asking = threading.Lock()
+        self._connection: sa.Connection | None = None
+
+    @classmethod
+    def of(cls, data_dir: Path) -> ApiKeys:
+        """For a command, beside a server that may be running on the directory."""
+        try:
+            data_dir.mkdir(parents=True, exist_ok=True)
+            engine = open_database(data_dir / "jobs.sqlite3")
+            migrate(engine)
+        except (OSError, sa.exc.DBAPIError) as error:
+            raise StorageFailed(f"The keys in {data_dir} cannot be opened: {error}.") from error
+        return cls(engine)
+
+    def create(self, name: str) -> tuple[ApiKey, str]:
+        """A new key, and its secret, which is not kept."""
+        secret = _PREFIX + secrets.token_urlsafe(32)
+        key = ApiKey(secrets.token_hex(8), name, time.time(), None)
+        with self._engine.begin() as connection:
+            connection.execute(sa.insert(api_keys).values(**vars(key), hash=_hashed(secret)))
+        return key, secret
+
+    def list(self) -> list[ApiKey]:
+        """All keys, the oldest first, revoked ones too."""
+        columns = [api_keys.c[name] for name in ("key_id", "name", "created_at", "revoked_at")]
+        with self._engine.begin() as connection:
+            return [ApiKey(*row) for row in connection.execute(sa.select(*columns).order_by(api_keys.c.created_at))]
+
+    def revoke(self, key_id: str) -> bool:
+        """Make a key worthless. False if there is no such key in use; its jobs stay."""
+        unrevoked = (api_keys.c.key_id == key_id, api_keys.c.revoked_at.is_(None))
+        with self._engine.begin() as connection:
+            return (
+                connection.execute(sa.update(api_keys).where(*unrevoked).values(revoked_at=time.time())).rowcount == 1
+            )
+
+    @property
+    def are_set(self) -> bool:
+        """Whether there was ever a key: revoking the last one opens nothing."""
+        return self.look_up("")[0]
+
+    def look_up(self, secret: str) -> tuple[bool, str | None]:
+        """Whether there was ever a key, and the id of the one with this secret, or None if there is none in use.
+
+        Microseconds, on a connection of its own: every request asks. Raises `StorageFailed`.
+        """
+        hashed = _hashed(secret)
+        try:
+            with self._asking:
+                if self._connection is None:
+                    self._connection = for_reading(self._engine).connect()
+                found = self._connection.execute(_LOOK_UP, {"hash": hashed}).one()
+        except sa.exc.DBAPIError as error:
+            raise StorageFailed(f"The API keys cannot be read: {error.orig}.") from error
+        return found.are_set, found.key_id
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+
+def _hashed(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()

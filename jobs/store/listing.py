@@ -1,0 +1,72 @@
+"""Queries over all jobs: a page of them, from an index in its order at any depth; results beyond what is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from jobs.store.schema import job_tags, jobs, result_files
+from models import JobStatus
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What the jobs of a listing have in common; `tags`: each a name and a value, or None for any value."""
+
+    status: JobStatus | None = None
+    model: str | None = None
+    method: str | None = None
+    tags: Sequence[tuple[str, str | None]] = ()
+    owner: str | None = None
+
+
+def page_query(filters: Filters, *, limit: int, before: int | None) -> sa.Select[Any]:
+    """Jobs accepted before number `before`, newest first; new arrivals never shift a page."""
+    tagged = [_tagged(filters.owner, name, value) for name, value in filters.tags]
+    query: sa.Select[Any] = sa.select(jobs)
+    seq: sa.ColumnElement[int] = jobs.c.seq
+    for first in tagged[:1]:  # its own rows are in the order of the page; their jobs are looked up one by one
+        query = query.join(first, jobs.c.seq == first.c.seq)
+        seq = first.c.seq
+    query = query.order_by(seq.desc()).limit(limit)
+    if before is not None:
+        query = query.where(seq < before)
+    columns = ((jobs.c.status, filters.status), (jobs.c.model, filters.model), (jobs.c.method, filters.method))
+    for column, wanted in (*columns, (jobs.c.owner, filters.owner)):
+        if wanted is not None:
+            query = query.where(column == str(wanted))
+    for other in tagged[1:]:
+        query = query.where(sa.exists(sa.select(other.c.seq).where(other.c.job_id == jobs.c.job_id)))
+    return query
+
+
+def _tagged(owner: str | None, name: str, value: str | None) -> sa.Subquery:
+    tagged = sa.select(job_tags.c.seq, job_tags.c.job_id).where(job_tags.c.name == name)
+    if owner is not None:
+        tagged = tagged.where(job_tags.c.owner == owner)
+    return (tagged if value is None else tagged.where(job_tags.c.value == value)).subquery()
+
+
+def beyond_limits(before: float, keep: int, keep_bytes: int) -> sa.Select[tuple[str]]:
+    """The ids of jobs whose results ended before a time, or are the oldest beyond a number or an amount of bytes."""
+    sizes = (
+        sa.select(result_files.c.job_id, sa.func.sum(result_files.c.size).label("size"))
+        .group_by(result_files.c.job_id)
+        .subquery()
+    )
+    newest = (jobs.c.finished_at.desc(), jobs.c.seq.desc())
+    ranked = (
+        sa.select(
+            jobs.c.job_id,
+            jobs.c.finished_at,
+            sa.func.row_number().over(order_by=newest).label("rank"),
+            sa.func.sum(sizes.c.size).over(order_by=newest).label("bytes"),
+        )
+        .join(sizes, sizes.c.job_id == jobs.c.job_id)
+        .subquery()
+    )
+    too_many = sa.or_(ranked.c.finished_at < before, ranked.c.rank > keep, ranked.c.bytes > keep_bytes)
+    return sa.select(ranked.c.job_id).where(too_many)
