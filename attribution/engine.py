@@ -18,6 +18,7 @@ from inseq.data import FeatureAttributionOutput
 from transformers.utils import logging as transformers_logging
 
 from attribution.catalogue import inseq_catalogue
+from attribution.catalogue.traits import BATCH_SIZES
 from attribution.corrections import registry
 from attribution.estimates.estimator import Estimator, check_weights, route_of
 from attribution.estimates.passes import Shape
@@ -232,7 +233,6 @@ def _encode_partial(
 
 _SMALLER = 4  # what was too much is done again in quarters
 # What divides the rows of one forward, and how many there are where nothing was asked for (n_steps, in Captum).
-_PIECES = ("internal_batch_size", "perturbations_per_eval")
 
 
 def _in_smaller_pieces(request: AttributionRequest) -> AttributionRequest:
@@ -244,7 +244,7 @@ def _in_smaller_pieces(request: AttributionRequest) -> AttributionRequest:
         inseq_catalogue.methods()[request.attribution_method].parameters,
         dict(request.attribution_args),
     )
-    for name in _PIECES:
+    for name in BATCH_SIZES:
         if name in parameters:
             rows = arguments.get(name) or arguments.get("n_steps") or parameters[name].default or 50
             arguments[name] = max(1, int(rows) // _SMALLER)
@@ -253,5 +253,5 @@ def _in_smaller_pieces(request: AttributionRequest) -> AttributionRequest:
 
 def _pieces(request: AttributionRequest) -> str:
     each = [request.of_method(name).attribution_args for name in request.method_names]
-    given = dict.fromkeys(f"{name} {one[name]}" for one in each for name in _PIECES if name in one)
+    given = dict.fromkeys(f"{name} {one[name]}" for one in each for name in BATCH_SIZES if name in one)
     return " and ".join(given)

@@ -19,6 +19,7 @@ from inseq.models import HuggingfaceModel
 
 from attribution.catalogue import checks, inseq_catalogue
 from attribution.catalogue.inseq_catalogue import Method
+from attribution.catalogue.traits import STEP_SCORES_ONLY
 from attribution.corrections import embeddings, positions_and_padding
 from attribution.corrections.registry import Ledger
 from attribution.corrections.step_functions import corrected_step_function, plain_name
@@ -62,10 +63,6 @@ class _SoFar:
     step_score_names: dict[str, str]  # those they run under, and Inseq's
     pad_token: str  # that Inseq drops
     method: str
-
-
-# They look at the whole vocabulary, once for each model: nearest neighbours, word classes.
-_PREPARE = {"discretized_integrated_gradients", "reagent"}
 
 
 class EngineChoice(Protocol):
@@ -114,7 +111,9 @@ class AttributionLoop:
             if names and self._scores_apart(method, contrast):
                 output, identity = self._run(method, text, contrast | {"step_scores_args": {}}, [], step_done)
                 apart = contrast | {"attributed_fn_args": {}}
-                scores, _ = self._run(inseq_catalogue.methods()["dummy"], text, apart, names, step_done, told=False)
+                scores, _ = self._run(
+                    inseq_catalogue.methods()[STEP_SCORES_ONLY], text, apart, names, step_done, told=False
+                )
                 positions_and_padding.merge_step_scores(output, scores)
                 return output, identity
             return self._run(method, text, contrast, names, step_done)
@@ -154,10 +153,10 @@ class AttributionLoop:
                 stack.enter_context(embeddings.cast_to_half(model))
             self._keep_pads(text, stack)
             stack.enter_context(labelled_once(model))
-            if method.name in _PREPARE:
+            if method.traits.prepares_vocabulary:
                 self._preparing(True)
             loaded_method = load_method(method, request, self._loaded, text, self._ledger, float32=float32)
-            if method.name in _PREPARE:
+            if method.traits.prepares_vocabulary:
                 self._preparing(False)
             target, tail = self._target(text)
             batch = self._batch(text.source, target, float32=float32)
@@ -170,7 +169,7 @@ class AttributionLoop:
                 "skip_special_tokens": request.skip_special_tokens,
                 "clean_special_chars": request.clean_special_chars,
                 "attribution_args": {}
-                if method.name == "dummy"
+                if not method.has_scores
                 else checks.typed(request.attribution_args, method.call_parameters),
                 **functions,
             }
@@ -258,7 +257,7 @@ class AttributionLoop:
         with ExitStack() as stack:
             stack.enter_context(_steps_reported(model, steps, StepLabels(batch)))
             stack.enter_context(lean)
-            if method.name == "attention":
+            if method.traits.reads_attention:
                 target = arguments["attribute_target"]
                 places = self._loaded.attention
                 stack.enter_context(rows_of_steps(loaded_method, model, places, text.first, attribute_target=target))
@@ -288,10 +287,10 @@ class AttributionLoop:
         """The step scores of all steps off one forward, for a method that has no logits of its own and a model whose
         single pass is trusted. None otherwise, and for functions that draw, between other draws, in each step.
         """
-        names, dummy = arguments["step_scores"], inseq_catalogue.methods()["dummy"]
+        names, dummy = arguments["step_scores"], inseq_catalogue.methods()[STEP_SCORES_ONLY]
         if not names or step_scores.is_noisy(names) or step_scores.has_own_logits(self._request, method):
             return None
-        if method.name == "dummy" or not self._choice.takes_single_pass(dummy):
+        if not method.has_scores or not self._choice.takes_single_pass(dummy):
             return None
         functions = self._functions(dummy, [plain_name(name) for name in names], contrast | {"attributed_fn_args": {}})
         batch = self._batch(text.source, target, float32=False)
@@ -334,7 +333,9 @@ class AttributionLoop:
         """The attributed function and the step scores, corrected, and their arguments in Inseq's types."""
         request, functions = self._request, inseq_catalogue.step_functions()
         attributed = corrected_step_function(
-            request.attributed_fn or "probability", self._ledger, repeats_rows=checks.repeats_rows(request, method)
+            inseq_catalogue.attributed_function(request).name,
+            self._ledger,
+            repeats_rows=checks.repeats_rows(request, method),
         )
         parameters = functions[request.attributed_fn].parameters if request.attributed_fn else {}
         scored = {key: value for name in names for key, value in functions[name].parameters.items()}

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from inseq.data import FeatureAttributionOutput
 
-from attribution.catalogue.inseq_catalogue import Method
+from attribution.catalogue.inseq_catalogue import Method, attributed_function
 from attribution.catalogue.single_pass_eligibility import obstacle
+from attribution.catalogue.traits import DEFAULT_FUNCTION, Reads
 from attribution.corrections.registry import Ledger
 from attribution.inseq_loop.text_attribution import Attributed, AttributionLoop, EngineChoice
 from attribution.isolation import RANDOM_DRAWS, RandomState
 from attribution.model_cache.loading import LoadedModel
 from attribution.single_pass.batch_sizes import is_out_of_memory
-from attribution.single_pass.logit_functions import ROWWISE
 from attribution.text.encoding import Prompt, Text, from_ids
 from models import AttributionRequest, Engine
 from problems import UnsupportedByModel
@@ -215,14 +215,15 @@ def probe_text(loaded: LoadedModel, length: int) -> Text:
 def _probe_request(request: AttributionRequest, method: Method) -> AttributionRequest:
     arguments = {name: value for name, value in request.attribution_args.items() if name in _KEPT}
     arguments |= {name: value for name, value in _SMALL.items() if name in method.parameters}
-    function = request.attributed_fn if request.attributed_fn in ROWWISE else None
+    reads_logits = attributed_function(request).traits.reads is Reads.LOGITS
+    function = request.attributed_fn if reads_logits else None
     return request.model_copy(
         update={
             "method": method.name,
-            "attribution_args": arguments if method.name != "dummy" else {},
+            "attribution_args": arguments if method.has_scores else {},
             "attributed_fn": function,
             "attributed_fn_args": request.attributed_fn_args if function else {},
-            "step_scores": ["probability"],
+            "step_scores": [DEFAULT_FUNCTION],
             "step_scores_args": {},
             "output_step_attributions": False,
             "clean_special_chars": False,

@@ -300,16 +300,14 @@ class Runner:
         """What a text counts in the progress: its steps, or the forwards of a method that has one step only."""
         if not self._method.is_final_step:
             return text.steps
-        if self._method.name != "value_zeroing":
+        if not self._method.traits.zeroes_positions:
             return 1
         source, target = text.source.input_ids.shape[1], text.end - 1
         return 1 + target + (2 * source if self._model.is_encoder_decoder else 0)
 
     def _check_numbers(self, output: FeatureAttributionOutput) -> None:
         """Refuse a result without a single number, and warn of one with gaps; `nan` is for positions yet to come."""
-        advice = ""
-        if self._method.name == "reagent":
-            advice = " Its probes never found the target among the most likely: raise stopping_condition_top_k."
+        advice = f" {self._method.traits.advice_on_nan}".rstrip()
         for sequence in output.sequence_attributions:
             scores = [each for each in (sequence.source_attributions, sequence.target_attributions) if each is not None]
             if sequence.target_attributions is not None:

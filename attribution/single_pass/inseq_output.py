@@ -22,6 +22,8 @@ from inseq.data import (
 )
 from inseq.models import HuggingfaceModel
 
+from attribution.catalogue import traits
+from attribution.catalogue.traits import ScoreShape
 from attribution.single_pass.logit_functions import AttributedFunction, StepScores
 from attribution.single_pass.network import Trunk
 from attribution.single_pass.text_task import Column, Task, Tick
@@ -29,7 +31,6 @@ from attribution.text.step_labels import StepLabels
 
 Batch: TypeAlias = DecoderOnlyBatch | EncoderDecoderBatch
 StepDone = Callable[[Any], None]
-_COARSE = {"occlusion"}
 
 
 class Assembly:
@@ -135,7 +136,7 @@ class Assembly:
                 target = scores[0]
         kind = FeatureAttributionStepOutput
         if column.scores is not None:
-            is_coarse = self._method.method_name in _COARSE
+            is_coarse = traits.of_method(self._method.method_name).scores is ScoreShape.TOKEN
             kind = CoarseFeatureAttributionStepOutput if is_coarse else GranularFeatureAttributionStepOutput
         return kind(source_attributions=source, target_attributions=target, step_scores=dict(column.step_scores))
 

@@ -14,20 +14,11 @@ from inseq.attr.step_functions import STEP_SCORES_MAP, get_step_scores, get_step
 from inseq.data import DecoderOnlyBatch, EncoderDecoderBatch
 from inseq.models import HuggingfaceModel
 
+from attribution.catalogue import traits
+from attribution.catalogue.traits import Reads, StepFunctionTraits
 from attribution.corrections.step_functions import plain_name, repeating_contrast
 
 Batch: TypeAlias = DecoderOnlyBatch | EncoderDecoderBatch
-
-# Of nothing but a row of logits and its target: all rows at once.
-ROWWISE = frozenset({"logit", "probability", "entropy", "crossentropy", "perplexity"})
-# Also of the step's prefix, to find the contrast's token: all rows of one step at once.
-STEPWISE = frozenset(
-    {"contrast_logits", "contrast_prob", "contrast_logits_diff", "contrast_prob_diff", "pcxmi", "in_context_pvi"}
-)
-# The distance of a forward from others of the same shape, by their spread: without dropout, nothing by nothing.
-_NOISY = frozenset({"mc_dropout_prob_avg"})
-# Of one row alone.
-SINGLE = frozenset({"top_p_size"})
 
 
 class AttributedFunction:
@@ -37,8 +28,9 @@ class AttributedFunction:
         """`name` is a key of Inseq's table of step functions."""
         self._model = model
         self._plain = plain_name(name)
+        self._reads = traits.of_step_function(self._plain).reads
         self._function: Callable[..., torch.Tensor] = (
-            STEP_SCORES_MAP[name] if self._plain not in STEPWISE else repeating_contrast(self._plain)
+            STEP_SCORES_MAP[name] if self._reads is not Reads.LOGITS_AND_PREFIX else repeating_contrast(self._plain)
         )
         self._arguments = {key: value for key, value in arguments.items() if value is not None}
         self._batch = batch
@@ -47,13 +39,13 @@ class AttributedFunction:
     def __call__(self, logits: torch.Tensor, steps: range) -> torch.Tensor:
         """[rows, steps, vocabulary] to [rows, steps]; `steps` are target positions."""
         rows, count = logits.shape[:2]
-        if self._plain in ROWWISE:
+        if self._reads is Reads.LOGITS:
             targets = self._targets[steps.start : steps.stop].repeat(rows)
             return self._call(logits.flatten(0, 1), targets, self._batch).reshape(rows, count)
         columns = []
         for index, step in enumerate(steps):
             column, target, batch = logits[:, index], self._targets[step].repeat(rows), self._batch[:step]
-            if self._plain in SINGLE:
+            if self._reads is Reads.ONE_ROW:
                 values = [self._call(row[None], target[:1], batch).reshape(1) for row in column]
                 columns.append(torch.cat(values))
             else:
@@ -68,7 +60,7 @@ class AttributedFunction:
             is_attributed_fn=True,
             batch=batch,
         )
-        if self._plain in STEPWISE and len(logits) > 1:
+        if self._reads is Reads.LOGITS_AND_PREFIX and len(logits) > 1:
             arguments.decoder_input_ids = arguments.decoder_input_ids.expand(len(logits), -1)
         return self._function(arguments, **self._arguments)
 
@@ -90,7 +82,7 @@ class StepScores:
         rowwise, others = dict[str, Sequence[torch.Tensor]](), list[dict[str, torch.Tensor]]()
         with torch.no_grad():
             for name in self._names:
-                if plain_name(name) in ROWWISE:
+                if _traits_of(name).reads is Reads.LOGITS:
                     targets = self._batch.target_ids[0, steps.start : steps.stop]
                     rowwise[name] = self._score(name, _as_output(logits), targets, self._batch).reshape(-1, 1).unbind()
             # One step after the other: functions that follow each other on a step may share a forward.
@@ -103,8 +95,8 @@ class StepScores:
 
     def _of_step(self, name: str, step: int, row: torch.Tensor) -> torch.Tensor:
         # Only those that look at the prefix are shown it: to cut it is not free.
-        batch = self._batch if plain_name(name) in SINGLE else self._batch[:step]
-        output = self._model.get_forward_output(batch) if plain_name(name) in _NOISY else _as_output(row[None])
+        batch = self._batch if _traits_of(name).reads is Reads.ONE_ROW else self._batch[:step]
+        output = self._model.get_forward_output(batch) if _traits_of(name).draws_dropout else _as_output(row[None])
         return self._score(name, output, self._batch.target_ids[0, step], batch)
 
     def _score(self, name: str, output: Any, targets: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -117,6 +109,10 @@ class StepScores:
         )
         found: torch.Tensor = get_step_scores(name, arguments, get_step_scores_args([name], self._arguments))
         return found.to("cpu")
+
+
+def _traits_of(name: str) -> StepFunctionTraits:
+    return traits.of_step_function(plain_name(name))
 
 
 def _as_output(logits: torch.Tensor) -> SimpleNamespace:
