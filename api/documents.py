@@ -1,4 +1,4 @@
-"""Records as clients see them: a job's document, why there is no result, cursors, and what query parameters mean."""
+"""Documents that clients receive, made from records; and query parameters (cursors, tags, lists, JSON), parsed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from models import Job, JobStatus, Links
 from problems import InvalidRequest, NoResult, ResultExpired, ResultNotReady, ServiceError
 
 
-def job_answer(record: JobRecord) -> Job:
+def job_document_of(record: JobRecord) -> Job:
+    """Return the wire document of a job."""
     location = f"/attribution/jobs/{record.job_id}"
     return Job(
         job_id=record.job_id,
@@ -37,8 +38,11 @@ def job_answer(record: JobRecord) -> Job:
     )
 
 
-def no_result(record: JobRecord, *, partial: bool = False, has_partial: bool = False) -> ServiceError:
-    """Why there is no result. `partial`: an unfinished one would have done; `has_partial`: there is one."""
+def missing_result_error(record: JobRecord, *, partial: bool = False, has_partial: bool = False) -> ServiceError:
+    """Return the error that explains why a job has no result.
+
+    partial: whether the client asked for an unfinished result too. has_partial: whether an unfinished result is stored.
+    """
     if not record.status.is_terminal:
         return ResultNotReady(
             f"The job is {record.status}; ask again when its status is completed.", headers={"Retry-After": "1"}

@@ -14,8 +14,9 @@ from urllib.request import parse_http_list
 import mimeparse
 from fastapi import APIRouter, Query, Request, Response
 
-from api.dependencies import Engine, Manager, Owner, Store, TheEngine
+from api.dependencies import EngineDep, ManagerDep, OwnerDep, StoreDep
 from api.documents import json_object, names
+from api.engine_protocol import AttributionEngineProtocol
 from api.problem_responses import problem_responses
 from api.result_parts import Contents, contents
 from models import AttributionResult, ComparisonResult
@@ -81,10 +82,10 @@ _NEGOTIABLE: dict[str, View] = {_KINDS[view].media_type: view for view in _KINDS
 def get_results(
     job_id: str,
     request: Request,
-    manager: Manager,
-    engine: TheEngine,
-    store: Store,
-    owner: Owner,
+    manager: ManagerDep,
+    engine: EngineDep,
+    store: StoreDep,
+    owner: OwnerDep,
     view: Annotated[
         View | None,
         Query(
@@ -166,7 +167,7 @@ def get_results(
     return Response(body, media_type=kind.media_type, headers=headers)
 
 
-def _made(engine: Engine, found: Contents, view: View, options: ViewOptions) -> bytes:
+def _made(engine: AttributionEngineProtocol, found: Contents, view: View, options: ViewOptions) -> bytes:
     """A view that is not stored."""
     raw = {name: each.read() for name, each in found.raw.items()}
     if found.is_joint:

@@ -22,8 +22,8 @@ from jobs.store import queue_order
 from jobs.store.admission import Candidate, admit
 from jobs.store.api_keys import ApiKeys
 from jobs.store.group_commit import GroupCommit
-from jobs.store.listing import Filters, beyond_limits, page_query
-from jobs.store.records import JobRecord, Submission, record
+from jobs.store.listing import Filters, beyond_limits, owned, page_query
+from jobs.store.records import JobRecord, OwnerFilter, Submission, record
 from jobs.store.result_files import REMEDY, ResultFile, ResultFiles
 from jobs.store.schema import (
     IS_RUNNING,
@@ -108,11 +108,11 @@ class JobStore:
             self._results.remove(file.name for file in candidate.files)
         return job, is_new
 
-    def get(self, job_id: str, owner: str | None = None) -> JobRecord | None:
-        """The job, or None; with an owner, only of that one's."""
-        query = sa.select(jobs).where(jobs.c.job_id == job_id)
+    def get(self, job_id: str, owner: OwnerFilter) -> JobRecord | None:
+        """Return the job, or None if there is none of this owner."""
+        query = owned(sa.select(jobs).where(jobs.c.job_id == job_id), jobs.c.owner, owner)
         with self._read() as connection:
-            row = connection.execute(query if owner is None else query.where(jobs.c.owner == owner)).one_or_none()
+            row = connection.execute(query).one_or_none()
         return None if row is None else record(row)
 
     def page(self, filters: Filters, *, limit: int, before: int | None = None) -> list[JobRecord]:

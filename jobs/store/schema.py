@@ -8,7 +8,6 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
 from problems import StorageFailed
@@ -134,13 +133,6 @@ def migrate(engine: sa.Engine) -> None:
                 f"The job store was written by a newer version of this service ({error}). Upgrade the service, or give "
                 "it another --data-dir."
             ) from error
-
-
-def schema_version() -> str:
-    """The newest migration's revision."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    return str(ScriptDirectory.from_config(config).get_current_head())
 
 
 def _configure_connection(connection: Any, _record: object) -> None:
