@@ -1,4 +1,4 @@
-"""Routes of the service itself: liveness, readiness, metrics, problem types."""
+"""Routes about the service itself: liveness, readiness, metrics, problem types."""
 
 from __future__ import annotations
 

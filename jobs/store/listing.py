@@ -25,7 +25,7 @@ class Filters:
 
 
 def page_query(filters: Filters, *, limit: int, before: int | None) -> sa.Select[Any]:
-    """Jobs accepted before number `before`, newest first; new arrivals never shift a page."""
+    """Return the query for jobs with `seq` < `before`, newest first. New arrivals never shift a page."""
     tagged = [_tagged(filters.owner, name, value) for name, value in filters.tags]
     query: sa.Select[Any] = sa.select(jobs)
     seq: sa.ColumnElement[int] = jobs.c.seq
@@ -57,7 +57,11 @@ def _tagged(owner: OwnerFilter, name: str, value: str | None) -> sa.Subquery:
 
 
 def beyond_limits(before: float, keep: int, keep_bytes: int) -> sa.Select[tuple[str]]:
-    """The ids of jobs whose results ended before a time, or are the oldest beyond a number or an amount of bytes."""
+    """Return the query for the ids of jobs whose results exceed a retention limit.
+
+    before: results finished before this time (seconds since the epoch). keep, keep_bytes: the oldest results beyond
+    this number, or beyond this many bytes in all.
+    """
     sizes = (
         sa.select(result_files.c.job_id, sa.func.sum(result_files.c.size).label("size"))
         .group_by(result_files.c.job_id)
