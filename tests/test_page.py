@@ -64,7 +64,9 @@ def test_a_translation_token_by_token(served, open_page):
     expect_values(source.locator(".token"), [row[column] for row in sequence["source_attributions"]])
     assert f"pos={column}" in address(page)
     source.get_by_role("button", name="red").hover()
-    expect(page.locator(".said")).to_have_text(f"“·red” → “·rosso”: {sequence['source_attributions'][1][column]}")
+    expect(page.locator(".hovered-score")).to_have_text(
+        f"“·red” → “·rosso”: {sequence['source_attributions'][1][column]}"
+    )
     # The other way round: what a source token had a part in.
     source.get_by_role("button", name="red").click()
     expect_values(target.locator(".generated"), sequence["source_attributions"][1])

@@ -156,7 +156,7 @@ def test_everything_is_done_with_the_keyboard(served, open_page):
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowRight")
     expect_number(page, "td:focus", sequence["target_attributions"][1][1])
-    expect(page.locator(".said")).to_contain_text(f": {sequence['target_attributions'][1][1]}")
+    expect(page.locator(".hovered-score")).to_contain_text(f": {sequence['target_attributions'][1][1]}")
 
 
 @pytest.fixture
