@@ -14,7 +14,7 @@ export function Comparison({ result, index, parameters, onShow }) {
   return html`
     <div class="bar-of-numbers">
       <${PerToken} parameters=${parameters} onShow=${onShow} />
-      <p class="hovered-score" aria-hidden="true">${hovered || "Point at a token or a cell to see its score."}</p>
+      <p class="hovered-score" aria-hidden="true">${hovered || "Point at a token or a cell for its score."}</p>
     </div>
     <div class="side-by-side">
       ${columns.map(({ method, sequence }) => html`
@@ -72,8 +72,8 @@ function Agreement({ entries }) {
         </table>
       </div>
       <p class="help muted">
-        Each number compares the absolute scores that two methods give to the earlier tokens, as a mean over the generated tokens.
-        For the correlations, 1 is the same order, 0 is no relation, and −1 is the reverse order.
+        Means over the generated tokens. Both correlations rank the earlier tokens by absolute score: 1 is the same order, 0 no
+        relation, −1 the reverse order.
       </p>
     </section>
   `;

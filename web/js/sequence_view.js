@@ -46,7 +46,7 @@ export function SequenceView({ sequence, parameters, onShow }) {
     <div class="bar-of-numbers">
       <${Legend} scale=${scale} />
       <${PerToken} parameters=${parameters} onShow=${onShow} />
-      <p class="hovered-score" aria-hidden="true">${hovered || "Point at a token or a cell to see its score."}</p>
+      <p class="hovered-score" aria-hidden="true">${hovered || "Point at a token or a cell for its score."}</p>
     </div>
     <${TokenView} sequence=${sequence} perToken=${parameters.scale === "token"} ...${shared} />
     <${Strongest} table=${table} selection=${selection} />
