@@ -1,9 +1,10 @@
 // How scores are scaled to colours and written as numbers.
 //
-// The heatmaps of the server and the client follow attribution_reading/number_scale.py. The colour scale here is the
-// same, and tests/test_page.py compares it with the server's: a score's share of the largest absolute score, with a
-// colour for each sign if any score is negative. Numbers are written differently: the page writes each with its own
-// power of ten, whereas a heatmap writes one power of ten for its whole table.
+// The colour scale is the same as in the server's heatmap (attribution/results/heatmap_view.py), and
+// tests/test_page.py compares the two: a score's share of the largest absolute score, with a colour for each sign if any
+// score is negative. Numbers are written differently: the page writes each with its own power of ten, whereas the
+// heatmaps of the server and the client write one power of ten for a whole table
+// (attribution_reading/number_scale.py).
 
 /** The largest absolute value of these scores, and whether any is negative. Missing scores (null) are ignored. */
 export function scaleOf(values) {

@@ -21,12 +21,17 @@ export function directionOf(tokens) {
   return rightToLeft * 2 > (text.match(LETTERS)?.length ?? 0) ? "rtl" : "ltr";
 }
 
-/** The pieces of a text, in order: `{text}` for a run of visible characters, `{sign, name}` for an invisible one. */
+/**
+ * The pieces of a text, in order: `{text}` for a run of visible characters, `{sign, name}` for an invisible one.
+ * Joiners between other characters count as visible.
+ */
 export function piecesOf(text) {
   const characters = [...text];
+  const first = characters.findIndex((character) => character !== " ");
+  const last = characters.findLastIndex((character) => character !== " ");
   const pieces = [];
   characters.forEach((character, index) => {
-    const isInnerJoiner = JOINERS.has(character) && index > 0 && index < characters.length - 1;
+    const isInnerJoiner = JOINERS.has(character) && first < index && index < last;
     if (INVISIBLE.test(character) && !isInnerJoiner) {
       const code = codePoint(character);
       pieces.push({ sign: SIGNS[character] ?? code, name: NAMES[character] ?? code });
