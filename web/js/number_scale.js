@@ -1,7 +1,7 @@
 // How scores are scaled to colours and written as numbers.
 //
 // The colour scale is the same as in the server's heatmap (attribution/results/heatmap_view.py), and
-// tests/test_page.py compares the two: a score's share of the largest absolute score, with a colour for each sign if any
+// tests/test_page.py compares the two: a score's share of the largest absolute score, with a colour per sign if any
 // score is negative. Numbers are written differently: the page writes each with its own power of ten, whereas the
 // heatmaps of the server and the client write one power of ten for a whole table
 // (attribution_reading/number_scale.py).
