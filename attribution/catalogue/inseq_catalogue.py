@@ -26,7 +26,7 @@ from inseq.data.aggregator import Aggregator
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import GenerationConfig
 
-from attribution.corrections.step_functions import is_ours
+from attribution.corrections.step_functions import is_corrected_name
 
 REQUIRED = inspect.Parameter.empty
 
@@ -154,7 +154,7 @@ def step_functions() -> dict[str, StepFunction]:
             function=function,
         )
         for name, function in sorted(STEP_SCORES_MAP.items())
-        if not is_ours(name)
+        if not is_corrected_name(name)
     }
 
 
