@@ -91,7 +91,7 @@ def test_the_documentation_has_every_correction():
     from attribution.corrections import registry
 
     text = (ROOT / "docs" / "corrections.md").read_text()
-    for each in registry.describe():
+    for each in registry.all_corrections():
         assert f"| `{each['name']}` | {each['reason']} | {each['remedy']} | `{each['proof']}` |" in text
 
 

@@ -28,7 +28,7 @@ from transformers import GenerationConfig
 
 from attribution.catalogue import traits
 from attribution.catalogue.traits import DEFAULT_FUNCTION, MethodTraits, ScoreShape, StepFunctionTraits
-from attribution.corrections.step_functions import is_ours
+from attribution.corrections.step_functions import is_corrected_name
 from models import AttributionRequest
 
 REQUIRED = inspect.Parameter.empty
@@ -174,7 +174,7 @@ def step_functions() -> dict[str, StepFunction]:
             function=function,
         )
         for name, function in sorted(STEP_SCORES_MAP.items())
-        if not is_ours(name)
+        if not is_corrected_name(name)
     }
 
 

@@ -28,10 +28,10 @@ from attribution.inseq_loop.cheaper_forwards import lean_forwards
 from attribution.inseq_loop.method_loading import load_method
 from attribution.model_cache.attention_outputs import rows_of_steps
 from attribution.model_cache.loading import LoadedModel
-from attribution.single_pass.activations import prepared
-from attribution.single_pass.inseq_output import Assembly, Batch
-from attribution.single_pass.method_dispatch import columns as steps_of
-from attribution.single_pass.text_task import Column, Tick
+from attribution.single_pass.activations import cached_derivatives
+from attribution.single_pass.inseq_output import Batch, InseqOutputBuilder
+from attribution.single_pass.method_dispatch import step_results as steps_of
+from attribution.single_pass.text_task import ProgressCallback, StepResult
 from attribution.text.encoding import Text
 from attribution.text.step_labels import StepLabels, labelled_once, labels
 from models import Arguments, AttributionRequest
@@ -87,7 +87,7 @@ class AttributionLoop:
         *,
         preparing: Callable[[bool], None],
         choice: EngineChoice,
-        tick: Tick,
+        tick: ProgressCallback,
     ) -> None:
         """`preparing` is called with whether a method is being made ready that takes its time the first time, and
         `tick` within the single pass (see `single_pass.task`).
@@ -294,10 +294,12 @@ class AttributionLoop:
             return None
         functions = self._functions(dummy, [plain_name(name) for name in names], contrast | {"attributed_fn_args": {}})
         batch = self._batch(text.source, target, float32=False)
-        assembly = Assembly(loaded_method, self._model, batch, arguments | functions | {"attribute_target": False})
+        assembly = InseqOutputBuilder(
+            loaded_method, self._model, batch, arguments | functions | {"attribute_target": False}
+        )
         task = assembly.task(lambda _: self._tick(0.0), needs_identity=False)
         try:
-            with prepared(self._loaded.network), step_scores.remembered_forward(self._model):
+            with cached_derivatives(self._loaded.network), step_scores.remembered_forward(self._model):
                 reading = task.unperturbed()
         except UnsupportedByModel as error:
             self._choice.give_up(dummy, error.detail)
@@ -316,17 +318,17 @@ class AttributionLoop:
         identity: list[completeness.Step] = []
         has_identity = completeness.has_identity(self._request, method)
 
-        def measured(columns: Iterator[Column]) -> Iterator[Column]:
+        def measured(columns: Iterator[StepResult]) -> Iterator[StepResult]:
             for column in columns:
                 if has_identity:
                     assert column.scores is not None
                     identity.append(completeness.step_of(column.scores, column.at_input, column.at_baseline))
                 yield column
 
-        assembly = Assembly(loaded_method, self._model, batch, arguments)
+        assembly = InseqOutputBuilder(loaded_method, self._model, batch, arguments)
         task = assembly.task(self._tick, needs_identity=has_identity)
         columns = measured(steps_of(loaded_method, task, arguments["attribution_args"]))
-        with prepared(self._loaded.network), step_scores.remembered_forward(self._model):
+        with cached_derivatives(self._loaded.network), step_scores.remembered_forward(self._model):
             return assembly.output(columns, steps.append), identity
 
     def _functions(self, method: Method, names: list[str], contrast: dict[str, Arguments]) -> dict[str, Any]:
@@ -373,7 +375,7 @@ class AttributionLoop:
         tail = labels(text.target.input_tokens[0][text.end :], text.target.input_ids[0, text.end :].tolist())
         if self._request.clean_special_chars:
             tail = self._model.clean_tokens(tail, as_targets=True)
-        return positions_and_padding.cut(text.target, text.end), tail
+        return positions_and_padding.truncate(text.target, text.end), tail
 
     def _batch(self, source: BatchEncoding, target: BatchEncoding, *, float32: bool) -> Batch:
         def embedded(encoding: BatchEncoding, *, as_targets: bool) -> OneSideBatch:

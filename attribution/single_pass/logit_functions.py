@@ -1,6 +1,6 @@
-"""The attributed function and the step scores, on rows of logits that one forward made for all steps.
+"""The attributed function and the step scores, computed from the rows of logits that one forward gives for all steps.
 
-The functions are Inseq's own, called with the arguments that its loop would give them.
+Calls Inseq's own functions with the arguments that its loop passes. Knows nothing of how the logits were computed.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Batch: TypeAlias = DecoderOnlyBatch | EncoderDecoderBatch
 
 
 class AttributedFunction:
-    """What is attributed, as a function of logits, for the steps of one text."""
+    """The attributed function as a function of logits, for the steps of one text."""
 
     def __init__(self, model: HuggingfaceModel, name: str, arguments: dict[str, Any], batch: Batch) -> None:
-        """`name` is a key of Inseq's table of step functions."""
+        """`name` is a key of Inseq's `STEP_SCORES_MAP`, possibly that of a corrected function."""
         self._model = model
         self._plain = plain_name(name)
         self._reads = traits.of_step_function(self._plain).reads
@@ -37,20 +37,20 @@ class AttributedFunction:
         self._targets = batch.target_ids[0]
 
     def __call__(self, logits: torch.Tensor, steps: range) -> torch.Tensor:
-        """[rows, steps, vocabulary] to [rows, steps]; `steps` are target positions."""
+        """Map logits [rows, steps, vocabulary] to values [rows, steps]; `steps` are target positions."""
         rows, count = logits.shape[:2]
         if self._reads is Reads.LOGITS:
             targets = self._targets[steps.start : steps.stop].repeat(rows)
             return self._call(logits.flatten(0, 1), targets, self._batch).reshape(rows, count)
-        columns = []
+        values = []
         for index, step in enumerate(steps):
-            column, target, batch = logits[:, index], self._targets[step].repeat(rows), self._batch[:step]
+            step_logits, target, batch = logits[:, index], self._targets[step].repeat(rows), self._batch[:step]
             if self._reads is Reads.ONE_ROW:
-                values = [self._call(row[None], target[:1], batch).reshape(1) for row in column]
-                columns.append(torch.cat(values))
+                each_row = [self._call(row[None], target[:1], batch).reshape(1) for row in step_logits]
+                values.append(torch.cat(each_row))
             else:
-                columns.append(self._call(column, target, batch).reshape(rows))
-        return torch.stack(columns, 1)
+                values.append(self._call(step_logits, target, batch).reshape(rows))
+        return torch.stack(values, 1)
 
     def _call(self, logits: torch.Tensor, targets: torch.Tensor, batch: Batch) -> torch.Tensor:
         arguments = self._model.formatter.format_step_function_args(
@@ -66,7 +66,7 @@ class AttributedFunction:
 
 
 class StepScores:
-    """The step scores that a request asks for."""
+    """The step scores that a request names, as functions of logits; false where it names none."""
 
     def __init__(self, model: HuggingfaceModel, names: list[str], arguments: dict[str, Any], batch: Batch) -> None:
         self._model = model
@@ -78,14 +78,17 @@ class StepScores:
         return bool(self._names)
 
     def of_steps(self, steps: range, logits: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-        """Of these target positions, from a row of logits for each ([steps, vocabulary]); each score is [1]."""
+        """Scores by name for each of these target positions, from logits [steps, vocabulary].
+
+        Each score is a tensor of shape [1] on the CPU.
+        """
         rowwise, others = dict[str, Sequence[torch.Tensor]](), list[dict[str, torch.Tensor]]()
         with torch.no_grad():
             for name in self._names:
                 if _traits_of(name).reads is Reads.LOGITS:
                     targets = self._batch.target_ids[0, steps.start : steps.stop]
                     rowwise[name] = self._score(name, _as_output(logits), targets, self._batch).reshape(-1, 1).unbind()
-            # One step after the other: functions that follow each other on a step may share a forward.
+            # All functions of a step before the next step: neighbouring contrastive functions then share a forward.
             for step, row in zip(steps, logits, strict=True):
                 others.append({n: self._of_step(n, step, row) for n in self._names if n not in rowwise})
         return [
@@ -94,7 +97,7 @@ class StepScores:
         ]
 
     def _of_step(self, name: str, step: int, row: torch.Tensor) -> torch.Tensor:
-        # Only those that look at the prefix are shown it: to cut it is not free.
+        # Cutting the batch takes time, so only functions that read the prefix get a cut one.
         batch = self._batch if _traits_of(name).reads is Reads.ONE_ROW else self._batch[:step]
         output = self._model.get_forward_output(batch) if _traits_of(name).draws_dropout else _as_output(row[None])
         return self._score(name, output, self._batch.target_ids[0, step], batch)
@@ -116,5 +119,5 @@ def _traits_of(name: str) -> StepFunctionTraits:
 
 
 def _as_output(logits: torch.Tensor) -> SimpleNamespace:
-    """Rows of logits ([rows, vocabulary]) as a forward's output of one position each."""
+    """Logits [rows, vocabulary] in the shape of a forward's output of one position ([rows, 1, vocabulary])."""
     return SimpleNamespace(logits=logits[:, None])
