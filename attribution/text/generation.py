@@ -22,11 +22,11 @@ _DEFAULT_NEW_TOKENS = 20  # Transformers' own default
 
 
 @dataclass(frozen=True)
-class Written:
-    """What the model wrote for one input, to be attributed by several methods as if each had had it written."""
+class GeneratedTarget:
+    """The target that the model generated for one input, shared by all methods of a comparison."""
 
     target: BatchEncoding  # [1, target_len]
-    random_state: RandomState | None  # after it
+    random_state: RandomState | None  # of the generators behind the generation, for a method that draws
     warnings: list[str]
     corrections: list[Correction]
 
