@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, Header, Request
 
 from job_manager import JobManager, Run
 from jobs.store.api_keys import ANYBODY
 from jobs.store.job_store import JobStore
-from models import AttributionRequest, Estimate
+from models import AttributionRequest, Estimate, ViewOptions
 from problems import Unauthorized
-
-if TYPE_CHECKING:
-    from attribution.results.stored_form import ViewOptions
 
 
 class Engine(Protocol):

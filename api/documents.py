@@ -1,9 +1,8 @@
-"""Records as clients see them: a job's document, why there is no result, cursors, and what query parameters mean."""
+"""Records as clients see them: a job's document, why there is no result, cursors and tags of a listing."""
 
 from __future__ import annotations
 
 import base64
-import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -76,19 +75,3 @@ def read_tag(text: str) -> tuple[str, str | None]:
     """`name` or `name:value`."""
     name, colon, value = text.partition(":")
     return name, value if colon else None
-
-
-def names(value: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in value.split(",") if name.strip()) if value else ()
-
-
-def json_object(value: str | None) -> dict[str, Any]:
-    if value is None:
-        return {}
-    try:
-        parsed = json.loads(value)
-    except ValueError:
-        parsed = None
-    if not isinstance(parsed, dict):
-        raise InvalidRequest('aggregator_args must be a JSON object, such as {"source_spans": [[0, 2]]}.')
-    return parsed

@@ -12,7 +12,8 @@ from scipy import stats
 
 from attribution.engine import AttributionEngine
 from attribution.results import stored_form
-from attribution.results.comparison_view import JointProgress, agreement
+from attribution.results.comparison_view import agreement
+from attribution.run.comparison_progress import JointProgress
 from models import AttributionRequest, Progress, Stage
 from problems import Cancelled
 from settings import Settings

@@ -22,8 +22,10 @@ from inseq.data import FeatureAttributionOutput
 from inseq.data.attribution import FeatureAttributionSequenceOutput
 from markupsafe import Markup, escape
 
-from attribution.results.stored_form import NOTES, ViewOptions, aggregate
+from attribution.results.aggregation import aggregate
+from attribution.results.inseq_fields import token_notes, without_notes
 from attribution.text.readable_tokens import Note
+from attribution_schema.view_options import ViewOptions
 from problems import InvalidRequest
 
 MOST_CELLS = 100_000  # more is no picture, and tens of megabytes for the browser
@@ -63,10 +65,9 @@ _TEMPLATE = jinja2.Environment(
 def html_view(output: FeatureAttributionOutput, options: ViewOptions) -> bytes:
     """The document, in UTF-8. Raises `InvalidRequest` for scores that are no matrix, or too many to look at."""
     aggregated = aggregate(output, options)
-    notes = aggregated.info.get(NOTES) or [{}] * len(aggregated.sequence_attributions)
     _check_size(aggregated)
-    pictures = [_picture(*each) for each in zip(aggregated.sequence_attributions, notes, strict=True)]
-    info = {name: value for name, value in output.info.items() if name != NOTES}
+    pictures = [_picture(*each) for each in zip(aggregated.sequence_attributions, token_notes(aggregated), strict=True)]
+    info = without_notes(output.info)
     model, method = info.get("model_name", "a model"), info.get("attribution_method", "attribution")
     document = _TEMPLATE.render(
         style=Markup(_STYLE),  # noqa: S704 - our own

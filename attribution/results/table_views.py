@@ -19,8 +19,10 @@ from inseq.data import FeatureAttributionOutput
 from inseq.data.attribution import FeatureAttributionSequenceOutput
 from inseq.utils.typing import TokenWithId
 
-from attribution.results.stored_form import NOTES, ViewOptions, aggregate
+from attribution.results.aggregation import aggregate
+from attribution.results.inseq_fields import token_notes, without_notes
 from attribution.text.readable_tokens import Note
+from attribution_schema.view_options import ViewOptions
 from problems import InvalidRequest
 
 Column = tuple[str, pa.Array]
@@ -37,7 +39,7 @@ def csv_view(output: FeatureAttributionOutput, options: ViewOptions) -> bytes:
 
 def parquet_view(output: FeatureAttributionOutput, options: ViewOptions) -> bytes:
     """Parquet, with the result's `info` as JSON in the schema's metadata."""
-    info = {name: value for name, value in output.info.items() if name != NOTES}
+    info = without_notes(output.info)
     written = io.BytesIO()
     found = table(output, options).replace_schema_metadata({"info": orjson.dumps(info)})
     pyarrow.parquet.write_table(found, written, compression="zstd")
@@ -54,11 +56,12 @@ def table(output: FeatureAttributionOutput, options: ViewOptions) -> pa.Table:
     """
     aggregated = aggregate(output, options)
     _check_size(aggregated)
-    notes = aggregated.info.get(NOTES) or [{}] * len(aggregated.sequence_attributions)
     make = _step_scores if options.table == "step_scores" else _attributions
     parts = [
         part
-        for index, (sequence, each) in enumerate(zip(aggregated.sequence_attributions, notes, strict=True))
+        for index, (sequence, each) in enumerate(
+            zip(aggregated.sequence_attributions, token_notes(aggregated), strict=True)
+        )
         for part in make(index, _Tokens(sequence, each, with_text=options.decode_tokens), sequence)
     ]
     # A side without scores has no further dimensions either, and must not say which columns there are.

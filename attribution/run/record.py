@@ -14,9 +14,9 @@ from inseq.data import FeatureAttributionOutput
 
 from attribution.catalogue import inseq_catalogue
 from attribution.model_cache.loading import LoadedModel
-from attribution.results import comparison_view, stored_form
-from attribution.results.stored_form import ViewOptions
+from attribution.results import comparison_view, inseq_fields, json_views, stored_form
 from attribution.run.token_notes import SideNotes
+from attribution_schema.view_options import ViewOptions
 from models import AttributionRequest, ResultPart
 
 RAW, SUMMARY = "raw", "summary"
@@ -40,9 +40,9 @@ def with_record(
     """The output of a run with its record and its tokens' notes in `info`, in plain JSON types, so that the result
     read from the store equals it.
     """
-    output.info |= _info(run, loaded) | {stored_form.NOTES: notes}
+    output.info |= _info(run, loaded) | {inseq_fields.NOTES: notes}
     output.info = orjson.loads(orjson.dumps(output.info, option=orjson.OPT_SERIALIZE_NUMPY, default=str))
-    return stored_form.with_own_functions(output)
+    return inseq_fields.with_own_functions(output)
 
 
 def encode(request: AttributionRequest, outputs: Mapping[str, FeatureAttributionOutput]) -> list[ResultPart]:
@@ -52,7 +52,7 @@ def encode(request: AttributionRequest, outputs: Mapping[str, FeatureAttribution
     """
     parts = []
     for name, output in outputs.items():
-        summary = stored_form.json_view(output, ViewOptions())
+        summary = json_views.json_view(output, ViewOptions())
         parts += [
             ResultPart(part_of(request, RAW, name), stored_form.RAW_CODEC, stored_form.encode(output)),
             ResultPart(part_of(request, SUMMARY, name), stored_form.JSON_CODEC, stored_form.compress(summary)),
