@@ -127,7 +127,7 @@ def functions_and_arguments(
 def embedded_batch(
     model: HuggingfaceModel, source: BatchEncoding, target: BatchEncoding, *, float32: bool = False
 ) -> Batch:
-    """Source and target ([1, length]) with the embeddings ([1, length, width]) of ids and baseline, as Inseq's batch."""
+    """Source and target ([1, length]) as Inseq's batch, with embeddings of ids and baseline ([1, length, width])."""
 
     def embedded(encoding: BatchEncoding, *, as_targets: bool) -> OneSideBatch:
         vectors = [model.embed_ids(ids, as_targets=as_targets) for ids in (encoding.input_ids, encoding.baseline_ids)]

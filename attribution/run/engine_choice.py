@@ -58,7 +58,10 @@ class EngineChoice:
         self.probing_seconds = 0.0  # of probes, which run once for a model and are not the job's own time
 
     def takes_single_pass(self, method: Method) -> bool:
-        """Whether to use the single pass. Raises `UnsupportedByModel` if the request requires it and it is not trusted."""
+        """Whether to use the single pass, after a probe of the model if there was none.
+
+        Raises `UnsupportedByModel` if the request requires the single pass and it is not trusted.
+        """
         if method.name not in self._decided:
             self._decided[method.name] = self._decide(method)
         return self._decided[method.name].is_trusted

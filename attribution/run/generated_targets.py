@@ -48,7 +48,7 @@ class GeneratedTargets:
         request: AttributionRequest,
         loaded: LoadedModel,
         languages: dict[str, int],
-        draws_random: bool,  # noqa: FBT001
+        draws_random: bool,
         progress: ProgressCounter,
     ) -> GeneratedTarget:
         warnings, ledger = list[str](), Ledger(enabled=request.corrections)

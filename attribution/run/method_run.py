@@ -37,8 +37,8 @@ from problems import Cancelled, UnsupportedByModel
 
 
 @dataclass(frozen=True)
-class _Finished:
-    """The texts that are done, and the one that is being attributed; replaced as a whole, for readers in other threads."""
+class _Snapshot:
+    """The texts that are done, and the one being attributed; replaced as a whole, because other threads read it."""
 
     steps_total: int = 0
     outputs: tuple[FeatureAttributionOutput, ...] = ()
@@ -61,8 +61,8 @@ class Runner:
         recheck_share: float = 0.0,
         warnings: Sequence[str] = (),
     ) -> None:
-        """`expected_seconds`: the time that texts of these shapes should take, asked once they are known. `targets`:
-        shared by the methods of a comparison. `recheck_share`: see `EngineChoice`. `warnings`: the result has these too.
+        """`expected_seconds`: the time that texts of these shapes should take, called once they are known. `targets`:
+        shared by the methods of a comparison. `recheck_share`: see `EngineChoice`. `warnings` go into the record.
         """
         self._request = request
         self._loaded = loaded
@@ -70,7 +70,7 @@ class Runner:
         self._method: Method = inseq_catalogue.methods()[request.attribution_method]
         self._should_cancel = should_cancel
         self._expected_seconds = expected_seconds
-        self._finished = _Finished()
+        self._snapshot = _Snapshot()
         self._progress = ProgressCounter(report, Unit.FORWARD if self._method.is_final_step else Unit.STEP)
         self._choice = EngineChoice(
             request, loaded, tick=lambda _: self._check_cancelled(), recheck_share=recheck_share
@@ -115,17 +115,17 @@ class Runner:
             spoken = stack.enter_context(languages.spoken(self._model, self._request.languages))
             texts = [self._reader.read(index, spoken) for index in range(self._request.count)]
             self._attribute_all(texts)
-        return merge_attributions(list(self._finished.outputs))
+        return merge_attributions(list(self._snapshot.outputs))
 
     def partial(self) -> tuple[FeatureAttributionOutput, list[SideNotes]] | None:
         """The scores of the generated tokens that are done, and the notes of their tokens; None where there are none.
 
         Called from any thread, also after the run failed.
         """
-        finished = self._finished
-        outputs, notes = list(finished.outputs), self.notes[: len(finished.outputs)]
-        if finished.current is not None:
-            attribution, prepared = finished.current
+        snapshot = self._snapshot
+        outputs, notes = list(snapshot.outputs), self.notes[: len(snapshot.outputs)]
+        if snapshot.current is not None:
+            attribution, prepared = snapshot.current
             if (current := attribution.partial()) is not None:
                 current.info |= prepared.info
                 outputs.append(current)
@@ -134,7 +134,7 @@ class Runner:
             return None
         output = merge_attributions(outputs)
         done = sum(each.attr_pos_end - each.attr_pos_start for each in output.sequence_attributions)
-        output.info["partial"] = {"steps_done": done, "steps_total": finished.steps_total}
+        output.info["partial"] = {"steps_done": done, "steps_total": snapshot.steps_total}
         return output, notes
 
     @property
@@ -184,10 +184,10 @@ class Runner:
         self.expected = self._expected_seconds([self._shape(each.text) for each in texts])
         self._progress.begin_attributing(sum(self._units(each.text) for each in texts), self.expected)
         began = time.monotonic()
-        self._finished = _Finished(sum(each.text.steps for each in texts))
+        self._snapshot = _Snapshot(sum(each.text.steps for each in texts))
         for each in texts:
             output = self._attribute(each)
-            self._finished = replace(self._finished, outputs=(*self._finished.outputs, output), current=None)
+            self._snapshot = replace(self._snapshot, outputs=(*self._snapshot.outputs, output), current=None)
         self.took = time.monotonic() - began - self._choice.probing_seconds
 
     def _attribute(self, prepared: PreparedText) -> FeatureAttributionOutput:
@@ -201,7 +201,7 @@ class Runner:
             progress=self._progress,
             tick=self._tick,
         )
-        self._finished = replace(self._finished, current=(attribution, prepared))
+        self._snapshot = replace(self._snapshot, current=(attribution, prepared))
         output, identity = text_run.attribute(attribution, self._choice, prepared.random_state)
         (sequence,) = output.sequence_attributions
         self._warnings += result_checks.warnings_of_gaps(output, self._method, self._model)
@@ -223,7 +223,7 @@ class Runner:
         return Shape(source, text.first, text.end)
 
     def _units(self, text: Text) -> int:
-        """The units of work that a text counts in the progress: its steps, or the forwards of a method with one step."""
+        """The units of work that a text counts: its steps, or the forward passes of a method with one step."""
         if not self._method.is_final_step:
             return text.steps
         if self._method.name != "value_zeroing":

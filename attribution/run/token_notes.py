@@ -16,7 +16,7 @@ SideNotes = dict[str, list[Note]]  # for "source" and "target": one note for eac
 
 
 def of_text(model: HuggingfaceModel, text: Text) -> SideNotes:
-    """The notes of a text's tokens. A decoder-only model's source is the beginning of its target, so it has the same."""
+    """The notes of a text's tokens. A decoder-only model's source is the beginning of its target: the same notes."""
     seq2seq, marks = bool(model.is_encoder_decoder), text.prompt.from_template
     target = readable_tokens.annotate(model.tokenizer, _tokens(text.target), None if seq2seq else marks)
     source = readable_tokens.annotate(model.tokenizer, _tokens(text.source), marks) if seq2seq else target

@@ -17,7 +17,7 @@ _UNREADABLE = "\ufffd"
 _LONGEST_CHARACTER = 4  # a character has at most four bytes, and so at most four tokens
 
 
-def readable(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[list[str], list[int]]:
+def readable_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[list[str], list[int]]:
     """Each id as text, and the positions that continue the character of the token before, and read as that one."""
     raw = [str(each) for each in tokenizer.convert_ids_to_tokens([int(each) for each in ids])]
     alone = _decoded(tokenizer, [ids[index : index + 1] for index in range(len(ids))])
@@ -45,14 +45,14 @@ def _decoded(tokenizer: PreTrainedTokenizerBase, sequences: Sequence[Sequence[in
 def annotate(
     tokenizer: PreTrainedTokenizerBase, tokens: Sequence[TokenWithId], from_template: Sequence[bool] | None
 ) -> list[Note]:
-    """What is known of each token beside its id: `text`, `continues` (see `readable`), and `template` where they began
+    """What is known of each token beside its id: `text`, `continues` (see `readable_texts`), and `template` where they began
     with a conversation's prompt.
     """
     notes: list[Note] = [{"text": each.token} for each in tokens]  # a contrast's "this → that" has no id
     for has_id, run in groupby(range(len(tokens)), key=lambda index: is_id(tokens[index].id)):
         positions = list(run)
         if has_id:
-            texts, rest = readable(tokenizer, [tokens[index].id for index in positions])
+            texts, rest = readable_texts(tokenizer, [tokens[index].id for index in positions])
             continues = set(rest)
             for offset, text in enumerate(texts):
                 notes[positions[offset]] = {"text": text} | ({"continues": True} if offset in continues else {})
