@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
 import torch
-from inseq.data import FeatureAttributionOutput
 from transformers.utils import logging as transformers_logging
 
 from attribution.catalogue import comparison_checks, inseq_catalogue
-from attribution.catalogue.traits import BATCH_SIZES
 from attribution.corrections import registry
-from attribution.estimates.estimator import Estimator, check_weights, route_of
-from attribution.estimates.passes import Shape
+from attribution.estimates.estimator import Estimator, check_weights
 from attribution.estimates.rates import Rates
-from attribution.model_cache.loading import LoadedModel, ModelCache, bundled_models
+from attribution.model_cache.loading import ModelCache, bundled_models
 from attribution.results import (
     aggregation,
     comparison_view,
@@ -34,16 +30,11 @@ from attribution.results import (
     table_views,
 )
 from attribution.run import record
-from attribution.run.comparison_progress import JointProgress
-from attribution.run.method_run import Runner
-from attribution.single_pass.batch_sizes import is_out_of_memory, smaller_pieces
-from attribution.text.generation import Written
+from attribution.run.request_run import Callbacks, EncodePartial, RequestRunner
 from attribution_schema.view_options import ViewOptions
-from models import AttributionRequest, Estimate, Progress, ResultPart, Stage
-from problems import OutOfMemory
+from models import AttributionRequest, Estimate, Progress, ResultPart
 from settings import Settings
 
-Partial = Callable[[], list[ResultPart]]
 _VIEWS = {
     ("json", "heatmap"): json_views.json_view,
     ("inseq", "heatmap"): json_views.inseq_view,
@@ -66,6 +57,7 @@ class AttributionEngine:
         self._models = ModelCache(settings)
         self._rates = Rates()
         self._estimator = Estimator(settings, self._models, self._rates)
+        self._runner = RequestRunner(settings, self._models, self._rates, self._estimator)
 
     # Before the queue
 
@@ -112,80 +104,22 @@ class AttributionEngine:
         device: str,
         report: Callable[[Progress], None],
         should_cancel: Callable[[], bool],
-        offer_partial: Callable[[Partial], None] = lambda _: None,
+        offer_partial: Callable[[EncodePartial], None] = lambda _: None,
     ) -> list[ResultPart]:
         """Run a checked request and return its result, encoded for the store.
 
-        `offer_partial` is given a function that encodes what is done so far, from any thread, and also after this has
-        raised. Where the device runs out of memory it is done once more, in smaller pieces. Raises a `JobError` that
-        says why it cannot be done, `Cancelled` within one forward pass of `should_cancel` turning true, and whatever
-        Inseq and the model raise.
+        `report` receives the progress; its `eta_seconds` is the expected time of what is left, never extrapolated from
+        elapsed time. `offer_partial` receives a function that encodes what is done so far, from any thread, and also
+        after this has raised. Where the device runs out of memory, the request runs once more in smaller pieces. Raises
+        a `JobError` that says why it cannot be done, `Cancelled` within one forward pass of `should_cancel` turning
+        true, and whatever Inseq and the model raise.
         """
-        place = self._place(request, device)
-        smaller, notes = request, list[str]()
-        for last in (False, True):
-            try:
-                with smaller_pieces(_SMALLER if last else 1):
-                    return self._run(smaller, place, report, should_cancel, offer_partial, notes)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if last:
-                    self._models.forget_idle()
-                    raise OutOfMemory(
-                        f"{place} ran out of memory, also in smaller pieces. Shorten the text, lower n_steps, or set "
-                        "internal_batch_size to 1."
-                    ) from error
-            # Outside the handler, whose error holds the tensors of the forward that failed.
-            self._models.forget_idle()
-            smaller = _in_smaller_pieces(request)
-            notes.append(
-                f"{place} ran out of memory at first: it was done again with {_pieces(smaller) or 'more room'}."
-            )
-        raise AssertionError("unreachable")
+        callbacks = Callbacks(report, should_cancel, offer_partial)
+        return self._runner.run(request, self._place(request, device), callbacks)
 
     @staticmethod
     def _place(request: AttributionRequest, device: str) -> str:
         return "cpu" if request.force_cpu else device
-
-    def _run(
-        self,
-        request: AttributionRequest,
-        place: str,
-        report: Callable[[Progress], None],
-        should_cancel: Callable[[], bool],
-        offer_partial: Callable[[Partial], None],
-        notes: list[str],
-    ) -> list[ResultPart]:
-        report(Progress(stage=Stage.LOADING_MODEL))
-        joint, written = JointProgress(report, request.method_names), dict[int, Written]()
-        done: dict[str, FeatureAttributionOutput] = {}
-        with self._models.lease(request.model, device=place, dtype=request.dtype) as loaded:
-
-            def expected_seconds(shapes: Sequence[Shape]) -> float:
-                for name in request.method_names if not joint.expected else ():
-                    one = request.of_method(name)
-                    joint.expected[name] = self._estimator.expected_seconds(one, loaded, shapes)
-                return joint.expected[runner.request.attribution_method]
-
-            for index, name in enumerate(request.method_names):
-                runner = Runner(
-                    request.of_method(name),
-                    loaded,
-                    report=report if request.methods is None else joint.of_method(index),
-                    should_cancel=should_cancel,
-                    expected_seconds=expected_seconds,
-                    max_input_tokens=self._settings.max_input_tokens,
-                    recheck_share=self._settings.recheck_share,
-                    written=written if request.methods is not None else None,
-                )
-                runner.warnings += notes
-                offer_partial(partial(_encode_partial, request, dict(done), loaded, runner))
-                output = runner.run()
-                self._rates.learn(loaded.key, route_of(runner.request), expected=runner.expected, took=runner.took)
-                done[name] = record.with_record(output, runner, loaded, runner.token_notes)
-        report(runner.finished())
-        return record.encode(request, done)
 
     # After it
 
@@ -227,41 +161,3 @@ class AttributionEngine:
             "allowed": list(self._settings.allowed_models),
             "model_cache_bytes": self._settings.model_cache_bytes,
         }
-
-
-def _encode_partial(
-    request: AttributionRequest, done: Mapping[str, FeatureAttributionOutput], loaded: LoadedModel, runner: Runner
-) -> list[ResultPart]:
-    """What is done so far, as a result of its own; empty where nothing is."""
-    found = runner.partial()
-    if found is None:
-        return record.encode(request, done)
-    output, notes = found
-    name = runner.request.attribution_method
-    return record.encode(request, {**done, name: record.with_record(output, runner, loaded, notes)})
-
-
-_SMALLER = 4  # what was too much is done again in quarters
-# What divides the rows of one forward, and how many there are where nothing was asked for (n_steps, in Captum).
-
-
-def _in_smaller_pieces(request: AttributionRequest) -> AttributionRequest:
-    """The same request with a quarter of the rows in a forward, where the method can divide them."""
-    if request.methods is not None:
-        smaller = {name: _in_smaller_pieces(request.of_method(name)).attribution_args for name in request.methods}
-        return request.model_copy(update={"attribution_args": smaller})
-    parameters, arguments = (
-        inseq_catalogue.methods()[request.attribution_method].parameters,
-        dict(request.attribution_args),
-    )
-    for name in BATCH_SIZES:
-        if name in parameters:
-            rows = arguments.get(name) or arguments.get("n_steps") or parameters[name].default or 50
-            arguments[name] = max(1, int(rows) // _SMALLER)
-    return request.model_copy(update={"attribution_args": arguments})
-
-
-def _pieces(request: AttributionRequest) -> str:
-    each = [request.of_method(name).attribution_args for name in request.method_names]
-    given = dict.fromkeys(f"{name} {one[name]}" for one in each for name in BATCH_SIZES if name in one)
-    return " and ".join(given)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from attribution.text import chat
-from attribution.text.readable_tokens import readable
+from attribution.text.readable_tokens import readable_texts
 from tests import chat_models
 from tests.first_principles import Plain
 from tests.test_corrections_methods import assert_scores, run
@@ -166,7 +166,7 @@ def test_marks_are_exact_for_any_text(model_folders, texts, name):
     messages = [{"role": "user", "content": text} for text in texts]
     conversation = chat.render(tokenizer, messages, {})
     assert conversation.from_template is not None
-    pieces, continues = readable(tokenizer, conversation.ids[0].tolist())
+    pieces, continues = readable_texts(tokenizer, conversation.ids[0].tolist())
     written = "".join(
         piece
         for index, (piece, template) in enumerate(zip(pieces, conversation.from_template, strict=True))
@@ -181,7 +181,7 @@ def test_marks_are_exact_for_any_text(model_folders, texts, name):
 def test_readable_tokens_join_to_the_text(model_folders, text):
     tokenizer = model_folders["chat-qwen2"]
     ids = tokenizer(text, add_special_tokens=False).input_ids
-    pieces, continues = readable(tokenizer, ids)
+    pieces, continues = readable_texts(tokenizer, ids)
     assert len(pieces) == len(ids)
     joined = "".join(piece for index, piece in enumerate(pieces) if index not in continues)
     assert joined == normalized("chat-qwen2", text)

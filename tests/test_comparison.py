@@ -11,7 +11,7 @@ from scipy import stats
 
 from attribution.engine import AttributionEngine
 from attribution.results import stored_form
-from attribution.run.comparison_progress import JointProgress
+from attribution.run.comparison_progress import ComparisonProgress
 from attribution_client import AttributionClient, rank_correlation, top_token_overlap
 from attribution_reading.agreement import kendall, spearman, top_overlap
 from models import AttributionRequest, Progress, Stage
@@ -70,22 +70,30 @@ def test_the_target_is_generated_once(engine):
     assert fractions[-1] == pytest.approx(1.0)
 
 
-def test_the_time_left_follows_what_was_done():
-    now, seen = [0.0], []
-    joint = JointProgress(seen.append, ["a", "b"], clock=lambda: now[0])
-    joint.expected = {"a": 1.0, "b": 3.0}
+def test_methods_are_weighted_by_their_expected_time():
+    seen = []
+    joint = ComparisonProgress(seen.append, ["a", "b"])
 
-    def tell(index, fraction, stage=Stage.ATTRIBUTING):
-        joint.of_method(index)(Progress(stage=stage, fraction=fraction))
+    def report(name, fraction, stage=Stage.ATTRIBUTING):
+        joint.of_method(name)(Progress(stage=stage, fraction=fraction, eta_seconds=1.0))
         return seen[-1].method, seen[-1].fraction, seen[-1].eta_seconds
 
-    assert tell(0, 0.0) == ("a", 0.0, 4.0)  # as expected, before anything was done
-    now[0] = 10.0  # ten times slower than that
-    assert tell(0, 1.0) == ("a", 0.25, 30.0)
-    assert tell(1, 0.0, Stage.PREPARING) == ("b", 0.25, None)
-    now[0] = 20.0
-    assert tell(1, 1 / 3) == ("b", pytest.approx(0.5), 20.0)
-    assert tell(1, 0.0, Stage.PREPARING)[1] == pytest.approx(0.5)  # never back
+    assert report("a", 0.5, Stage.GENERATING) == ("a", 0.0, None)
+    joint.expect({"a": 1.0, "b": 3.0})
+    assert report("a", 0.0) == ("a", 0.0, 4.0)
+    assert report("a", 1.0) == ("a", 0.25, 3.0)
+    assert report("b", 0.0, Stage.PREPARING) == ("b", 0.25, None)
+    assert report("b", 1 / 3) == ("b", pytest.approx(0.5), 2.0)
+    assert report("b", 0.0, Stage.PREPARING)[1] == pytest.approx(0.5)  # never back
+    assert report("b", 1.0) == ("b", 1.0, 0.0)
+
+
+def test_without_expected_times_methods_count_the_same():
+    seen = []
+    joint = ComparisonProgress(seen.append, ["a", "b"])
+    for name, fraction in (("a", 0.5), ("a", 1.0), ("b", 0.5)):
+        joint.of_method(name)(Progress(stage=Stage.ATTRIBUTING, fraction=fraction))
+    assert [(each.fraction, each.eta_seconds) for each in seen] == [(0.25, None), (0.5, None), (0.75, None)]
 
 
 def test_agreement_is_worked_out_again_from_the_numbers(server):

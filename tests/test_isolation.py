@@ -21,7 +21,7 @@ from attribution.catalogue import traits
 from attribution.engine import AttributionEngine
 from attribution.model_cache import loading
 from attribution.results import inseq_fields, json_views, stored_form
-from attribution.run import method_run
+from attribution.run import text_run
 from attribution_schema.view_options import ViewOptions
 from models import AttributionRequest, Progress
 from problems import AttributionFailed, Cancelled, JobError
@@ -275,7 +275,7 @@ def test_random_jobs_do_not_draw_from_each_other(monkeypatch):
     class NoLock(contextlib.nullcontext):
         pass
 
-    with without(monkeypatch, method_run, "RANDOM_DRAWS", NoLock()):
+    with without(monkeypatch, text_run, "RANDOM_DRAWS", NoLock()):
         assert any(together(*calls) != alone for _ in range(50))
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers.models.bloom.modeling_bloom import BloomGelu
 
 from attribution.engine import AttributionEngine
-from attribution.inseq_loop import text_attribution
+from attribution.inseq_loop import engine_calls
 from attribution.run.method_run import Runner
 from models import AttributionRequest
 from settings import Settings
@@ -82,14 +82,14 @@ def test_equals_first_principles(folder, tmp_path, monkeypatch, family, method):
     if plain.unknown is None:
         plain.unknown = plain.tokenizer.pad_token_id
     found = []
-    steps_of = text_attribution.steps_of
+    steps_of = engine_calls.steps_of
 
     def recorded(*given):
         for column in steps_of(*given):
             found.append(column.scores[0][0])
             yield column
 
-    monkeypatch.setattr(text_attribution, "steps_of", recorded)
+    monkeypatch.setattr(engine_calls, "steps_of", recorded)
     engine = AttributionEngine(Settings(data_dir=tmp_path, model_dirs=(str(folder),)))
     request = engine.check(
         AttributionRequest(

@@ -27,7 +27,13 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import GenerationConfig
 
 from attribution.catalogue import traits
-from attribution.catalogue.traits import DEFAULT_FUNCTION, MethodTraits, ScoreShape, StepFunctionTraits
+from attribution.catalogue.traits import (
+    DEFAULT_FUNCTION,
+    STEP_SCORES_ONLY,
+    MethodTraits,
+    ScoreShape,
+    StepFunctionTraits,
+)
 from attribution.corrections.step_functions import is_corrected_name
 from models import AttributionRequest
 
@@ -176,6 +182,11 @@ def step_functions() -> dict[str, StepFunction]:
         for name, function in sorted(STEP_SCORES_MAP.items())
         if not is_corrected_name(name)
     }
+
+
+def step_scores_only() -> Method:
+    """Inseq's method that computes step scores and attributes nothing."""
+    return methods()[STEP_SCORES_ONLY]
 
 
 def attributed_function(request: AttributionRequest) -> StepFunction:

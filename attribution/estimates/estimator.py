@@ -23,7 +23,7 @@ from transformers import AutoTokenizer
 from attribution.catalogue import inseq_catalogue
 from attribution.catalogue.inseq_catalogue import Method
 from attribution.catalogue.single_pass_eligibility import obstacle
-from attribution.catalogue.traits import STEP_SCORES_ONLY, ScoreShape
+from attribution.catalogue.traits import ScoreShape
 from attribution.estimates import passes
 from attribution.estimates.passes import Passes, Shape
 from attribution.estimates.rates import ModelRates, Rates
@@ -265,7 +265,7 @@ def _takes_single_pass(request: AttributionRequest, loaded: LoadedModel, method:
 def _all_passes(request: AttributionRequest, loaded: LoadedModel, shapes: Sequence[Shape]) -> list[Passes]:
     if _engine(request, loaded) is Engine.SINGLE_PASS:
         return [each for shape in shapes for each in passes.of_single_pass(request, shape)]
-    at_once = _takes_single_pass(request, loaded, inseq_catalogue.methods()[STEP_SCORES_ONLY])
+    at_once = _takes_single_pass(request, loaded, inseq_catalogue.step_scores_only())
     return [each for shape in shapes for each in passes.of_text(request, shape, scores_at_once=at_once)]
 
 

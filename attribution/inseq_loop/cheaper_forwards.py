@@ -1,7 +1,7 @@
-"""Inseq's loop without work that nobody reads: the same numbers, sooner.
+"""Skips computations whose results Inseq's loop discards. The numbers stay the same.
 
-Inseq reads the last position's logits and makes all, fills a key-value cache that no later forward uses, and compares
-the columns of an occlusion as Python lists, number by number.
+Inseq computes the logits of all positions and reads the last one's, fills a key-value cache that no later forward uses,
+and compares the columns of an occlusion as Python lists, number by number.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from inseq.models import HuggingfaceModel
 
 @contextmanager
 def lean_forwards(model: HuggingfaceModel) -> Iterator[None]:
-    """Within the block, forwards keep no cache, and the head makes logits of the last position alone."""
+    """Within the block, forwards keep no key-value cache, and the head computes only the last logits."""
 
     def before_forward(_: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         named.setdefault("use_cache", False)
@@ -35,13 +35,13 @@ def lean_forwards(model: HuggingfaceModel) -> Iterator[None]:
 
 
 def lean_occlusion(method: FeatureAttribution, model: HuggingfaceModel) -> None:
-    """Have a loaded `occlusion` compare the columns of its scores as tensors; its step is Inseq's but for that."""
+    """Have a loaded `occlusion` compare the columns of its scores as tensors; the rest of its step is Inseq's."""
 
     def attribute_step(main: dict[str, Any], arguments: dict[str, Any]) -> CoarseFeatureAttributionStepOutput:
         if "sliding_window_shapes" not in arguments:
             width = model.get_embedding_layer().embedding_dim
             shapes = tuple((1, width) for _ in main["inputs"])
-            # Into the dictionary that the request gave, as Inseq does.
+            # Inseq, too, writes this into the request's own dictionary.
             arguments["sliding_window_shapes"] = shapes if len(shapes) > 1 else shapes[0]
         scores = method.method.attribute(**main, **arguments)
         for each in scores:

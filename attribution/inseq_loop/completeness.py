@@ -2,7 +2,7 @@
 
 Sundararajan et al. 2017 (https://arxiv.org/abs/1703.01365, completeness), Shrikumar et al. 2017
 (https://arxiv.org/abs/1704.02685, summation to delta). The difference is Captum's convergence delta. It is measured
-with two more forwards a step, of the very function that is attributed.
+with two more forwards of the attributed function for each step.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LARGE = 0.05
 
 @dataclass(frozen=True)
 class Step:
-    """One generated token's identity."""
+    """Both sides of the completeness identity for one generated token."""
 
     total: float  # sum of all scores
     size: float  # sum over tokens of the absolute sum of each one's scores
@@ -40,7 +40,7 @@ class Step:
 
     @property
     def relative(self) -> float:
-        """The delta as a part of what the scores tell; near f = 0 any rounding would be a multiple of f."""
+        """The delta relative to the size of the scores, because near f = 0 any rounding would be a multiple of f."""
         return abs(self.delta) / max(self.size, abs(self.at_input - self.at_baseline), 1e-12)
 
 
@@ -55,7 +55,7 @@ def has_identity(request: AttributionRequest, method: Method) -> bool:
 
 
 def watch(loaded_method: FeatureAttribution, model: HuggingfaceModel, ledger: Ledger) -> list[Step]:
-    """Have a loaded method measure the identity at each of its steps; returns the list that they go to."""
+    """Have a loaded method measure the identity at each of its steps; returns the list that grows with them."""
     steps: list[Step] = []
     attribute_step, method_name = loaded_method.attribute_step, loaded_method.method_name
     function = getattr(loaded_method.method, "forward_func", model)
@@ -96,7 +96,7 @@ def describe(steps: list[Step]) -> dict[str, list[float]]:
 
 
 def warning(method: Method, steps: list[Step]) -> str | None:
-    """What to say where the scores do not add up."""
+    """A warning if the scores of some steps do not add up; None if all do."""
     large = [step.relative for step in steps if step.relative > LARGE]
     if not large:
         return None

@@ -22,7 +22,7 @@ from problems import InputRejected
 def load_method(
     method: Method, request: AttributionRequest, loaded: LoadedModel, text: Text, ledger: Ledger, *, float32: bool
 ) -> FeatureAttribution:
-    """The method, hooked to the model. `float32`: it is given float32 copies of embeddings (see `embeddings`).
+    """The method, hooked to the model. `float32`: its inputs are float32 copies of embeddings (see `embeddings`).
 
     Raises `InputRejected` for a layer that cannot be attributed.
     """
@@ -30,7 +30,7 @@ def load_method(
     arguments = checks.typed(request.attribution_args, method.init_parameters)
     identity = f"{loaded.key.name.replace('/', '--')}@{loaded.key.revision}"
     if method.name == "reagent":
-        ledger.apply(reagent.WORD_CLASSES)  # without it there is no method at all
+        ledger.apply(reagent.WORD_CLASSES)  # without it Inseq cannot load the method
         reagent.seed_word_classes(model.tokenizer, identity)
     if method.is_layer:
         arguments |= _layer(model, arguments, text)
@@ -53,7 +53,10 @@ def load_method(
 
 
 def _layer(model: HuggingfaceModel, arguments: Arguments, text: Text) -> Arguments:
-    """The layer that is asked for by name. Raises `InputRejected` for one whose scores would be of no tokens."""
+    """The layer that the request names, the embedding by default.
+
+    Raises `InputRejected` for an unknown layer, and for one whose positions are not the tokens.
+    """
     name = arguments.get("target_layer")
     if name is None:
         return {"target_layer": model.get_embedding_layer()}
@@ -70,8 +73,8 @@ def _layer(model: HuggingfaceModel, arguments: Arguments, text: Text) -> Argumen
 
 @contextmanager
 def _cache_identity(model: HuggingfaceModel, identity: str) -> Iterator[None]:
-    """Give the model a name that only this revision has, while Inseq loads a method: its caches are keyed by name, and
-    two models of one name would share one's nearest neighbours or word classes.
+    """Within the block, the model's name contains its revision: Inseq's caches are keyed by the name, and two models of
+    one name would share nearest neighbours and word classes.
     """
     name, model.model_name = model.model_name, identity
     try:

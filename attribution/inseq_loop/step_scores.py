@@ -1,8 +1,8 @@
-"""Step scores in Inseq's loop, without a forward of their own where another one has their logits.
+"""Step scores in Inseq's loop from logits that another forward has computed.
 
-Inseq runs the model once more for the scores of each step. Most methods run it on the very text of the step anyhow, and
-its logits are those; for the others one forward over the whole text has the logits of all steps, on a model whose
-single pass is trusted.
+Inseq runs the model once more for the scores of each step. Most methods already run the model on the step's text, so
+their logits can be reused. For the others, one forward over the whole text gives the logits of all steps, on a model
+whose single pass is trusted.
 """
 
 from __future__ import annotations
@@ -28,33 +28,38 @@ Function = Callable[..., torch.Tensor]
 
 
 def has_own_logits(request: AttributionRequest, method: Method) -> bool:
-    """Whether the attribution of a step runs the model on the step's own text, and its logits may be taken."""
-    if not request.corrections:  # Inseq's own numbers, and its own failures
+    """Whether the attribution of a step runs the model on the step's own text, so that its logits can be reused."""
+    if not request.corrections:  # the request asks for Inseq's own numbers and failures
         return False
     return method.traits.runs_own_text or completeness.has_identity(request, method)
 
 
 def is_noisy(names: Iterable[str]) -> bool:
-    """Whether one of the scores is a distance from forwards of its own: it needs one more, of the same shape."""
+    """Whether one of the scores compares the step's forward with dropout samples: both need the same shape, so it has
+    its own forward.
+    """
     return any(traits.of_step_function(plain_name(name)).draws_dropout for name in names)
 
 
 class ReadOff:
-    """Takes the step scores of one text from the logits of its steps' own forwards.
+    """Computes the step scores of one text from the logits of its steps' own forwards.
 
-    A step that did not run its own text has a forward for them, as Inseq has it for every step.
+    Captum calls the attributed function with the output of each of its forwards, and one of their rows is usually the
+    unchanged text of the step. We compare the rows that went in with the step's embeddings, and keep the logits of the
+    first equal row. This is safe because equal inputs give equal logits while nothing inside the model is replaced
+    (`has_own_logits`) and dropout is off; a step without such a row gets a forward for its scores, as in Inseq.
     """
 
     def __init__(self, method: FeatureAttribution, model: HuggingfaceModel, batch: Batch) -> None:
-        """`batch` is the whole text. From now on the loaded method computes its step scores here."""
+        """Replace how the loaded method computes its step scores. `batch` is the whole text."""
         self._method, self._model, self._batch = method, model, batch
         self._attribute_step = method.filtered_attribute_step
-        self._step: Batch | None = None  # the present one
-        self._logits: torch.Tensor | None = None  # its own: [vocabulary]
+        self._step: Batch | None = None  # the step that is being attributed: its prefix
+        self._logits: torch.Tensor | None = None  # of that prefix: [vocabulary]
         method.filtered_attribute_step = self._scored_step
 
     def watched(self, function: Function) -> Function:
-        """The attributed function; the logits that it is called with are looked at."""
+        """The attributed function, wrapped: it keeps the logits of the step's own text when it is called with them."""
 
         @functools.wraps(function)
         def watched(arguments: Any, **more: Any) -> torch.Tensor:
@@ -73,7 +78,7 @@ class ReadOff:
         output = self._attribute_step(step, step_scores=[], step_scores_args=step_scores_args, **named)
         logits, self._step, self._logits = self._logits, None, None
         if logits is None:
-            self._model.eval()  # a dropout function may have left it otherwise
+            self._model.eval()  # a dropout function may have left it in train mode
             with torch.no_grad():
                 forward = self._model.get_forward_output(step, use_embeddings=self._method.forward_batch_embeds)
             logits = forward.logits[0, -1]
@@ -86,7 +91,9 @@ class ReadOff:
 
 
 def take_from(method: FeatureAttribution, scores: list[Scores], first: int) -> None:
-    """Have a loaded method take the scores of the steps from target position `first` that are known already."""
+    """Give a loaded method the step scores that are known already: a dictionary of [1] tensors for each step, the first
+    of which predicts target position `first`.
+    """
     attribute_step = method.filtered_attribute_step
 
     def scored(step: Batch, **named: Any) -> Any:
@@ -98,7 +105,7 @@ def take_from(method: FeatureAttribution, scores: list[Scores], first: int) -> N
 
 
 def _same_rows(arguments: Any, step: Batch) -> torch.Tensor:
-    """Which rows of a forward were the step's own text: [rows]."""
+    """Which rows of a forward were the step's own text: [rows], boolean."""
     names = ["decoder_input_embeds"] + (["encoder_input_embeds"] if step.source_ids is not None else [])
     found = torch.ones((), dtype=torch.bool)
     for name in names:
@@ -115,9 +122,10 @@ def _same_rows(arguments: Any, step: Batch) -> torch.Tensor:
 
 @contextmanager
 def remembered_forward(model: HuggingfaceModel) -> Iterator[None]:
-    """Within the block, a step function that asks for the forward of the one before it gets its output.
+    """Within the block, a forward on the same inputs as the one before it returns that one's output.
 
-    Contrastive functions do, each of them. Only for a block in which step functions alone ask for forwards.
+    Each contrastive step function runs the model on the contrast; several of them now share one forward. Only for a
+    block in which nothing but step functions runs the model through Inseq.
     """
     run = model.get_forward_output
     last: tuple[Batch, bool, Any] | None = None

@@ -1,1 +1,6 @@
-"""One request on one loaded model: texts, engine, progress, the record of how it ran."""
+"""One request on one loaded model.
+
+`request_run` (every method, and once more with fewer rows if memory runs out) -> `method_run` (every text) ->
+`prepared_text` and `generated_targets` (a text is read) -> `engine_choice` and `engine_probe` (an engine is chosen) ->
+`text_run` (the text is attributed) -> `result_checks`, `token_notes` and `record` (what the result says of itself).
+"""

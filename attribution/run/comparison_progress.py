@@ -1,51 +1,40 @@
-"""Progress of a comparison: the progress of its methods as one fraction and one ETA."""
+"""Progress of a comparison: the progress of its methods as one fraction and one ETA. Knows no model and no clock."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from models import Progress, Stage
 
-_ETA_FROM_PROGRESS = 0.05  # from this fraction on, the ETA is extrapolated from the elapsed time
 
+class ComparisonProgress:
+    """Joins the methods' progress, each weighted by its expected seconds. The fraction never decreases."""
 
-class JointProgress:
-    """Joins the methods' progress; each method's share is its expected seconds."""
-
-    def __init__(
-        self,
-        report: Callable[[Progress], None],
-        methods: Sequence[str],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, report: Callable[[Progress], None], methods: Sequence[str]) -> None:
         self._report = report
         self._methods = methods
-        self._clock = clock
-        self._began: float | None = None  # when the first method began to attribute
         self._fraction = 0.0
-        self.expected: dict[str, float] = {}  # seconds of each method, once the texts are known
+        self._expected: Mapping[str, float] = {}
 
-    def of_method(self, index: int) -> Callable[[Progress], None]:
-        """Return the function to which the method number `index` reports."""
+    def expect(self, seconds: Mapping[str, float]) -> None:
+        """Set the time that each method should take, by name; until then all count the same, and there is no ETA."""
+        self._expected = seconds
+
+    def of_method(self, name: str) -> Callable[[Progress], None]:
+        """The function that the method reports its own progress to."""
+        index = self._methods.index(name)
         return lambda progress: self._report(self._joined(index, progress))
 
     def _joined(self, index: int, progress: Progress) -> Progress:
-        name, now = self._methods[index], self._clock()
-        if progress.stage is not Stage.ATTRIBUTING:
-            self._fraction = max(self._fraction, self._share(index, 0.0))
-            return progress.model_copy(update={"method": name, "fraction": self._fraction})
-        if self._began is None:
-            self._began = now
-        self._fraction = max(self._fraction, self._share(index, progress.fraction))
-        left = None
-        if self._fraction >= _ETA_FROM_PROGRESS:
-            left = (now - self._began) * (1 - self._fraction) / self._fraction
-        elif total := sum(self.expected.values()):
-            left = (1 - self._fraction) * total
-        eta = None if left is None else round(left, 3)
-        return progress.model_copy(update={"method": name, "fraction": self._fraction, "eta_seconds": eta})
+        is_attributing = progress.stage is Stage.ATTRIBUTING
+        self._fraction = max(self._fraction, self._share(index, progress.fraction if is_attributing else 0.0))
+        total = sum(self._expected.values())
+        eta = round((1 - self._fraction) * total, 3) if is_attributing and total else None
+        return progress.model_copy(
+            update={"method": self._methods[index], "fraction": self._fraction, "eta_seconds": eta}
+        )
 
     def _share(self, index: int, fraction: float) -> float:
-        times = [self.expected.get(name, 1.0) for name in self._methods]
+        """The part of the whole (0 to 1) that is done when this fraction of method number `index` is."""
+        times = [self._expected.get(name, 1.0) for name in self._methods]
         return min(1.0, (sum(times[:index]) + fraction * times[index]) / (sum(times) or 1.0))

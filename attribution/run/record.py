@@ -1,9 +1,10 @@
-"""What is kept of a run: its output with the record of how to get it again, encoded in parts for the store."""
+"""A result with the record of how it was computed, encoded in parts for the store."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from typing import Any
@@ -12,30 +13,42 @@ import orjson
 from inseq.data import FeatureAttributionOutput
 
 from attribution.catalogue import inseq_catalogue
-from attribution.corrections.registry import Ledger
 from attribution.model_cache.loading import LoadedModel
 from attribution.results import comparison_view, inseq_fields, json_views, stored_form
-from attribution.run.method_run import Runner
-from attribution.text.readable_tokens import Note
+from attribution.run.token_notes import SideNotes
 from attribution_schema.view_options import ViewOptions
 from models import AttributionRequest, ResultPart
 
 RAW, SUMMARY = "raw", "summary"
 
 
+@dataclass(frozen=True)
+class RunRecord:
+    """How one method ran."""
+
+    request: AttributionRequest  # of this method alone
+    engine: dict[str, Any]  # see `EngineChoice.describe`
+    corrections: list[str]  # names of the corrections that were applied
+    corrections_withheld: list[str]  # names of those that the request switched off
+    warnings: list[str]
+    convergence: list[dict[str, list[float]]]  # for each sequence, see `completeness.describe`
+
+
 def with_record(
-    output: FeatureAttributionOutput, runner: Runner, loaded: LoadedModel, notes: list[dict[str, list[Note]]]
+    output: FeatureAttributionOutput, run: RunRecord, loaded: LoadedModel, notes: list[SideNotes]
 ) -> FeatureAttributionOutput:
-    """A run's output with all that is known of it in its `info`, in plain JSON types: what is read back equals it."""
-    output.info |= _record(runner, loaded) | {inseq_fields.NOTES: notes}
+    """The output of a run with its record and its tokens' notes in `info`, in plain JSON types, so that the result
+    read from the store equals it.
+    """
+    output.info |= _info(run, loaded) | {inseq_fields.NOTES: notes}
     output.info = orjson.loads(orjson.dumps(output.info, option=orjson.OPT_SERIALIZE_NUMPY, default=str))
     return inseq_fields.with_own_functions(output)
 
 
 def encode(request: AttributionRequest, outputs: Mapping[str, FeatureAttributionOutput]) -> list[ResultPart]:
-    """The parts that are stored: everything, and the default view as it is sent. Empty for no output.
+    """The parts of a result that are stored: its raw scores, and the default view as JSON. Empty without outputs.
 
-    `outputs` by method; a comparison has parts for each method (`part_of`) and a summary of all.
+    `outputs` are by method name; a comparison has parts for each method (`part_of`) and a summary of all.
     """
     parts = []
     for name, output in outputs.items():
@@ -51,13 +64,13 @@ def encode(request: AttributionRequest, outputs: Mapping[str, FeatureAttribution
 
 
 def part_of(request: AttributionRequest, kind: str, method: str) -> str:
-    """The name of a method's part: by its number where there are several."""
+    """The name of a method's part; in a comparison, with the number of the method: `raw.0`."""
     return kind if request.methods is None else f"{kind}.{request.methods.index(method)}"
 
 
-def _record(runner: Runner, loaded: LoadedModel) -> dict[str, Any]:
-    """What it takes to get the same numbers again."""
-    request = runner.request
+def _info(run: RunRecord, loaded: LoadedModel) -> dict[str, Any]:
+    """Everything that is needed to compute the same numbers again."""
+    request = run.request
     method = inseq_catalogue.methods()[request.attribution_method]
     functions = inseq_catalogue.step_functions()
     attributed = inseq_catalogue.attributed_function(request)
@@ -72,7 +85,7 @@ def _record(runner: Runner, loaded: LoadedModel) -> dict[str, Any]:
         "model_source": loaded.source.kind,
         "device": loaded.key.device,
         "dtype": loaded.key.dtype,
-        **runner.engine,
+        **run.engine,
         **({"languages": request.languages} if request.languages else {}),
         "seed": request.seed,
         "arguments": {
@@ -84,22 +97,22 @@ def _record(runner: Runner, loaded: LoadedModel) -> dict[str, Any]:
             "skip_special_tokens": request.skip_special_tokens,
             "clean_special_chars": request.clean_special_chars,
         },
-        "corrections": runner.ledger.applied,
-        "warnings": [*_corrections_off(runner.ledger), *runner.warnings],
-        **({"convergence": runner.convergence} if runner.convergence else {}),
+        "corrections": run.corrections,
+        "warnings": [*_corrections_off(run.corrections_withheld), *run.warnings],
+        **({"convergence": run.convergence} if run.convergence else {}),
         "versions": versions(),
     }
 
 
-def _corrections_off(ledger: Ledger) -> list[str]:
-    if not ledger.withheld:
+def _corrections_off(withheld: list[str]) -> list[str]:
+    if not withheld:
         return []
-    names = ", ".join(ledger.withheld)
+    names = ", ".join(withheld)
     return [f"corrections is false: these are Inseq's own numbers, without {names} (see /attribution/corrections)."]
 
 
 @cache
 def versions() -> dict[str, str]:
-    """The software that makes the numbers."""
+    """The versions of Python and of the packages that compute the numbers."""
     packages = ("inseq", "torch", "transformers", "captum", "tokenizers", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}

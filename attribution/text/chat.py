@@ -1,4 +1,4 @@
-"""Conversations: a tokenizer's own chat template renders them, and what it added is told from what people wrote.
+"""Conversations: rendered by the tokenizer's own chat template, with a mark on each token that the template added.
 
 See https://huggingface.co/docs/transformers/chat_templating. Knows tokenizers only.
 """
@@ -23,14 +23,14 @@ class Conversation:
 
     text: str
     ids: torch.Tensor
-    from_template: list[bool] | None  # None where it cannot be told
+    from_template: list[bool] | None  # for each token; None where the template's tokens cannot be identified
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], variables: dict[str, Any]) -> Conversation:
-    """The prompt for the assistant's next turn; a conversation that ends with the assistant's turn is continued.
+    """Render the prompt for the assistant's next turn; a conversation that ends with the assistant's turn is continued.
 
-    `variables` go to the template (`enable_thinking`, say). Raises `InputRejected` where there is no template, or where
-    it refuses the messages.
+    `variables` are passed to the template (`enable_thinking`, say). Raises `InputRejected` if the tokenizer has no
+    template, or the template refuses the messages.
     """
     if not tokenizer.chat_template:
         raise InputRejected(
@@ -68,10 +68,10 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], variabl
 def _written(
     tokenizer: PreTrainedTokenizerBase, messages: list[Message], variables: dict[str, Any], text: str
 ) -> list[tuple[int, int]] | None:
-    """Where the messages' own words are in the rendered text; None where the template changes them.
+    """The spans [start, end) of the messages' own words in the rendered text; None where the template changes them.
 
-    Rendered once more with a mark in the place of each message: what lies between the marks is the template's. A search
-    for the words themselves would take a message "user" for the name of its role.
+    The conversation is rendered once more with a mark in the place of each message; the text between the marks is the
+    template's. A search for the words themselves would confuse a message "user" with the name of its role.
     """
     marks = [f"\ue000{index}\ue001" for index in range(len(messages))]
     marked = [{**message, "content": mark} for message, mark in zip(messages, marks, strict=True)]

@@ -1,7 +1,6 @@
-"""Contrastive functions' arguments for one text of several, and whether their tokens pair up with its own.
+"""The arguments of contrastive functions for one text of several, with the target's tokens paired with the contrast's.
 
-Inseq aligns what is not paired from the right, without a word; here every attributed token has a pair, or the job is
-refused.
+Inseq silently aligns unpaired tokens from the right. Here every attributed token has a pair, or the job is refused.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from problems import InputRejected
 def contrast_arguments(
     request: AttributionRequest, loaded: LoadedModel, index: int, text: Text, ledger: Ledger
 ) -> dict[str, dict[str, Any]]:
-    """The arguments of the attributed function and the step scores as they apply to text number `index`.
+    """The `attributed_fn_args` and `step_scores_args` for text number `index`.
 
-    Raises `InputRejected` where there is not one contrast per text, or its tokens do not pair up with the target's.
+    Raises `InputRejected` if there is not one contrast per text, or its tokens do not pair up with the target's.
     """
     chosen = {}
     for name in ("attributed_fn_args", "step_scores_args"):
         arguments = dict(getattr(request, name))
         if request.skip_special_tokens:
-            # Contrastive functions encode texts of their own, in the same way.
+            # Contrastive functions encode the contrast themselves, and must do it in the same way.
             arguments["skip_special_tokens"] = True
         for key in ("contrast_targets", "contrast_sources"):
             value = arguments.get(key)
@@ -64,8 +63,8 @@ def _pairs(
     if given is None:
         if theirs != ours:
             raise InputRejected(
-                f"contrast_targets has {theirs} tokens and the target {ours}; Inseq would align them from the right "
-                "without a word. Give contrast_targets_alignments: for each input a list of pairs of [target position, "
+                f"contrast_targets has {theirs} tokens and the target {ours}; Inseq would silently align them from "
+                "the right. Give contrast_targets_alignments: for each input a list of pairs of [target position, "
                 f"contrast position], one for each position from {text.first} to {text.end - 1}."
             )
         if text.end < ours and not ledger.apply(CONTRAST_POSITIONS):

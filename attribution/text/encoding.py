@@ -1,6 +1,6 @@
-"""Texts and ids as Inseq's encodings, and what must hold for them: lengths, positions, token boundaries.
+"""Texts and ids as Inseq's encodings, and the checks of them: lengths, positions, token boundaries.
 
-Every check here needs a tokenizer, and so happens when the job runs. Raises `InputRejected` with what to do about it.
+Every check here needs a tokenizer, and so happens when the job runs. They raise `InputRejected` with advice.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ _NO_LIMIT = 10**9
 
 @dataclass(frozen=True)
 class Prompt:
-    """One input: its text, its ids, and which of its tokens a chat template added (None without a conversation)."""
+    """One input."""
 
     text: str
     encoding: BatchEncoding  # [1, source_len]
-    from_template: list[bool] | None = None
+    from_template: list[bool] | None = None  # for each token, whether a chat template added it
     warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Text:
-    """One input, with the ids that are attributed to it."""
+    """One input with its target."""
 
     prompt: Prompt
-    forced: str | None
+    forced: str | None  # the target's text, if the request gives it
     target: BatchEncoding  # [1, target_len]; for decoder-only models the prompt and what follows it
     first: int  # first target position that is attributed
-    end: int  # one behind the last
+    end: int  # the position behind the last one
 
     @property
     def source(self) -> BatchEncoding:
@@ -48,7 +48,7 @@ class Text:
 
     @property
     def longest(self) -> int:
-        """Positions of its longer side."""
+        """The number of positions of its longer side."""
         return max(int(each.input_ids.shape[1]) for each in (self.source, self.target))
 
     @property
@@ -59,12 +59,15 @@ class Text:
 def read_input(
     loaded: LoadedModel, request: AttributionRequest, index: int, *, max_tokens: int
 ) -> tuple[Prompt, str | None]:
-    """Input number `index` as a prompt, and its forced target, if there is one."""
+    """Input number `index` as a prompt, and the text of its forced target, None if the model generates it.
+
+    Raises `InputRejected` for an input without tokens, one that is too long, or messages that the template refuses.
+    """
     target = None if request.targets is None else request.targets[index]
     if request.conversations is not None:
         return _encode_conversation(loaded, request, index, max_tokens), target
     model = loaded.model
-    # Without special tokens, Inseq takes those that the text spells out as well.
+    # With skip_special_tokens, Inseq also removes those that the text spells out.
     (text,), targets = format_input_texts(
         [request.inputs[index]], None if target is None else [target], request.skip_special_tokens, model.special_tokens
     )
@@ -73,7 +76,7 @@ def read_input(
 
 
 def _encode_text(loaded: LoadedModel, request: AttributionRequest, text: str, max_tokens: int) -> Prompt:
-    """The input, tokenized as Inseq does it, after counting: some tokenizers truncate silently."""
+    """The input, tokenized as Inseq does it, after its tokens are counted: some tokenizers truncate silently."""
     model = loaded.model
     count = _count(model, text, as_targets=False, skip_special_tokens=request.skip_special_tokens)
     _check_length(loaded, count, "The input text", max_tokens)
@@ -112,14 +115,14 @@ def _check_length(loaded: LoadedModel, count: int, what: str, max_tokens: int) -
 
 
 def encode_target(loaded: LoadedModel, request: AttributionRequest, prompt: Prompt, text: str) -> BatchEncoding:
-    """A forced target ([1, target_len]): a whole text, or what follows a conversation."""
+    """A forced target ([1, target_len]): a whole text, or the reply to a conversation."""
     if request.conversations is not None and not loaded.model.is_encoder_decoder:
         return _encode_reply(loaded, request, prompt, text)
     return encode_whole_target(loaded, request, prompt, text)
 
 
 def encode_whole_target(loaded: LoadedModel, request: AttributionRequest, prompt: Prompt, text: str) -> BatchEncoding:
-    """A target as Inseq tokenizes it: for a decoder-only model the prompt and what follows it."""
+    """A target as Inseq tokenizes it ([1, target_len]); for a decoder-only model it begins with the prompt."""
     model, as_targets = loaded.model, bool(loaded.model.is_encoder_decoder)
     if as_targets:
         check_target_language(model.tokenizer)
@@ -149,7 +152,7 @@ def encode_whole_target(loaded: LoadedModel, request: AttributionRequest, prompt
 
 
 def _encode_reply(loaded: LoadedModel, request: AttributionRequest, prompt: Prompt, text: str) -> BatchEncoding:
-    """The conversation and the assistant's forced reply behind it, token by token as they would be generated."""
+    """The conversation's ids followed by those of the assistant's forced reply, tokenized by itself."""
     model = loaded.model
     reply = model.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     if not reply:
@@ -169,9 +172,9 @@ def _check_target_length(loaded: LoadedModel, count: int) -> None:
 def from_ids(
     model: HuggingfaceModel, ids: torch.Tensor, *, include_eos_baseline: bool, keep_first: bool = False
 ) -> BatchEncoding:
-    """Ids ([1, length]) as the encoding that Inseq makes of a text, baseline included.
+    """Ids ([1, length]) as the encoding that Inseq makes of a text, with its baseline.
 
-    `keep_first`: the first is a decoder's start token, which Inseq puts in front of the baseline as it is.
+    `keep_first`: the first is a decoder's start token, which Inseq keeps in the baseline.
     """
     unk, eos = model.tokenizer.unk_token_id, model.eos_token_id
     baseline = torch.full_like(ids, unk)
@@ -202,7 +205,10 @@ def check_positions(
     *,
     generated: bool,
 ) -> tuple[int, int]:
-    """The target positions to attribute. Inseq would silently move or clamp what does not fit; here it is refused."""
+    """The target positions to attribute, [first, end).
+
+    Raises `InputRejected` for positions outside the target, which Inseq would silently move or clamp.
+    """
     length = target.input_ids.shape[1]
     first = 1 if model.is_encoder_decoder else source.input_ids.shape[1]
     what = f"the {'generated' if generated else 'forced'} target has {length} tokens"

@@ -1,4 +1,4 @@
-"""What the model writes for a prompt: exactly the ids that it generated, which are then attributed."""
+"""Generation of a target: the ids that the model generates for a prompt are those that are attributed."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _DEFAULT_NEW_TOKENS = 20  # Transformers' own default
 
 
 @dataclass(frozen=True)
-class Written:
-    """What the model wrote for one input, to be attributed by several methods as if each had had it written."""
+class GeneratedTarget:
+    """The target that the model generated for one input, shared by all methods of a comparison."""
 
     target: BatchEncoding  # [1, target_len]
-    random_state: RandomState | None  # after it
+    random_state: RandomState | None  # of the generators behind the generation, for a method that draws
     warnings: list[str]
     corrections: list[Correction]
 
@@ -34,22 +34,26 @@ class Written:
 def generation_arguments(
     loaded: LoadedModel, request: AttributionRequest, prompt: Prompt, languages: dict[str, int], warnings: list[str]
 ) -> Arguments:
-    """What `generate` is called with: the request's own arguments, the language's first token, and room."""
+    """The arguments of `generate`: the request's own, the language's first token, and a length that fits the model.
+
+    Adds to `warnings` if a default length was cut. Raises `InputRejected` if an explicit one does not fit.
+    """
     arguments = languages | checks.typed(request.generation_args, inseq_catalogue.generation_parameters())
     return arguments | _room(loaded, prompt.encoding, arguments, warnings)
 
 
 def samples(loaded: LoadedModel, arguments: Arguments) -> bool:
-    """Whether these arguments draw from the random generators."""
+    """Whether generation with these arguments draws random numbers."""
     return bool(arguments.get("do_sample", loaded.network.generation_config.do_sample))
 
 
 def generate(
     loaded: LoadedModel, request: AttributionRequest, prompt: Prompt, arguments: Arguments, ledger: Ledger
 ) -> BatchEncoding:
-    """The target that the model writes ([1, target_len]).
+    """Generate the target ([1, target_len]).
 
-    Raises `NothingGenerated` where it is nothing but an end.
+    Raises `NothingGenerated` if it has no tokens but those that end a text, and `InputRejected` if the
+    `generation_args` fail.
     """
     model, source = loaded.model, prompt.encoding
     try:
@@ -96,7 +100,7 @@ def _as_inseq_reads_it(
 
 
 def _starts_as_inseq_wants(loaded: LoadedModel, prompt: Prompt, text: str) -> bool:
-    """A decoder-only model's text must start with the input, which it does not behind a BOS token."""
+    """Whether the text starts with the input, as Inseq requires of decoder-only models; behind BOS it does not."""
     return bool(loaded.model.is_encoder_decoder) or text.startswith(prompt.text)
 
 
@@ -114,9 +118,9 @@ def _survives_text(loaded: LoadedModel, request: AttributionRequest, prompt: Pro
 
 
 def _room(loaded: LoadedModel, source: BatchEncoding, arguments: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
-    """The `max_new_tokens` that makes generation stay within the model's positions.
+    """The `max_new_tokens` that keeps generation within the model's positions; empty if the request gives a length.
 
-    An explicit wish that does not fit is refused; a default is cut, with a warning.
+    A default is cut, with a warning. Raises `InputRejected` if an explicit length does not fit.
     """
     prompt = 0 if loaded.model.is_encoder_decoder else source.input_ids.shape[1]
     config = loaded.network.generation_config

@@ -1,7 +1,7 @@
-"""Languages of multilingual translation models: the tokenizer's, and the token that the translation begins with.
+"""Languages of multilingual translation models: set in the tokenizer, and the token that a translation begins with.
 
-mBART-50, NLLB and M2M100 put the language's token first in source and target; generation is made to begin with it
-(forced BOS). mBART puts it last, and its decoder starts with it.
+mBART-50, NLLB and M2M100 put the language's token first in source and target, so it is forced as the first generated
+token (forced BOS). mBART puts it last, and its decoder starts with it.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ _ORDER = ("tgt_lang", "src_lang")
 
 @contextmanager
 def spoken(model: HuggingfaceModel, languages: dict[str, str]) -> Iterator[dict[str, int]]:
-    """The tokenizer set to these languages (`src_lang`, `tgt_lang`); yields what `generate` needs for them.
+    """Within the block, the tokenizer is set to these languages (`src_lang`, `tgt_lang`); yields the arguments that
+    `generate` needs for them.
 
     The caller holds the model's lock. Raises `InputRejected` for a language that the tokenizer does not know, or a
-    tokenizer that has none.
+    tokenizer without languages.
     """
     tokenizer = model.tokenizer
     missing = [name for name in languages if not hasattr(tokenizer, name)]
     if missing or (languages and not model.is_encoder_decoder):
         raise InputRejected(f"This model's tokenizer ({type(tokenizer).__name__}) takes no {', '.join(languages)}.")
     ids = {name: _language_id(tokenizer, name, code) for name, code in languages.items()}
-    # Encoding a target sets the tokenizer's language too, where it had none.
+    # Encoding a target also sets the tokenizer's language, if it was not set.
     before = {name: getattr(tokenizer, name) for name in _ORDER if hasattr(tokenizer, name)}
     start = model.bos_token_id
     try:
@@ -47,13 +48,13 @@ def spoken(model: HuggingfaceModel, languages: dict[str, str]) -> Iterator[dict[
 
 
 def check_target_language(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise `InputRejected` where the tokenizer was not told a target's language: some take the source's in silence."""
+    """Raise `InputRejected` if the target's language is not set: some tokenizers silently use the source's."""
     if needs_target_language(tokenizer):
-        raise InputRejected("Give tokenizer_args.tgt_lang: this model must be told the language of generated_text.")
+        raise InputRejected("Give tokenizer_args.tgt_lang: this model needs the language of generated_text.")
 
 
 def needs_target_language(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a target cannot be encoded yet, for want of its language."""
+    """Whether the tokenizer needs a target language that is not set."""
     return getattr(tokenizer, "tgt_lang", "") is None
 
 

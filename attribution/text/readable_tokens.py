@@ -1,4 +1,4 @@
-"""Tokens as people read them, and which of them a chat template added: kept beside the raw ones, through aggregation.
+"""The readable text of tokens, and which of them a chat template added: notes beside the raw tokens.
 
 Byte-level vocabularies write a space as `Ġ`, and a letter of another script as several unreadable pieces.
 """
@@ -12,13 +12,13 @@ from typing import Any
 from inseq.utils.typing import TokenWithId
 from transformers import PreTrainedTokenizerBase
 
-Note = dict[str, Any]  # what is known of one token
+Note = dict[str, Any]  # of one token, see `annotate`
 _UNREADABLE = "\ufffd"
 _LONGEST_CHARACTER = 4  # a character has at most four bytes, and so at most four tokens
 
 
-def readable(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[list[str], list[int]]:
-    """Each id as text, and the positions that continue the character of the token before, and read as that one."""
+def readable_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[list[str], list[int]]:
+    """Each id as text, and the positions that continue a character of the token before, whose text they have too."""
     raw = [str(each) for each in tokenizer.convert_ids_to_tokens([int(each) for each in ids])]
     alone = _decoded(tokenizer, [ids[index : index + 1] for index in range(len(ids))])
     texts: list[str] = []
@@ -45,14 +45,14 @@ def _decoded(tokenizer: PreTrainedTokenizerBase, sequences: Sequence[Sequence[in
 def annotate(
     tokenizer: PreTrainedTokenizerBase, tokens: Sequence[TokenWithId], from_template: Sequence[bool] | None
 ) -> list[Note]:
-    """What is known of each token beside its id: `text`, `continues` (see `readable`), and `template` where they began
-    with a conversation's prompt.
+    """A note for each token: its `text`; `continues`, if it continues a character (see `readable_texts`); and
+    `template`, whether a chat template added it, if the tokens begin with a conversation's prompt.
     """
     notes: list[Note] = [{"text": each.token} for each in tokens]  # a contrast's "this → that" has no id
     for has_id, run in groupby(range(len(tokens)), key=lambda index: is_id(tokens[index].id)):
         positions = list(run)
         if has_id:
-            texts, rest = readable(tokenizer, [tokens[index].id for index in positions])
+            texts, rest = readable_texts(tokenizer, [tokens[index].id for index in positions])
             continues = set(rest)
             for offset, text in enumerate(texts):
                 notes[positions[offset]] = {"text": text} | ({"continues": True} if offset in continues else {})
@@ -63,11 +63,11 @@ def annotate(
 
 
 def merge_notes(notes: Sequence[Note], before: Sequence[TokenWithId], after: Sequence[TokenWithId]) -> list[Note]:
-    """The notes of tokens as they apply to those that one aggregator made of them: merged, or some left out."""
+    """The notes of the tokens `after` an aggregator merged some of those `before` or left some out."""
     merged = []
     for group in _groups(before, after):
         members = [notes[index] for index in group]
-        # A character's parts all read as it; in one token it stands once.
+        # All tokens of one character have its text; a merged token has it once.
         note: Note = {
             "text": "".join(each["text"] for i, each in enumerate(members) if not i or "continues" not in each)
         }
@@ -80,7 +80,7 @@ def merge_notes(notes: Sequence[Note], before: Sequence[TokenWithId], after: Seq
 
 
 def _groups(before: Sequence[TokenWithId], after: Sequence[TokenWithId]) -> list[range]:
-    """The positions of the tokens that each token is made of: itself, or several whose strings were joined."""
+    """For each token after an aggregator, the positions before it: its own, or several whose strings were joined."""
     positions = {id(token): index for index, token in enumerate(before)}
     groups = []
     end = 0
@@ -95,5 +95,5 @@ def _groups(before: Sequence[TokenWithId], after: Sequence[TokenWithId]) -> list
 
 
 def is_id(value: object) -> bool:
-    """Whether a token's id is one: a contrast's or a merged token's is none."""
+    """Whether a token's id is an index of the vocabulary; contrasts and merged tokens have none."""
     return isinstance(value, int) and value >= 0

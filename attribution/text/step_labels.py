@@ -1,7 +1,6 @@
-"""Tokens with their ids, in time that grows with the text and not with its square.
+"""Token labels (tokens with their ids) in linear time; Inseq's take quadratic time.
 
-Inseq looks up the pair of each token in a list of all pairs, labels the whole prefix anew for every step, and cleans
-each token of it anew.
+Inseq searches the list of all pairs for each token's pair, and labels and cleans the whole prefix again at every step.
 """
 
 from __future__ import annotations
@@ -16,14 +15,17 @@ from inseq.data import EncoderDecoderBatch
 from inseq.models import HuggingfaceModel
 from inseq.utils.typing import TokenWithId
 
-Pairs = Sequence[tuple[int, int]]  # of a target position and that of its contrast
+Pairs = Sequence[tuple[int, int]]  # a target position and a position of its contrast
 _NOTHING = torch.empty((1, 0), dtype=torch.long)
 
 
 def labels(
     tokens: Sequence[str], ids: Sequence[int], contrast: Sequence[str] | None = None, pairs: Pairs | None = None
 ) -> list[TokenWithId]:
-    """Inseq's `join_token_ids` of one sequence: a token whose contrast is another reads "that → this", with no id."""
+    """The labels of one sequence, equal to Inseq's `join_token_ids`.
+
+    With a `contrast`, a token that differs from its pair is labelled "contrast → token" and has the id -1.
+    """
     if contrast is None:
         return [TokenWithId(token, index) for token, index in zip(tokens, ids, strict=False)]
     nearest: dict[int, int] = {}
@@ -49,10 +51,10 @@ class StepLabels:
     def enriched(
         self, enrich: Callable[..., Any], model: HuggingfaceModel, output: Any, length: int, *more: Any, **named: Any
     ) -> Any:
-        """What `enrich`, a formatter's `enrich_step_output`, returns for a prefix of this length; it labels the
-        predicted token alone.
+        """A step's output with its labels: those of the predicted token by `enrich` (a formatter's
+        `enrich_step_output`), those of source and prefix from here. `length` is the prefix's, in tokens.
         """
-        # It looks at the length of the prefix, to find the contrast's token.
+        # `enrich` reads the length of the prefix to find the contrast's token, so it gets a prefix without content.
         shown = SimpleNamespace(input_tokens=[range(length)], input_ids=_NOTHING)
         prefix = SimpleNamespace(target_tokens=[range(length)], target_ids=_NOTHING, sources=shown, targets=shown)
         output = enrich(model, output, prefix, *more, **named)
@@ -63,13 +65,10 @@ class StepLabels:
 
 @contextmanager
 def labelled_once(model: HuggingfaceModel) -> Iterator[None]:
-    """Within the block, the model labels a text as `labels` does, and cleans a token that it has met no second time.
+    """Within the block, the model labels texts by `labels`, and cleans equal tokens once.
 
     The caller holds the model's lock.
     """
-    if "clean_tokens" in vars(model):  # a probe of the model, within a text of it
-        yield
-        return
     clean = model.clean_tokens
     known: dict[Any, Any] = {}
 
@@ -92,7 +91,7 @@ def labelled_once(model: HuggingfaceModel) -> Iterator[None]:
         key = (type(token), token.token if is_label else token, *flags)
         if key not in known:
             (known[key],) = clean([token], *flags)
-        # A label of its own for each place: places are told apart by them.
+        # A new object for each position: `readable_tokens` identifies positions by their label objects.
         return TokenWithId(known[key].token, token.id) if is_label else known[key]
 
     model.get_token_with_ids, model.clean_tokens = get_token_with_ids, clean_tokens

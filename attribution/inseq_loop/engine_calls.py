@@ -1,0 +1,162 @@
+"""The ways to run a method that is set up for a text: by Inseq's loop, and by one forward over the whole text.
+
+Each is called with the setup, the list that receives the finished steps, and a `ProgressCallback`,
+and returns an `Attributed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+from inseq.data import FeatureAttributionOutput
+from inseq.data.attribution import FeatureAttributionStepOutput
+from inseq.models import HuggingfaceModel
+
+from attribution.catalogue import inseq_catalogue
+from attribution.corrections import positions_and_padding
+from attribution.corrections.step_functions import plain_name
+from attribution.inseq_loop import completeness, step_scores
+from attribution.inseq_loop.cheaper_forwards import lean_forwards
+from attribution.inseq_loop.text_setup import MethodOnText, Setup, embedded_batch, functions_and_arguments
+from attribution.model_cache.attention_outputs import rows_of_steps
+from attribution.single_pass.activations import cached_derivatives
+from attribution.single_pass.inseq_output import InseqOutputBuilder
+from attribution.single_pass.method_dispatch import step_results
+from attribution.single_pass.text_task import ProgressCallback, StepResult
+from attribution.text.step_labels import StepLabels
+from models import AttributionRequest
+
+# A text's attribution, and each step's completeness where the method promises it.
+Attributed = tuple[FeatureAttributionOutput, list[completeness.Step]]
+
+
+class FinishedSteps(list[FeatureAttributionStepOutput]):
+    """The finished steps of one text, in order; `on_step` is called with their number after each."""
+
+    def __init__(self, on_step: Callable[[int], None]) -> None:
+        super().__init__()
+        self._on_step = on_step
+
+    def append(self, step: FeatureAttributionStepOutput) -> None:
+        super().append(step)
+        self._on_step(len(self))
+
+
+EngineCall = Callable[[Setup, FinishedSteps, ProgressCallback], Attributed]
+
+
+def by_single_pass(setup: Setup, steps: FinishedSteps, on_progress: ProgressCallback) -> Attributed:
+    """All steps from one forward over the whole text.
+
+    Raises `UnsupportedByModel` for a text or model whose steps depend on more than their own prefix, or whose network
+    cannot be split.
+    """
+    identity: list[completeness.Step] = []
+    has_identity = completeness.has_identity(setup.request, setup.work.method)
+
+    def measured(results: Iterator[StepResult]) -> Iterator[StepResult]:
+        for result in results:
+            if has_identity:
+                assert result.scores is not None
+                identity.append(completeness.step_of(result.scores, result.at_input, result.at_baseline))
+            yield result
+
+    builder = InseqOutputBuilder(setup.method, setup.model, setup.batch, setup.arguments)
+    task = builder.task(on_progress, needs_identity=has_identity)
+    results = measured(step_results(setup.method, task, setup.arguments["attribution_args"]))
+    with cached_derivatives(setup.loaded.network), step_scores.remembered_forward(setup.model):
+        return builder.output(results, steps.append), identity
+
+
+def by_loop(setup: Setup, steps: FinishedSteps, on_progress: ProgressCallback) -> Attributed:  # noqa: ARG001 - an `EngineCall`
+    """Inseq's own loop; each step has the forward for its step scores, or reads them off its own (`ReadOff`)."""
+    return _loop(setup, steps, scores=None)
+
+
+def by_loop_with_shared_scores(setup: Setup, steps: FinishedSteps, on_progress: ProgressCallback) -> Attributed:
+    """Inseq's own loop, with all steps' scores from one forward over the whole text (see `can_share_scores`).
+
+    Raises `UnsupportedByModel` as `by_single_pass` does, before the first step.
+    """
+    return _loop(setup, steps, scores=_scores_of_all_steps(setup, on_progress))
+
+
+def can_share_scores(request: AttributionRequest, work: MethodOnText) -> bool:
+    """Whether one forward could bring the scores of all steps: the loop would run an extra one for each step, and none
+    of the scores draws random numbers, which would move the draws of the steps behind it.
+    """
+    names, method = work.step_scores, work.method
+    if not names or step_scores.is_noisy(names) or step_scores.has_own_logits(request, method):
+        return False
+    return method.has_scores
+
+
+def _loop(setup: Setup, steps: FinishedSteps, *, scores: list[step_scores.Scores] | None) -> Attributed:
+    """Inseq's own loop; `scores` are the step scores of each step, where they are known before it."""
+    request, model, method, text = setup.request, setup.model, setup.work.method, setup.work.text
+    arguments, identity = dict(setup.arguments), list[completeness.Step]()
+    if completeness.has_identity(request, method):
+        identity = completeness.watch(setup.method, model, setup.ledger)
+    # The layer that the request names may be the head.
+    lean = nullcontext() if request.attribution_args.get("target_layer") else lean_forwards(model)
+    with ExitStack() as stack:
+        stack.enter_context(_steps_reported(model, steps, StepLabels(setup.batch)))
+        stack.enter_context(lean)
+        if method.traits.reads_attention:
+            target = arguments["attribute_target"]
+            places = setup.loaded.attention
+            stack.enter_context(rows_of_steps(setup.method, model, places, text.first, attribute_target=target))
+        function = model.get_attributed_fn(arguments.pop("attributed_fn"))
+        names, own = arguments["step_scores"], step_scores.has_own_logits(request, method)
+        if scores is not None:
+            step_scores.take_from(setup.method, scores, text.first)
+        elif names and request.corrections and (own or not step_scores.is_noisy(names)):
+            read_off = step_scores.ReadOff(setup.method, model, setup.batch)
+            function = read_off.watched(function) if own else function
+        output = setup.method.attribute(
+            setup.batch, attributed_fn=function, show_progress=False, pretty_progress=False, **arguments
+        )
+    if method.is_final_step and text.first > 1 and model.is_encoder_decoder:
+        positions_and_padding.restore_decoder_scores(output, steps[-1], setup.ledger)
+    return output, identity
+
+
+def _scores_of_all_steps(setup: Setup, on_progress: ProgressCallback) -> list[step_scores.Scores] | None:
+    """The step scores of each step, off one forward of the method `dummy` over the whole text."""
+    request, model, work, dummy = setup.request, setup.model, setup.work, inseq_catalogue.step_scores_only()
+    names, contrast = [plain_name(name) for name in setup.arguments["step_scores"]], work.contrast
+    functions = functions_and_arguments(request, dummy, names, contrast | {"attributed_fn_args": {}}, setup.ledger)
+    batch = embedded_batch(model, work.text.source, setup.target)
+    builder = InseqOutputBuilder(setup.method, model, batch, setup.arguments | functions | {"attribute_target": False})
+    task = builder.task(lambda _: on_progress(0.0), needs_identity=False)
+    with cached_derivatives(setup.loaded.network), step_scores.remembered_forward(model):
+        reading = task.unperturbed()
+    return None if reading is None else reading.step_scores
+
+
+@contextmanager
+def _steps_reported(model: HuggingfaceModel, steps: FinishedSteps, step_labels: StepLabels) -> Iterator[None]:
+    """Within the block, every step that Inseq finishes is labelled by `step_labels` and appended to `steps`.
+
+    Inseq's loop has no callback, but calls `enrich_step_output` of the class in `model.formatter` once for each step.
+    We want each step as soon as it is done, with labels made in linear time, so a subclass of the formatter takes its
+    place. This is safe because the attribute of the instance hides the one of the class, is deleted again in `finally`,
+    and the caller holds the model's lock.
+    """
+    original = model.formatter
+
+    class ReportingFormatter(original):  # type: ignore[valid-type, misc]
+        @classmethod
+        def enrich_step_output(cls, model: HuggingfaceModel, output: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+            length = len(batch.target_tokens[0])
+            output = step_labels.enriched(original.enrich_step_output, model, output, length, *args, **kwargs)
+            steps.append(output)
+            return output
+
+    model.formatter = ReportingFormatter
+    try:
+        yield
+    finally:
+        del model.formatter

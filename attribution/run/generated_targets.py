@@ -1,0 +1,63 @@
+"""The targets that a model generates for a request's inputs, each generated once for all methods of a comparison."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+from attribution.corrections.registry import Ledger
+from attribution.isolation import RANDOM_DRAWS, RandomState
+from attribution.model_cache.loading import LoadedModel
+from attribution.run.progress import ProgressCounter
+from attribution.text import generation
+from attribution.text.encoding import Prompt
+from attribution.text.generation import GeneratedTarget
+from models import AttributionRequest
+
+
+class GeneratedTargets:
+    """Generates targets, and remembers them by the number of their input."""
+
+    def __init__(self, *, are_shared: bool = False) -> None:
+        """`are_shared`: several methods use them, and any of these may draw random numbers behind the generation."""
+        self._are_shared = are_shared
+        self._generated: dict[int, GeneratedTarget] = {}
+
+    def of_input(
+        self,
+        index: int,
+        prompt: Prompt,
+        request: AttributionRequest,
+        loaded: LoadedModel,
+        *,
+        languages: dict[str, int],
+        draws_random: bool,
+        progress: ProgressCounter,
+    ) -> GeneratedTarget:
+        """The target for input number `index`.
+
+        `languages`: see `languages.spoken`. `draws_random`: the method draws random numbers. Raises `NothingGenerated`,
+        and `InputRejected` where the input leaves no room or the `generation_args` fail.
+        """
+        if index not in self._generated:
+            self._generated[index] = self._generate(prompt, request, loaded, languages, draws_random, progress)
+        return self._generated[index]
+
+    def _generate(
+        self,
+        prompt: Prompt,
+        request: AttributionRequest,
+        loaded: LoadedModel,
+        languages: dict[str, int],
+        draws_random: bool,
+        progress: ProgressCounter,
+    ) -> GeneratedTarget:
+        warnings, ledger = list[str](), Ledger(enabled=request.corrections)
+        arguments = generation.generation_arguments(loaded, request, prompt, languages, warnings)
+        progress.begin_generating(arguments.get("max_new_tokens"))
+        keeps_state = draws_random or self._are_shared
+        draws = keeps_state or generation.samples(loaded, arguments)
+        with RANDOM_DRAWS if draws else nullcontext():
+            if draws:
+                RandomState.seeded(request.seed)
+            target = generation.generate(loaded, request, prompt, arguments, ledger)
+            return GeneratedTarget(target, RandomState() if keeps_state else None, warnings, ledger.met)

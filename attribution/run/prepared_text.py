@@ -1,0 +1,108 @@
+"""Reads a request's texts: prompt, target, attributed positions, contrast, and what the result says of the tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from attribution.corrections.registry import Ledger
+from attribution.isolation import RANDOM_DRAWS, RandomState
+from attribution.model_cache.loading import LoadedModel
+from attribution.run import token_notes
+from attribution.run.generated_targets import GeneratedTargets
+from attribution.run.progress import ProgressCounter
+from attribution.run.token_notes import SideNotes
+from attribution.text import encoding
+from attribution.text.contrast import contrast_arguments
+from attribution.text.encoding import Text
+from models import Arguments, AttributionRequest
+
+
+@dataclass(frozen=True)
+class PreparedText:
+    """A text that is ready to be attributed."""
+
+    text: Text
+    contrast: dict[str, Arguments]  # see `contrast_arguments`
+    random_state: RandomState | None  # where a random method's draws begin
+    notes: SideNotes
+    info: dict[str, Any]  # see `inseq_info`
+
+
+@dataclass(frozen=True)
+class TextReader:
+    """Reads the texts of one request, one after another; adds to `ledger` and `warnings`."""
+
+    request: AttributionRequest
+    loaded: LoadedModel
+    targets: GeneratedTargets
+    ledger: Ledger
+    warnings: list[str]
+    progress: ProgressCounter
+    draws_random: bool  # whether the method draws random numbers
+    max_input_tokens: int
+
+    def read(self, index: int, languages: dict[str, int]) -> PreparedText:
+        """Input number `index` with its target, which is generated if the request gives none.
+
+        `languages`: see `languages.spoken`. Raises a `JobError` that says what to change: `InputRejected`,
+        `NothingGenerated` or `AttributionFailed`.
+        """
+        request, loaded = self.request, self.loaded
+        prompt, forced = encoding.read_input(loaded, request, index, max_tokens=self.max_input_tokens)
+        self.warnings.extend(prompt.warnings)
+        random_state = None
+        if forced is None:
+            generated = self.targets.of_input(
+                index,
+                prompt,
+                request,
+                loaded,
+                languages=languages,
+                draws_random=self.draws_random,
+                progress=self.progress,
+            )
+            self.warnings.extend(generated.warnings)
+            for correction in generated.corrections:
+                self.ledger.apply(correction)
+            # A random method's draws begin behind those of the generation.
+            target, random_state = generated.target, generated.random_state if self.draws_random else None
+        else:
+            target = encoding.encode_target(loaded, request, prompt, forced)
+            if self.draws_random:
+                with RANDOM_DRAWS:
+                    random_state = RandomState.seeded(request.seed)
+        first, end = encoding.check_positions(
+            loaded.model,
+            prompt.encoding,
+            target,
+            request.attr_pos_start,
+            request.attr_pos_end,
+            generated=forced is None,
+        )
+        text = Text(prompt, forced, target, first, end)
+        contrast = contrast_arguments(request, loaded, index, text, self.ledger)
+        notes = token_notes.of_text(loaded.model, text)
+        return PreparedText(text, contrast, random_state, notes, inseq_info(request, loaded, text))
+
+
+def inseq_info(request: AttributionRequest, loaded: LoadedModel, text: Text) -> dict[str, Any]:
+    """What Inseq's own `attribute` adds to a result's `info`, for this text."""
+    model = loaded.model
+    if text.forced is None or request.conversations is not None:
+        generated = model.decode(text.target.input_ids, skip_special_tokens=bool(model.is_encoder_decoder))
+    else:
+        generated = [text.forced]
+    return {
+        "include_eos_baseline": request.include_eos_baseline,
+        "attributed_fn": model.get_attributed_fn(request.attributed_fn).__name__,
+        "attribution_args": dict(request.attribution_args),
+        "attributed_fn_args": dict(request.attributed_fn_args),
+        "step_scores": list(request.step_scores),
+        "step_scores_args": dict(request.step_scores_args),
+        "input_texts": [text.prompt.text],
+        "generated_texts": generated,
+        "generation_args": dict(request.generation_args),
+        "constrained_decoding": request.targets is not None,
+        "generate_from_target_prefix": False,
+    }

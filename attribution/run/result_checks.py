@@ -1,0 +1,37 @@
+"""Checks of a finished result: whether its scores are numbers, and whether they add up where the method promises it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from inseq.data import FeatureAttributionOutput
+from inseq.models import HuggingfaceModel
+
+from attribution.catalogue.inseq_catalogue import Method
+from problems import AttributionFailed, InputRejected
+
+
+def warnings_of_gaps(output: FeatureAttributionOutput, method: Method, model: HuggingfaceModel) -> Iterator[str]:
+    """A warning for scores that are NaN, apart from those of positions behind a step, which have none.
+
+    Raises `InputRejected` for a result without tokens, `AttributionFailed` for one whose scores are all NaN.
+    """
+    advice = f" {method.traits.advice_on_nan}".rstrip()
+    for sequence in output.sequence_attributions:
+        scores = [each for each in (sequence.source_attributions, sequence.target_attributions) if each is not None]
+        if sequence.target_attributions is not None:
+            scores[-1] = scores[-1][: sequence.attr_pos_start]  # the rows that stand before every step
+        if any(each.shape[1] == 0 for each in scores):
+            raise InputRejected(
+                f"Only {model.pad_token!r} was left to attribute, which is this model's padding: Inseq takes "
+                "it away at the end of a text. Give a target with other tokens."
+            )
+        missing = sum(int(each.isnan().sum()) for each in scores)
+        total = sum(each.numel() for each in scores)
+        if total and missing == total:
+            raise AttributionFailed(f"{method.name} gave no number for this text: every score is NaN.{advice}")
+        if missing:
+            yield f"{missing} of {total} scores are NaN.{advice}"
+        for name, values in (sequence.step_scores or {}).items():
+            if gaps := int(values.float().isnan().sum()):
+                yield f"{gaps} of {len(values)} values of {name} are NaN."

@@ -1,0 +1,66 @@
+"""One text, attributed by the engine that was chosen for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from attribution.catalogue import inseq_catalogue
+from attribution.inseq_loop.engine_calls import (
+    Attributed,
+    by_loop,
+    by_loop_with_shared_scores,
+    by_single_pass,
+    can_share_scores,
+)
+from attribution.inseq_loop.text_attribution import TextAttribution, joined
+from attribution.inseq_loop.text_setup import MethodOnText
+from attribution.isolation import RANDOM_DRAWS, RandomState
+from attribution.run.engine_choice import EngineChoice
+from problems import UnsupportedByModel
+
+
+def attribute(attribution: TextAttribution, choice: EngineChoice, random_state: RandomState | None) -> Attributed:
+    """A text's attribution, its step scores, and each step's completeness where the method promises it.
+
+    A share of the texts runs by both engines; where they differ, the result is that of Inseq's loop. The draws of a
+    random method begin at `random_state`. Raises `UnsupportedByModel` where the request requires the single pass and
+    the text cannot have it.
+    """
+    with _drawing_from(random_state):
+        ours = joined([_by_chosen_engine(attribution, work, choice) for work in attribution.runs()])
+    if not choice.is_to_be_rechecked(attribution.method):
+        return ours
+    with _drawing_from(random_state):
+        theirs = joined([attribution.run(work, by_loop) for work in attribution.runs()])
+    return ours if choice.is_confirmed(attribution.method, ours[0], theirs[0]) else theirs
+
+
+def _by_chosen_engine(attribution: TextAttribution, work: MethodOnText, choice: EngineChoice) -> Attributed:
+    """The single pass if the choice is that; Inseq's loop if not, or if the single pass turns out not to do this text.
+
+    In the loop, step scores come from one forward over the whole text if the single pass of `dummy` is trusted.
+    """
+    if choice.takes_single_pass(work.method):
+        try:
+            return attribution.run(work, by_single_pass)
+        except UnsupportedByModel as error:
+            choice.give_up(work.method, error.detail)
+    dummy = inseq_catalogue.step_scores_only()
+    if can_share_scores(attribution.request, work) and choice.takes_single_pass(dummy):
+        try:
+            return attribution.run(work, by_loop_with_shared_scores)
+        except UnsupportedByModel as error:
+            choice.give_up(dummy, error.detail)
+    return attribution.run(work, by_loop)
+
+
+@contextmanager
+def _drawing_from(state: RandomState | None) -> Iterator[None]:
+    """Within the block, no other job draws, and the random generators begin at `state`; None for no draws."""
+    if state is None:
+        yield
+        return
+    with RANDOM_DRAWS:
+        state.resume()
+        yield

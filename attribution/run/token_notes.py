@@ -1,0 +1,60 @@
+"""Notes on the tokens of a text and of its result: their readable text, and which of them a chat template added."""
+
+from __future__ import annotations
+
+from inseq.data import BatchEncoding
+from inseq.data.attribution import FeatureAttributionSequenceOutput
+from inseq.models import HuggingfaceModel
+from inseq.utils.typing import TokenWithId
+
+from attribution.text import readable_tokens
+from attribution.text.encoding import Text
+from attribution.text.readable_tokens import Note
+from attribution.text.step_labels import labels
+
+SideNotes = dict[str, list[Note]]  # for "source" and "target": one note for each token, see `readable_tokens.annotate`
+
+
+def of_text(model: HuggingfaceModel, text: Text) -> SideNotes:
+    """The notes of a text's tokens. A decoder-only model's source is the beginning of its target: the same notes."""
+    seq2seq, marks = bool(model.is_encoder_decoder), text.prompt.from_template
+    target = readable_tokens.annotate(model.tokenizer, _tokens(text.target), None if seq2seq else marks)
+    source = readable_tokens.annotate(model.tokenizer, _tokens(text.source), marks) if seq2seq else target
+    return {"source": source, "target": target}
+
+
+def of_result(
+    model: HuggingfaceModel, text: Text, known: SideNotes, sequence: FeatureAttributionSequenceOutput
+) -> SideNotes:
+    """The notes of a result's tokens: those `known` of its text, where the tokens are the text's."""
+    seq2seq = bool(model.is_encoder_decoder)
+    target, prompt = text.target.input_ids[0].tolist(), text.source.input_ids[0].tolist()
+    notes = {}
+    for side, ids in {"source": prompt if seq2seq else target, "target": target}.items():
+        shown = getattr(sequence, side)
+        shown_ids = [each.id for each in shown]
+        if shown_ids == ids[: len(shown)]:
+            notes[side] = known[side][: len(shown)]
+        else:
+            # Contrasts have labels of their own; without corrections Inseq may have dropped tokens of the prompt.
+            marked = shown_ids[: len(prompt)] == prompt and not (seq2seq and side == "target")
+            mark = text.prompt.from_template if marked else None
+            notes[side] = readable_tokens.annotate(model.tokenizer, shown, mark)
+    return notes
+
+
+def of_partial_result(known: SideNotes, sequence: FeatureAttributionSequenceOutput) -> SideNotes:
+    """The notes of a partial result's tokens. Needs no tokenizer, which another thread may be using."""
+    return {side: _of_labels(notes, getattr(sequence, side)) for side, notes in known.items()}
+
+
+def _of_labels(notes: list[Note], tokens: list[TokenWithId]) -> list[Note]:
+    """The notes of these tokens; a contrast's "this → that" has no id, and is its own text."""
+    return [
+        note if readable_tokens.is_id(token.id) else note | {"text": token.token}
+        for note, token in zip(notes, tokens, strict=False)
+    ]
+
+
+def _tokens(encoding: BatchEncoding) -> list[TokenWithId]:
+    return labels(encoding.input_tokens[0], encoding.input_ids[0].tolist())
