@@ -17,7 +17,8 @@ def counter(unit=Unit.STEP):
 
 def test_steps_of_several_texts():
     progress, seen = counter()
-    progress.begin_attributing(5, expected_seconds=10.0)
+    progress.begin_attributing(5)
+    progress.expect(10.0)
     progress.begin_text(2)
     progress.forward_begins()  # no unit of a method with steps
     progress.steps_done(1)
@@ -53,7 +54,8 @@ def test_generated_tokens_are_counted_for_each_text():
 
 def test_forwards_of_a_method_with_one_step():
     progress, seen = counter(Unit.FORWARD)
-    progress.begin_attributing(4, expected_seconds=4.0)
+    progress.begin_attributing(4)
+    progress.expect(4.0)
     progress.begin_text(2)
     progress.steps_done(1)  # steps and parts are no units of such a method
     progress.part_done(1.0)
@@ -74,9 +76,22 @@ def test_a_text_that_is_attributed_again_does_not_count_again():
     assert [each.steps_done for each in seen] == [0, 1, 2, 3, 4]
 
 
+def test_forwards_between_generation_and_the_first_text_are_not_counted():
+    """The first job on a model measures its speed there."""
+    for unit in Unit:
+        progress, seen = counter(unit)
+        progress.begin_generating(2)
+        progress.forward_begins()
+        progress.begin_attributing(1)
+        progress.forward_begins()
+        progress.begin_text(1)
+        assert [(each.stage, each.steps_done) for each in seen] == [(Stage.GENERATING, 1), (Stage.ATTRIBUTING, 0)]
+
+
 def test_preparing_keeps_the_count():
     progress, seen = counter()
-    progress.begin_attributing(2, expected_seconds=2.0)
+    progress.begin_attributing(2)
+    progress.expect(2.0)
     progress.begin_text(2)
     progress.steps_done(1)
     with progress.preparing():
@@ -87,7 +102,8 @@ def test_preparing_keeps_the_count():
 
 def test_saving_is_the_whole():
     progress, seen = counter()
-    progress.begin_attributing(3, expected_seconds=3.0)
+    progress.begin_attributing(3)
+    progress.expect(3.0)
     progress.begin_text(3)
     progress.steps_done(2)
     saving = progress.saving()
@@ -106,7 +122,8 @@ _CALLS = st.one_of(
 @given(unit=st.sampled_from(Unit), texts=st.lists(st.integers(1, 5), min_size=1, max_size=4), calls=st.lists(_CALLS))
 def test_never_back_and_never_beyond_the_total(unit, texts, calls):
     progress, seen = counter(unit)
-    progress.begin_attributing(sum(texts), expected_seconds=7.0)
+    progress.begin_attributing(sum(texts))
+    progress.expect(7.0)
     rest = iter(texts)
     progress.begin_text(next(rest))
     for name, *arguments in calls:

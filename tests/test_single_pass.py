@@ -7,6 +7,7 @@ The loop's own numbers are held to Inseq called directly by `test_exactness` and
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from attribution.engine import AttributionEngine
 from attribution.results import stored_form
+from attribution.run.engine_choice import TOLERANCE
 from attribution.single_pass import batch_sizes, method_dispatch
 from attribution.single_pass.network import SplitModel
 from models import AttributionRequest
@@ -23,6 +25,7 @@ from settings import Settings
 from tests import reference
 from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT
 from tests.families import FAMILIES, build
+from tests.first_principles import Float64Throughout
 
 METHODS = ["saliency", "input_x_gradient", "integrated_gradients", "gradient_shap", "deeplift", "occlusion", "dummy"]
 OWN_INFO = {"engine", "engine_check", "exec_time", "convergence"}
@@ -37,8 +40,9 @@ def engine(tmp_path_factory, model_dir):
     return AttributionEngine(Settings(data_dir=tmp_path_factory.mktemp("data"), model_dirs=(str(model_dir),)))
 
 
-def run(engine, way, *, should_cancel=lambda: False, report=lambda _: None, **body):
-    request = engine.check(AttributionRequest(engine=way, **body))
+def run(engine, way, *, dtype="float32", should_cancel=lambda: False, report=lambda _: None, **body):
+    # float64 is no request's, and tells an error from a rounding.
+    request = engine.check(AttributionRequest(engine=way, **body)).model_copy(update={"dtype": dtype})
     parts = engine.run(request, device="cpu", report=report, should_cancel=should_cancel)
     return stored_form.decode(parts[0].content)
 
@@ -63,7 +67,7 @@ def assert_same(ours, theirs, rtol=1e-5):
     for mine, other in zip(ours.info.get("convergence", []), theirs.info.get("convergence", []), strict=True):
         scale = max(map(abs, other["at_input"] + other["delta"]), default=0)
         for name in ("delta", "at_input", "at_baseline"):
-            assert mine[name] == pytest.approx(other[name], rel=1e-4, abs=1e-5 * max(scale, 1e-3)), name
+            assert mine[name] == pytest.approx(other[name], rel=10 * rtol, abs=rtol * max(scale, 1e-3)), name
 
 
 def arguments(method):
@@ -110,14 +114,22 @@ def bodies(draw):
     return body
 
 
-@given(body=bodies(), positions=st.sampled_from([1, 20, 1000]))
-@settings(max_examples=70, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_equals_inseqs_loop(engine, monkeypatch, body, positions):
+# How far two orders of the same operations may end from each other, of the largest score. In float64 the roundings that
+# are left are those of float32, in which a result is stored (6e-8). In float32 a rounding grows by the condition of the
+# network: two of 70 random examples, on networks as steep as these, differ by 200 roundings (1.4e-5) on one processor
+# and by less on another. There the bound is the one by which the service itself trusts a single pass.
+LARGEST_DIFFERENCE = {"float64": 1e-6, "float32": TOLERANCE[torch.float32]}
+
+
+@given(body=bodies(), positions=st.sampled_from([1, 20, 1000]), dtype=st.sampled_from(sorted(LARGEST_DIFFERENCE)))
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_equals_inseqs_loop(engine, monkeypatch, body, positions, dtype):
     """`positions` at once: pieces of every size give the same."""
     monkeypatch.setattr(batch_sizes, "_CPU_POSITIONS", positions)
-    ours, theirs = (run(engine, way, **body) for way in ("single_pass", "inseq"))
+    with Float64Throughout() if dtype == "float64" else nullcontext():
+        ours, theirs = (run(engine, way, dtype=dtype, **body) for way in ("single_pass", "inseq"))
     assert (ours.info["engine"], theirs.info["engine"]) == ("single_pass", "inseq")
-    assert_same(ours, theirs)
+    assert_same(ours, theirs, rtol=LARGEST_DIFFERENCE[dtype])
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "falcon"])
@@ -192,7 +204,7 @@ CONTRAST = {"contrast_targets": PROMPT + " tea. Ben"}
     {"attributed_fn": "pcxmi", "attributed_fn_args": CONTRAST},
     {"attributed_fn": "probability", "attributed_fn_args": {"logprob": True}},
     {"step_scores": ["contrast_prob", "kl_divergence", "in_context_pvi"], "step_scores_args": CONTRAST},
-    {"step_scores": ["top_p_size", "mc_dropout_prob_avg"], "step_scores_args": {"top_p": 0.7, "n_mcd_steps": 2}},
+    {"step_scores": ["top_p_size"], "step_scores_args": {"top_p": 0.7}},
 ])  # fmt: skip
 @pytest.mark.parametrize("method", METHODS[:-1])
 def test_functions(engine, method, more):
@@ -205,6 +217,18 @@ def test_functions(engine, method, more):
         # Zero where the contrast has the same token: whether rounding adds up to rounding is chance.
         for each in (ours, theirs):
             each.info.pop("warnings")
+    assert_same(ours, theirs)
+
+
+# Gradient SHAP draws from the same generator, in another order: its dropout scores are other draws of the same.
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "gradient_shap"])
+def test_dropout_scores(engine, method):
+    """On a model with dropout: the score is divided by its spread over several draws, which is zero without."""
+    body = {"model": "gpt2", "method": method, "input_text": "12345", "generated_text": "12345678",
+            "attribution_args": {"n_steps": 3} if method == "integrated_gradients" else {},
+            "step_scores": ["mc_dropout_prob_avg", "probability"], "step_scores_args": {"n_mcd_steps": 2}}  # fmt: skip
+    ours, theirs = (run(engine, way, **body) for way in ("single_pass", "inseq"))
+    assert bool(ours[0].step_scores["mc_dropout_prob_avg"].isfinite().all())
     assert_same(ours, theirs)
 
 
@@ -245,7 +269,9 @@ def test_several_inputs_free_generation_and_seeds(engine):
 @pytest.mark.parametrize(("more", "reason"), [
     ({"method": "lime"}, "lime does not have one"),
     ({"method": "attention"}, "attention does not have one"),
-    ({"method": "saliency", "attributed_fn": "mc_dropout_prob_avg"}, "more than the logits of one step"),
+    # On a model with dropout: what is attributed is divided by its spread over several draws.
+    ({"model": "gpt2", "method": "saliency", "input_text": "1234", "generated_text": "123456",
+      "attributed_fn": "mc_dropout_prob_avg"}, "more than the logits of one step"),
     ({"method": "saliency", "attributed_fn": "contrast_prob_diff",
       "attributed_fn_args": CONTRAST | {"contrast_force_inputs": True}}, "on other inputs"),
     ({"method": "deeplift", "attribution_args": {"return_convergence_delta": True}}, "return_convergence_delta"),

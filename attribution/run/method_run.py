@@ -181,8 +181,9 @@ class Runner:
 
     def _attribute_all(self, texts: list[PreparedText]) -> None:
         self._choice.longest = max(each.text.longest for each in texts)
+        self._progress.begin_attributing(sum(self._units(each.text) for each in texts))
         self.expected = self._expected_seconds([self._shape(each.text) for each in texts])
-        self._progress.begin_attributing(sum(self._units(each.text) for each in texts), self.expected)
+        self._progress.expect(self.expected)
         began = time.monotonic()
         self._snapshot = _Snapshot(sum(each.text.steps for each in texts))
         for each in texts:

@@ -45,11 +45,14 @@ class ProgressCounter:
         """Begin a text's generation of at most so many tokens; each forward pass generates one."""
         self._stage, self._done, self._total, self._forwards = Stage.GENERATING, 0, most_tokens, 0
 
-    def begin_attributing(self, total: int, expected_seconds: float | None = None) -> None:
-        """Begin the attribution of all texts: `total` units, which should take `expected_seconds`."""
+    def begin_attributing(self, total: int) -> None:
+        """Begin the attribution of all texts, `total` units. Nothing is counted before the first text."""
         self._stage, self._done, self._total = Stage.ATTRIBUTING, 0, total
-        self._expected_seconds = expected_seconds
         self._before = self._units = 0
+
+    def expect(self, seconds: float) -> None:
+        """Set the time that the attribution of all texts should take; until then there is no ETA."""
+        self._expected_seconds = seconds
 
     def begin_text(self, units: int) -> None:
         """Begin the next text; the one before it counts as done."""

@@ -83,10 +83,8 @@ class RequestRunner:
         """Every method of the request in turn; `warnings` go into each method's result."""
         callbacks.report(Progress(stage=Stage.LOADING_MODEL))
         is_comparison = request.methods is not None
-        progress, targets = (
-            ComparisonProgress(callbacks.report, request.method_names),
-            GeneratedTargets(are_shared=is_comparison),
-        )
+        progress = ComparisonProgress(callbacks.report, request.method_names)
+        targets = GeneratedTargets(are_shared=is_comparison)
         done: dict[str, FeatureAttributionOutput] = {}
         with self.models.lease(request.model, device=device, dtype=request.dtype) as loaded:
             expected = _ExpectedSeconds(request, loaded, self.estimator, progress)
