@@ -25,7 +25,7 @@ from attribution.corrections.step_functions import corrected_step_function, plai
 from attribution.inseq_loop import completeness, step_scores
 from attribution.inseq_loop.cheaper_forwards import lean_forwards
 from attribution.inseq_loop.method_loading import load_method
-from attribution.model_cache.attention_outputs import rows_of_steps
+from attribution.model_cache.attention_outputs import keep_attributed_rows
 from attribution.model_cache.loading import LoadedModel
 from attribution.single_pass.activations import cached_derivatives
 from attribution.single_pass.inseq_output import Batch, InseqOutputBuilder
@@ -261,7 +261,9 @@ class AttributionLoop:
             if method.name == "attention":
                 target = arguments["attribute_target"]
                 places = self._loaded.attention
-                stack.enter_context(rows_of_steps(loaded_method, model, places, text.first, attribute_target=target))
+                stack.enter_context(
+                    keep_attributed_rows(loaded_method, model, places, text.first, attribute_target=target)
+                )
             function = model.get_attributed_fn(arguments.pop("attributed_fn"))
             names, own = arguments["step_scores"], step_scores.has_own_logits(self._request, method)
             if scores is not None:
