@@ -19,7 +19,8 @@ from attribution.catalogue import comparison_checks, inseq_catalogue
 from attribution.corrections import registry
 from attribution.estimates.estimator import Estimator, check_weights
 from attribution.estimates.rates import Rates
-from attribution.model_cache.loading import ModelCache, bundled_models
+from attribution.model_cache.cache import ModelCache
+from attribution.model_cache.sources import bundled_models
 from attribution.results import (
     aggregation,
     comparison_view,
@@ -63,10 +64,10 @@ class AttributionEngine:
 
     def check(self, request: AttributionRequest) -> AttributionRequest:
         """The request as it will run. Raises `InvalidRequest` for what can be known not to work."""
-        self._models.check_allowed(request.model)
-        kind = self._models.is_encoder_decoder(request.model)
+        self._models.sources.check_allowed(request.model)
+        kind = self._models.sources.is_encoder_decoder(request.model)
         checked = comparison_checks.resolve(request, self._settings, is_encoder_decoder=kind)
-        if source := self._models.on_this_machine(request.model):
+        if source := self._models.sources.on_this_machine(request.model):
             check_weights(source, checked, self._place(checked, self.devices()[0]))
         return checked
 
@@ -78,7 +79,7 @@ class AttributionEngine:
         """Equal for checked requests that must have the same result: model revision, arguments, texts, seed, device
         and versions. None where the revision is not known yet.
         """
-        revision = self._models.revision(request.model)
+        revision = self._models.sources.revision(request.model)
         if revision is None:
             return None
         without = {"tags", "timeout_seconds", "priority", "reuse"}
@@ -156,7 +157,7 @@ class AttributionEngine:
         """The models that ship with the project, those in memory, and what else this server allows."""
         return {
             "bundled": list(bundled_models()),
-            "loaded": self._models.describe(),
+            "loaded": self._models.loaded_models(),
             "loads": self._models.loads,
             "allowed": list(self._settings.allowed_models),
             "model_cache_bytes": self._settings.model_cache_bytes,

@@ -1,7 +1,7 @@
-"""What keeps one job from disturbing another: locks, and the restoration of everything that Inseq leaves behind.
+"""Keeps jobs from affecting each other: locks for process-wide state, and restoration of a model after each job.
 
-Inseq was written for scripts. In a process that serves many jobs its hooks, train mode, random draws and tracing would
-leak from one job into the next (or into the one beside it). `isolated` is the one way into an attribution.
+Inseq was written for scripts. In a process that runs many jobs, its hooks, train mode, random draws and tracing would
+leak into later or concurrent jobs. Every attribution runs inside `isolated`. Knows nothing of requests.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ import torch
 from inseq.models import AttributionModel
 from transformers import set_seed
 
-# Random generators are one per process, not per thread: whoever draws, draws alone. Loading a model draws too.
+# Random generators are global to the process, so only one thread at a time may draw. Loading a model draws too.
 RANDOM_DRAWS = threading.RLock()
 
 
-class SharedGate:
-    """Many may pass together, or one alone: who waits to be alone goes before newcomers."""
+class ReaderWriterLock:
+    """A lock that many threads hold together (`shared`) or one alone (`exclusive`); the latter has priority.
+
+    Not reentrant: a thread that holds it must not ask for it again.
+    """
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
@@ -32,6 +35,7 @@ class SharedGate:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
+        """Hold the lock together with other threads, once no thread holds it or waits for it alone."""
         with self._condition:
             self._condition.wait_for(lambda: self._inside >= 0 and not self._waiting)
             self._inside += 1
@@ -43,7 +47,8 @@ class SharedGate:
                 self._condition.notify_all()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
+        """Hold the lock alone."""
         with self._condition:
             self._waiting += 1
             self._condition.wait_for(lambda: self._inside == 0)
@@ -58,8 +63,8 @@ class SharedGate:
 
 
 # Transformers sets the process-wide default dtype while it builds a model that is not float32, and Inseq's step
-# functions make tensors of the default dtype: such a load waits until nothing is attributed.
-DEFAULT_DTYPE = SharedGate()
+# functions create tensors of the default dtype, so such a model is loaded only while no attribution runs.
+DEFAULT_DTYPE = ReaderWriterLock()
 
 _HOOK_DICTS = (
     "_forward_hooks",
@@ -74,9 +79,9 @@ _HOOK_DICTS = (
 
 @contextmanager
 def isolated(model: AttributionModel) -> Iterator[None]:
-    """Run an attribution such that the model and the process are afterwards as they were before.
+    """Restore hooks, modes and attributes of the model, tracing and gradient mode after the block.
 
-    The caller holds the model's lock.
+    The caller holds the model's lock. Waits while a model that is not float32 is being loaded.
     """
     with ExitStack() as stack:
         stack.enter_context(DEFAULT_DTYPE.shared())
@@ -87,18 +92,18 @@ def isolated(model: AttributionModel) -> Iterator[None]:
 
 
 def _snapshot(model: AttributionModel) -> Callable[[], None]:
-    """Remember hooks, modes and attributes of a model; returns the function that brings them back."""
+    """Record hooks, modes and attributes of a model; returns the function that restores them."""
     modules = list(model.modules())
     hooks = [(module, name, getattr(module, name).copy()) for module in modules for name in _HOOK_DICTS]
     training = [(module, module.training) for module in modules]
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    # The wrapper's own state (method, config, interpretable embeddings, flags), not its modules.
+    # The wrapper's own state (method, config, interpretable embeddings, flags), without its modules.
     attributes = {name: value for name, value in vars(model).items() if not name.startswith("_") or name == "_device"}
 
     def restore() -> None:
         for module, name, before in hooks:
             current = getattr(module, name)
-            # In place: a hook's handle holds a reference to this very dictionary.
+            # In place: a hook's handle holds a reference to this dictionary object.
             if current != before:
                 current.clear()
                 current.update(before)
@@ -115,7 +120,7 @@ def _snapshot(model: AttributionModel) -> Callable[[], None]:
 
 
 class RandomState:
-    """Where the random generators stand, so that a text draws the same numbers whatever is done in between."""
+    """The state of all random generators, so that a text draws the same numbers whatever ran in between."""
 
     def __init__(self) -> None:
         self._python: Any = random.getstate()
@@ -125,11 +130,12 @@ class RandomState:
 
     @classmethod
     def seeded(cls, seed: int) -> RandomState:
-        """The state that a fresh script has after `transformers.set_seed(seed)`."""
+        """The state of a new process after `transformers.set_seed(seed)`."""
         set_seed(seed)
         return cls()
 
     def resume(self) -> None:
+        """Set the random generators to this state."""
         random.setstate(self._python)
         np.random.set_state(self._numpy)  # noqa: NPY002
         torch.set_rng_state(self._torch)

@@ -14,7 +14,8 @@ from attribution.engine import AttributionEngine
 from attribution.estimates import rates
 from attribution.estimates.passes import Passes, Shape, of_text
 from attribution.estimates.rates import Rates
-from attribution.model_cache.loading import ModelCache, ModelKey
+from attribution.model_cache.cache import ModelCache
+from attribution.model_cache.loading import ModelKey
 from attribution.results import stored_form
 from models import AttributionRequest
 from settings import Settings

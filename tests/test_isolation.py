@@ -347,12 +347,12 @@ def test_loading_another_dtype_waits_for_running_attributions(engine, monkeypatc
 
     assert loaded_meanwhile(patience=2) == {torch.float32, True}
 
-    class NoGate:
-        shared = alone = staticmethod(contextlib.nullcontext)
+    class NoLock:
+        shared = exclusive = staticmethod(contextlib.nullcontext)
 
     with (
-        without(monkeypatch, isolation, "DEFAULT_DTYPE", NoGate()),
-        without(monkeypatch, loading, "DEFAULT_DTYPE", NoGate()),
+        without(monkeypatch, isolation, "DEFAULT_DTYPE", NoLock()),
+        without(monkeypatch, loading, "DEFAULT_DTYPE", NoLock()),
     ):
         engine = new_engine()
         assert False in loaded_meanwhile(patience=120)

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from attribution.model_cache import loading
-from attribution.model_cache.loading import ModelCache
+from attribution.model_cache import sources
+from attribution.model_cache.cache import ModelCache
 from demo_models import tasks
 from problems import ModelNotAllowed, ModelUnavailable
 from settings import Settings
@@ -45,7 +45,7 @@ def test_a_model_is_loaded_once_however_many_ask(small_models):
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(use, range(24)))) == 1
     assert cache.loads == 1
-    (entry,) = cache.describe()
+    (entry,) = cache.loaded_models()
     assert (entry["name"], entry["kind"], entry["hits"], entry["in_use"]) == ("one", "directory", 23, False)
 
 
@@ -67,7 +67,7 @@ def test_the_least_recently_used_goes_first_but_never_one_in_use(small_models):
     with lease(ModelCache(Settings(model_dirs=[str(small_models)])), "one") as loaded:
         size = loaded.size
     cache = ModelCache(Settings(model_dirs=[str(small_models)], model_cache_bytes=int(2.2 * size)))
-    names = lambda: {entry["name"] for entry in cache.describe()}  # noqa: E731
+    names = lambda: {entry["name"] for entry in cache.loaded_models()}  # noqa: E731
     with lease(cache, "one"):
         with lease(cache, "two"):
             pass
@@ -79,7 +79,7 @@ def test_the_least_recently_used_goes_first_but_never_one_in_use(small_models):
     with lease(cache, "two"):
         pass
     assert names() == {"three", "two"}
-    assert sum(entry["bytes"] for entry in cache.describe()) <= 2.2 * size
+    assert sum(entry["bytes"] for entry in cache.loaded_models()) <= 2.2 * size
 
 
 def test_a_changed_directory_is_another_revision(small_models, tmp_path):
@@ -97,13 +97,13 @@ def test_a_changed_directory_is_another_revision(small_models, tmp_path):
 
 def test_only_allowed_names_are_served(small_models):
     cache = ModelCache(Settings(model_dirs=[str(small_models)], allowed_models="one,org/*"))
-    assert cache.resolve("one").kind == "directory"
-    assert cache.resolve(LOOKUP).kind == "bundled"  # what ships with the project is always served
+    assert cache.sources.resolve("one").kind == "directory"
+    assert cache.sources.resolve(LOOKUP).kind == "bundled"  # what ships with the project is always served
     for name in ("two", "other/model", "one-more"):
         with pytest.raises(ModelNotAllowed, match="does not serve"):
-            cache.resolve(name)
+            cache.sources.resolve(name)
     with pytest.raises(ModelUnavailable):
-        cache.resolve("org/any")
+        cache.sources.resolve("org/any")
 
 
 def test_a_hub_id_is_found_in_the_cache_with_its_commit(server):
@@ -117,12 +117,12 @@ def test_a_hub_id_is_found_in_the_cache_with_its_commit(server):
 
 UNREACHABLE = """
 import sys, time
-from attribution.model_cache import ModelCache
+from attribution.model_cache.cache import ModelCache
 from problems import ModelUnavailable
 from settings import Settings
 began = time.monotonic()
 try:
-    ModelCache(Settings()).resolve("no-such/model")
+    ModelCache(Settings()).sources.resolve("no-such/model")
 except ModelUnavailable as error:
     print(f"{time.monotonic() - began:.1f}", error.detail)
 """
@@ -182,7 +182,7 @@ def test_half_precision_is_served_and_named(server):
 def test_the_bundled_models_are_small_and_load_quickly(small_models):
     for name in (LOOKUP, PHRASEBOOK):
         assert sum(file.stat().st_size for file in (BUNDLED / name).iterdir()) < 2 * 1024**2
-    assert loading.bundled_models() == (LOOKUP, PHRASEBOOK)
+    assert sources.bundled_models() == (LOOKUP, PHRASEBOOK)
 
 
 # The share of examples in which the method's top token is one that the answer truly depends on. Each is a little below

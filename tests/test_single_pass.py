@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from attribution.engine import AttributionEngine
 from attribution.results import stored_form
-from attribution.run.engine_choice import TOLERANCE
+from attribution.run.engine_probe import TOLERANCE
 from attribution.single_pass import batch_sizes, method_dispatch
 from attribution.single_pass.network import SplitModel
 from models import AttributionRequest

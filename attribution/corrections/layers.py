@@ -78,8 +78,8 @@ def check_layer(model: HuggingfaceModel, layer: torch.nn.Module, name: str, ids:
     ):
         raise InputRejected(
             f"attribution_args.target_layer: {name!r} does not output one vector for each input token"
-            f"{' in the encoder' if model.is_encoder_decoder else ''}, so its scores would belong to no token. Choose "
-            "a block, or a layer in a block that returns a tensor."
+            f"{' in the encoder' if model.is_encoder_decoder else ''}, so its scores would belong to no token. Use a "
+            "block, or a layer in a block that returns a tensor."
         )
 
 

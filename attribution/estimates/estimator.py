@@ -28,8 +28,10 @@ from attribution.estimates import passes
 from attribution.estimates.passes import Passes, Shape
 from attribution.estimates.rates import ModelRates, Rates
 from attribution.isolation import DEFAULT_DTYPE
+from attribution.model_cache.cache import ModelCache
 from attribution.model_cache.device_memory import memory_of
-from attribution.model_cache.loading import LoadedModel, ModelCache, ModelSource
+from attribution.model_cache.loading import LoadedModel
+from attribution.model_cache.sources import ModelSource
 from attribution.text import encoding, generation, languages
 from models import AttributionRequest, Engine, Estimate, InputEstimate, SecondsEstimate
 from problems import InvalidRequest, ModelUnavailable
@@ -67,7 +69,7 @@ class Estimator:
         The model is loaded if it is on this machine and not in memory. Raises `ModelUnavailable` where it is not, and
         the `JobError` that a job would end with.
         """
-        if self._models.revision(request.model) is None:
+        if self._models.sources.revision(request.model) is None:
             raise ModelUnavailable(
                 f"{request.model!r} is not on this machine, and an estimate downloads nothing. Submit a short job, "
                 "which brings it here, and ask again."

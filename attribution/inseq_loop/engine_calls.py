@@ -20,7 +20,7 @@ from attribution.corrections.step_functions import plain_name
 from attribution.inseq_loop import completeness, step_scores
 from attribution.inseq_loop.cheaper_forwards import lean_forwards
 from attribution.inseq_loop.text_setup import MethodOnText, Setup, embedded_batch, functions_and_arguments
-from attribution.model_cache.attention_outputs import rows_of_steps
+from attribution.model_cache.attention_outputs import keep_attributed_rows
 from attribution.single_pass.activations import cached_derivatives
 from attribution.single_pass.inseq_output import InseqOutputBuilder
 from attribution.single_pass.method_dispatch import step_results
@@ -107,7 +107,7 @@ def _loop(setup: Setup, steps: FinishedSteps, *, scores: list[step_scores.Scores
         if method.traits.reads_attention:
             target = arguments["attribute_target"]
             places = setup.loaded.attention
-            stack.enter_context(rows_of_steps(setup.method, model, places, text.first, attribute_target=target))
+            stack.enter_context(keep_attributed_rows(setup.method, model, places, text.first, attribute_target=target))
         function = model.get_attributed_fn(arguments.pop("attributed_fn"))
         names, own = arguments["step_scores"], step_scores.has_own_logits(request, method)
         if scores is not None:

@@ -1,1 +1,1 @@
-"""Finds, loads, shares and evicts models."""
+"""Finds models (`sources`), loads them (`loading`), shares and evicts them (`cache`), and measures memory."""

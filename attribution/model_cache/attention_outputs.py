@@ -1,7 +1,7 @@
-"""Attention weights taken as they come: of each layer, the queries of the steps, and not those of the whole text.
+"""Keeps only the attention rows of attributed steps while the forward runs.
 
-Inseq keeps the weights of all layers at all positions until the forward has ended, three times over, and then reads the
-rows of the steps. Where a family's modules have them is seen once, when the model is loaded.
+Inseq stores the weights of all layers at all positions until the forward ends, in three copies, and then reads the rows
+of the steps. Which modules of a family output the weights is found once, when the model is loaded.
 """
 
 from __future__ import annotations
@@ -15,61 +15,62 @@ import torch
 from inseq.attr.feat import FeatureAttribution
 from inseq.models import HuggingfaceModel
 
-# By what they are in Transformers' outputs. An encoder's own weights have no steps: the result has them whole.
+# Names in Transformers' outputs. An encoder's self-attention has no steps; the result contains it whole.
 _DECODER, _CROSS = ("decoder_attentions", "attentions"), ("cross_attentions",)
 
 
 @dataclass(frozen=True)
-class Place:
-    """A module whose output is a tuple with the weights, [1, heads, queries, keys], at an index."""
+class AttentionOutput:
+    """A module whose output is a tuple that has attention weights ([1, heads, queries, keys]) at `index`."""
 
     module: torch.nn.Module
     index: int
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where a network's weights come from, one place for each layer; None where that is not known."""
+class AttentionOutputs:
+    """The modules that output a network's attention weights, one for each layer; None if they are unknown."""
 
-    decoder: tuple[Place, ...] | None = None
-    cross: tuple[Place, ...] | None = None
+    decoder: tuple[AttentionOutput, ...] | None = None
+    cross: tuple[AttentionOutput, ...] | None = None
 
 
-def find_places(network: torch.nn.Module, forward: Callable[[], Any]) -> Places:
-    """Where the weights in the output of `forward`, which runs the network, were seen first."""
-    first: dict[int, Place] = {}
-    kept = []  # so that no other tensor is at their address
+def find_attention_outputs(network: torch.nn.Module, forward: Callable[[], Any]) -> AttentionOutputs:
+    """Run `forward`, which runs the network, and find the module that first returned each tensor of weights."""
+    first: dict[int, AttentionOutput] = {}
+    kept = []  # keeps the tensors alive, so that `id` stays unique
 
     def look(module: torch.nn.Module, _: Any, output: Any) -> None:
         for index, each in enumerate(output if type(output) is tuple else ()):
             if isinstance(each, torch.Tensor):
                 kept.append(each)
-                first.setdefault(id(each), Place(module, index))
+                first.setdefault(id(each), AttentionOutput(module, index))
 
     with ExitStack() as stack:
         for module in network.modules():
             stack.callback(module.register_forward_hook(look).remove)
         output = forward()
 
-    def places(names: Sequence[str]) -> tuple[Place, ...] | None:
+    def outputs(names: Sequence[str]) -> tuple[AttentionOutput, ...] | None:
         weights = next((output[name] for name in names if output.get(name)), ())
         found = tuple(first[id(each)] for each in weights if id(each) in first)
         return found if found and len(found) == len(weights) else None
 
-    return Places(places(_DECODER), places(_CROSS))
+    return AttentionOutputs(outputs(_DECODER), outputs(_CROSS))
 
 
 @contextmanager
-def rows_of_steps(
-    method: FeatureAttribution, model: HuggingfaceModel, places: Places, start: int, *, attribute_target: bool
+def keep_attributed_rows(
+    method: FeatureAttribution, model: HuggingfaceModel, found: AttentionOutputs, start: int, *, attribute_target: bool
 ) -> Iterator[None]:
-    """Within the block, `attention` keeps the rows of the steps from target position `start`: the same numbers.
+    """Make the `attention` method keep only the rows of steps from target position `start` within the block.
 
-    The weights of an encoder-decoder's decoder among themselves are kept whole unless they are attributed.
+    The scores do not change. An encoder-decoder's decoder self-attention is kept whole unless it is attributed. Does
+    nothing where the modules are unknown.
     """
-    wanted = [places.cross] if model.is_encoder_decoder else [places.decoder]
+    wanted = [found.cross] if model.is_encoder_decoder else [found.decoder]
     if model.is_encoder_decoder and attribute_target:
-        wanted.append(places.decoder)
+        wanted.append(found.decoder)
     if not all(wanted):
         yield
         return
@@ -90,10 +91,10 @@ def rows_of_steps(
                 step.target_attributions = target[:, : attr_pos_start + index, index]
         return steps
 
-    indices = {place.module: place.index for each in wanted for place in each or ()}
+    indices = {output.module: output.index for each in wanted for output in each or ()}
     with ExitStack() as stack:
         for module in indices:
-            # Before Transformers' own hooks, which gather what the module returns.
+            # Before Transformers' own hooks, which collect the module's output.
             stack.callback(module.register_forward_hook(cut, prepend=True).remove)
         method._build_multistep_output_from_single_step = build_steps  # noqa: SLF001
         yield

@@ -1,4 +1,4 @@
-"""How much memory a device has, and how much of it nobody uses: asked here alone, at each call anew.
+"""The total and free memory of a device, read anew at each call; the only module that asks for it.
 
 Knows nothing of models or requests.
 """
@@ -13,12 +13,12 @@ from pathlib import Path
 import psutil
 import torch
 
-_SYSTEM = Path("/")  # where the system's own files are
+_SYSTEM = Path("/")  # the root of /proc and /sys
 
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """A device's memory, in bytes: all of it, and what is free to be asked for."""
+    """A device's memory in bytes: in all, and available for allocation."""
 
     free: int
     total: int
@@ -26,13 +26,13 @@ class DeviceMemory:
 
 @dataclass(frozen=True)
 class _Cgroups:
-    """The files of a version of Linux's cgroups, by which containers are limited."""
+    """The files of one version of Linux's cgroups, which limit containers."""
 
-    controllers: str  # as /proc/self/cgroup names them
+    controllers: str  # the name in /proc/self/cgroup
     mount: str
     limit: str
     used: str
-    idle: str  # in memory.stat: cached files, which the kernel drops before it refuses memory
+    idle: str  # in memory.stat: cached files, which the kernel frees before it refuses memory
 
 
 # https://docs.kernel.org/admin-guide/cgroup-v1/memory.html and https://docs.kernel.org/admin-guide/cgroup-v2.html
@@ -43,10 +43,11 @@ _VERSIONS = (
 
 
 def memory_of(device: torch.device | str) -> DeviceMemory:
-    """Free and total bytes of a torch device, as its driver or system tells them now.
+    """Free and total bytes of a torch device now, according to its driver or the operating system.
 
-    What torch's allocator holds and does not use counts as free: it is given to whoever asks. The CPU's memory is the
-    machine's, or a container's where that is less. Raises torch's `RuntimeError` for a device that is not there.
+    Unused memory that torch's allocator holds counts as free, because torch gives it to the next allocation. The CPU's
+    memory is the machine's, or the container's limit if that is smaller. Raises torch's `RuntimeError` for a device
+    that does not exist.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -57,7 +58,7 @@ def memory_of(device: torch.device | str) -> DeviceMemory:
         held = torch.mps.current_allocated_memory()
         idle = torch.mps.driver_allocated_memory() - held
         total = torch.mps.recommended_max_memory()
-        # The machine's own memory, of which others may have taken more.
+        # The GPU shares the machine's memory, so other processes may have taken some of it.
         return DeviceMemory(max(0, min(total - held, _of_the_machine().free + idle)), total)
     return _of_the_machine()
 
@@ -71,8 +72,9 @@ def _of_the_machine() -> DeviceMemory:
 
 
 def _container_limits(machine: int) -> Iterator[tuple[int, int]]:
-    """Limit and use, in bytes, of each control group that this process is in, the outer ones too; without those that
-    may use more than the machine has.
+    """Limit and use, in bytes, of each control group that contains this process, outer ones included.
+
+    Skips groups whose limit is not below `machine`, the machine's memory in bytes.
     """
     for version, group in _groups(_SYSTEM):
         try:
@@ -80,19 +82,19 @@ def _container_limits(machine: int) -> Iterator[tuple[int, int]]:
             if limit < machine:
                 used = int((group / version.used).read_text())
                 yield limit, used - _statistic(group / "memory.stat", version.idle)
-        except (OSError, ValueError):  # gone, or `max`
+        except (OSError, ValueError):  # the file is gone, or says `max`
             continue
 
 
 @lru_cache(maxsize=8)
 def _groups(system: Path) -> list[tuple[_Cgroups, Path]]:
-    """The folders of this process's control groups that can have a limit; none where there are no cgroups."""
+    """The folders of this process's control groups that have a limit file; empty without cgroups."""
     try:
         lines = (system / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return []
     own = {name: Path(path) for _, names, path in (line.split(":", 2) for line in lines) for name in names.split(",")}
-    # In a container the path may be the host's, while its own group is what is mounted.
+    # In a container the path may be the host's, while only the container's own group is mounted.
     folders = (
         (version, system / version.mount / folder.relative_to("/"))
         for version in _VERSIONS

@@ -45,8 +45,8 @@ class EngineChoice:
         on_progress: Callable[[float], None],
         recheck_share: float = 0.0,
     ) -> None:
-        """`on_progress` is called within probes and may raise. `recheck_share`: the share (0 to 1) of texts that both engines
-        attribute.
+        """`on_progress` is called within probes and may raise. `recheck_share`: the share (0 to 1) of texts
+        that both engines attribute.
         """
         self._request = request
         self._loaded = loaded

@@ -14,7 +14,8 @@ from inseq.data import FeatureAttributionOutput
 from attribution.estimates.estimator import Estimator, route_of
 from attribution.estimates.passes import Shape
 from attribution.estimates.rates import Rates
-from attribution.model_cache.loading import LoadedModel, ModelCache
+from attribution.model_cache.cache import ModelCache
+from attribution.model_cache.loading import LoadedModel
 from attribution.run import memory_retry, record
 from attribution.run.comparison_progress import ComparisonProgress
 from attribution.run.generated_targets import GeneratedTargets
