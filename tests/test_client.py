@@ -144,7 +144,7 @@ def test_a_newer_server_may_say_more(client, done):
     document = job.model_dump(mode="json") | {"weather": "fine"}
     document["request"]["colour"] = "blue"
     answer = httpx.Response(200, json=document)
-    assert calls.job("x").read(answer) == job
+    assert calls.read_job("x").read(answer) == job
 
 
 def test_requests_as_objects_and_fields(client):
