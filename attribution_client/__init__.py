@@ -6,8 +6,8 @@
         result = client.attribute("lookup-gpt2", "saliency", "Anna likes tea. Ben likes milk. Anna likes")
     plot_attribution_heatmap(result)
 
-Needs neither torch nor the server. Tables and pictures need the extra `plots`, and import pandas and matplotlib when they
-are first used. `attribution` is the same on the command line.
+Needs neither torch nor the server. Tables and pictures need the extra `plots`; they import pandas and matplotlib at
+first use. The same is available on the command line as `attribution`.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from attribution_schema.request import AttributionRequest
 from attribution_schema.result import AttributionResult, ComparisonResult
 
 JOBS = "/attribution/jobs"
-LONG_POLL = 5.0  # seconds for which the server may delay its answer, when polling replaces a broken event stream
+LONG_POLL = 5.0  # seconds that the server may delay its answer to a poll, which replaces a broken event stream
 Report = Callable[[Job], None]
 
 
@@ -161,7 +161,7 @@ def wait(
             if not latest.has_ended and left <= 0:
                 raise WaitTimedOut(latest)
             if not latest.has_ended:
-                # The server restarted (the job survives that), a proxy closed the stream, or the deadline is near: poll.
+                # Poll: the server restarted (the job survives that), a proxy closed the stream, or time runs out.
                 latest = yield read_job(job, wait=round(min(left, LONG_POLL), 3))
                 report(latest)
     return completed(latest)

@@ -25,12 +25,10 @@ if TYPE_CHECKING:
 class AttributionClient:
     """Client with blocking calls. Threads may share it. Call `close`, or use it in a `with` statement.
 
-    Args:
-        server: the server's URL; by default `INSEQ_API_URL`, else http://localhost:8000.
-        api_key: by default `INSEQ_API_KEY`, else none is sent.
-        retry_seconds: how long to retry a call if the connection fails or the server is busy; 0 for no retries.
-        progress: whether `wait` shows a progress bar in a terminal or notebook.
-        **more: further arguments of `httpx.Client`, such as proxies or certificates.
+    `server` is the server's URL (by default `INSEQ_API_URL`, else http://localhost:8000), `api_key` its key (by default
+    `INSEQ_API_KEY`). If the connection fails or the server is busy, a call is retried for `retry_seconds`; 0 means no
+    retries. `progress` shows a progress bar while waiting in a terminal or notebook. `more` are further arguments of
+    `httpx.Client`, such as proxies or certificates.
 
     Every method raises `RequestFailed` with the server's problem document, or `ServerUnreachable`. Where a method takes
     a `job`, pass a `Job` or its id.
