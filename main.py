@@ -28,6 +28,7 @@ from api.routes.pages import add_pages
 from api.routes.results import results
 from api.routes.service import meta
 from api.services import Services
+from attribution_schema import __version__
 from job_manager import JobLimits, JobManager
 from jobs.retention import Retention
 from jobs.store.job_store import JobStore
@@ -35,7 +36,6 @@ from jobs.store.records import ALL_OWNERS
 from models import Job
 from settings import Settings
 
-VERSION = "0.1.0"
 log = structlog.get_logger(__name__)
 
 
@@ -68,7 +68,7 @@ def create_app(settings: Settings | None = None, engine: AttributionEngineProtoc
     app = FastAPI(
         title="Attribution as a service",
         summary="Inseq feature attribution as durable jobs over HTTP.",
-        version=VERSION,
+        version=__version__,
         lifespan=lifespan,
         docs_url=None,  # `add_pages` serves Swagger from files of this server
         redoc_url=None,

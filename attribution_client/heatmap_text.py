@@ -1,4 +1,4 @@
-"""A result as coloured tables of text, each as wide as the terminal allows."""
+"""Results as coloured tables for a terminal, split into blocks of columns that fit its width."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from attribution_reading.number_scale import power_of_ten, scaled
 from attribution_reading.scored_sequence import SIDES, Scores, not_yet_generated
 from attribution_schema.result import AttributionResult, ComparisonResult, SequenceAttribution, Token
 
-# The colours of the service's heatmap. From this share of the largest score on, white text has more contrast.
+# The colours of the service's heatmap; text is white where that has the better contrast.
 _ZERO, _MORE, _LESS = (251, 248, 245), (143, 45, 4), (15, 80, 144)
 _WHITE_FROM = 0.7
 _TITLES = {"source": "source tokens", "target": "prompt and prefix"}
@@ -26,7 +26,7 @@ _LABEL, _CELL = 20, 7  # letters
 
 
 def print_comparison(compared: ComparisonResult, out: Console) -> None:
-    """Print each method's result, and how far each two agree."""
+    """Print the result of each method, then the agreement of each pair."""
     for result in compared.comparison:
         print_result(result, out)
     table = Table(box=box.SIMPLE_HEAD if out.is_terminal else None, pad_edge=False, header_style="bold")
@@ -41,7 +41,7 @@ def print_comparison(compared: ComparisonResult, out: Console) -> None:
 
 
 def print_result(result: AttributionResult, out: Console) -> None:
-    """Print each sequence: its text, its scores, its step scores."""
+    """Print the scores and step scores of each sequence."""
     info = result.info
     head = f"{info.get('attribution_method', 'attribution')} of {info.get('model_name', 'a model')}"
     out.print(Text(head, "bold"))
@@ -75,12 +75,17 @@ def _print_sequence(sequence: SequenceAttribution, out: Console) -> None:
         out.print(table)
 
 
+def _scores_of(sequence: SequenceAttribution, side: str) -> Scores:
+    rows = getattr(sequence, f"{side}_attributions") or []
+    return [[math.nan if score is None else score for score in row] for row in rows] if any(rows) else []
+
+
 def _column_width(token: Token) -> int:
     return max(_CELL, cell_len(label(token)) + 3)
 
 
 def _blocks(widths: list[int], room: int) -> Iterator[range]:
-    """Yield ranges of columns that fit into `room` letters, at least one column each."""
+    """Ranges of columns that fit into `room` letters; each has at least one column."""
     first = used = 0
     for column, width in enumerate(widths):
         if used and used + width > room:
