@@ -1,8 +1,4 @@
-"""The FastAPI app: `create_app(settings)`, routes, lifespan. `python main.py` serves it.
-
-Routes are thin: they check, ask the manager or the engine, and shape the answer. They are plain functions, which
-FastAPI runs on threads, so that nothing ever blocks the event loop; those that wait for a job are coroutines.
-"""
+"""The FastAPI app: `create_app(settings)` puts the parts together; `python main.py` serves it."""
 
 from __future__ import annotations
 
@@ -14,76 +10,59 @@ from contextlib import asynccontextmanager
 import structlog
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
+from prometheus_client import CollectorRegistry
 
-from api.dependencies import Engine
+from api.engine_protocol import AttributionEngineProtocol
 from api.job_watch import JobWatch
-from api.metrics import Metrics, RequestMetrics
-from api.middleware import RequestGuard, RequestIdMiddleware
+from api.metrics import HttpMetrics, HttpMetricsMiddleware, ServiceMetrics
+from api.middleware import (
+    BodyCheckMiddleware,
+    HostCheckMiddleware,
+    RequestIdMiddleware,
+    SecurityHeadersMiddleware,
+)
 from api.problem_responses import install_error_handlers
 from api.routes.catalogue import catalogue
-from api.routes.jobs import current_job, jobs
+from api.routes.jobs import job_document, jobs
 from api.routes.pages import add_pages
 from api.routes.results import results
 from api.routes.service import meta
-from job_manager import JobManager
+from api.services import Services
+from job_manager import JobLimits, JobManager
 from jobs.retention import Retention
 from jobs.store.job_store import JobStore
+from jobs.store.records import ALL_OWNERS
+from models import Job
 from settings import Settings
 
 VERSION = "0.1.0"
 log = structlog.get_logger(__name__)
 
 
-# Putting it together
+def create_app(settings: Settings | None = None, engine: AttributionEngineProtocol | None = None) -> FastAPI:
+    """Return the app with these settings and this engine (default: Inseq on this machine's devices).
 
-
-def create_app(settings: Settings | None = None, engine: Engine | None = None) -> FastAPI:
-    """The app, with the given settings and engine (Inseq on this machine's devices, if none is given).
-
-    Opening the store and starting the workers happens when the app starts, so that making one costs nothing.
+    The store is opened and the workers are started when the app starts, not here.
     """
     settings = settings or Settings()
-    metrics = Metrics()
+    http_registry = CollectorRegistry()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        chosen = engine or _inseq_engine(settings)
-        store = JobStore(settings.data_dir)
-        devices = chosen.devices()
-        workers = len(devices) * settings.workers_per_device
-        threads = max(1, _cores() // workers)
-        manager = JobManager(
-            store,
-            chosen.run,
-            devices=devices,
-            workers_per_device=settings.workers_per_device,
-            max_attempts=settings.max_attempts,
-            max_seconds=settings.max_job_seconds,
-            max_pending=settings.max_pending_jobs,
-            max_pending_of_owner=settings.max_pending_jobs_per_key,
-            prepare_worker=lambda: chosen.prepare_worker(threads),
-        )
-        app.state.engine, app.state.store, app.state.manager = chosen, store, manager
-        app.state.watch = JobWatch(
-            asyncio.get_running_loop(), lambda job_id: run_in_threadpool(current_job, job_id, manager)
-        )
-        manager.tell_of_changes(app.state.watch.tell)
-        metrics.look_at(store.active, chosen.model_cache_numbers, lambda: app.state.watch.watched)
-        manager.tell_of_ends(
-            lambda job, status, seconds: metrics.job_ended(
-                method=job.request.method or "comparison", model=job.request.model, status=status, seconds=seconds
-            )
-        )
-        retention = Retention(store, settings)
-        manager.start()
+        services = _services(settings, engine or _inseq_engine(settings), http_registry)
+        retention = Retention(services.store, settings)
+        services.install(app)
+        services.manager.start()
         retention.start()
-        log.info("server_started", devices=list(devices), workers=workers, data_dir=str(settings.data_dir))
+        devices = list(services.engine.devices())
+        workers = len(devices) * settings.workers_per_device
+        log.info("server_started", devices=devices, workers=workers, data_dir=str(settings.data_dir))
         try:
             yield
         finally:
-            await run_in_threadpool(manager.stop, settings.shutdown_grace_seconds)
+            await run_in_threadpool(services.manager.stop, settings.shutdown_grace_seconds)
             retention.stop()
-            store.close()
+            services.store.close()
             log.info("server_stopped")
 
     app = FastAPI(
@@ -91,7 +70,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         summary="Inseq feature attribution as durable jobs over HTTP.",
         version=VERSION,
         lifespan=lifespan,
-        docs_url=None,  # Swagger is served by `page_routes`, from here
+        docs_url=None,  # `add_pages` serves Swagger from files of this server
         redoc_url=None,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
@@ -99,24 +78,58 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         app.include_router(router)
     add_pages(app)
     install_error_handlers(app)
-    app.add_middleware(RequestGuard, max_bytes=settings.max_body_bytes, allowed_hosts=settings.allowed_hosts)
-    app.add_middleware(RequestMetrics, metrics=metrics)
+    # The last one added sees a request first: what refuses requests is counted, and every response has id and headers.
+    app.add_middleware(BodyCheckMiddleware, max_bytes=settings.max_body_bytes)
+    app.add_middleware(HostCheckMiddleware, allowed_hosts=settings.allowed_hosts)
+    app.add_middleware(HttpMetricsMiddleware, metrics=HttpMetrics(http_registry))
     app.add_middleware(RequestIdMiddleware)
-    app.state.metrics = metrics
+    app.add_middleware(SecurityHeadersMiddleware)
     return app
 
 
+def _services(settings: Settings, engine: AttributionEngineProtocol, http_registry: CollectorRegistry) -> Services:
+    """Open the store and make everything that works on it. Must be called on the event loop."""
+    store = JobStore(settings.data_dir)
+    devices = [device for device in engine.devices() for _ in range(settings.workers_per_device)]
+    threads = max(1, _cores() // len(devices))
+
+    async def read(job_id: str) -> Job:
+        return await run_in_threadpool(job_document, manager, job_id, ALL_OWNERS)
+
+    watch = JobWatch(asyncio.get_running_loop(), read)
+    metrics = ServiceMetrics(
+        http_registry,
+        active_jobs=store.active,
+        model_cache=engine.model_cache_numbers,
+        watchers=lambda: watch.watchers,
+    )
+    manager = JobManager(
+        store,
+        engine.run,
+        devices=devices,
+        listeners=[watch, metrics],
+        limits=JobLimits(
+            max_attempts=settings.max_attempts,
+            max_seconds=settings.max_job_seconds,
+            max_pending=settings.max_pending_jobs,
+            max_pending_of_owner=settings.max_pending_jobs_per_key,
+        ),
+        prepare_worker=lambda: engine.prepare_worker(threads),
+    )
+    return Services(engine, store, manager, watch, metrics)
+
+
 def _cores() -> int:
-    """Cores that torch's own threads may use: those of this process, or as many as `OMP_NUM_THREADS` says."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isdigit() and int(asked):
-        return int(asked)
-    # A container's share, where the system tells it (Linux); all cores elsewhere (macOS).
+    """Return the cores for torch's intra-op threads: `OMP_NUM_THREADS` if set, else those this process may use."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    if limit.isdigit() and int(limit):
+        return int(limit)
+    # Linux reports the share of a container; macOS reports all cores only.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _inseq_engine(settings: Settings) -> Engine:
-    # Inseq reads this once, when it is imported: its caches belong to this server's data, not to the user's home.
+def _inseq_engine(settings: Settings) -> AttributionEngineProtocol:
+    # Inseq reads this once, when it is imported. Its caches belong in the data directory, not in the user's home.
     os.environ.setdefault("INSEQ_ARTIFACTS_CACHE", str(settings.data_dir.resolve() / "inseq-artifacts"))
     from attribution.engine import AttributionEngine
 

@@ -1,36 +1,37 @@
-"""The service's errors, and how each is told to a client as `application/problem+json` (RFC 9457).
+"""The service's errors, each with the document that a client receives: `application/problem+json` (RFC 9457).
 
-One class an error: its docstring's first line is the title, its attributes the type and the HTTP status. `detail` says
-what to do about it. Knows nothing of FastAPI; `main` turns what is raised into responses with `to_problem`.
+One class for each error: the first line of its docstring is the problem's title, its attributes are the slug of its
+type and the HTTP status. `detail` says what the client can do. Knows nothing of FastAPI; `api.problem_responses` turns
+raised errors into responses.
 
     ServiceError
-    ├── InvalidRequest          422  the request can never run as it is written
+    ├── InvalidRequest          422  the request can never run
     │   ├── MalformedBody       400  the body is not JSON
     │   └── ModelNotAllowed     422  this server does not serve that model
-    ├── Unauthorized            401  a key is needed, and there is none or a wrong one
-    ├── JobNotFound             404  also where it is another key's
-    ├── ResultNotReady          409  the job has not ended yet
-    ├── NoResult                409  the job failed: there is no result, and why
-    ├── ResultExpired           410  the result was removed to make room
-    ├── ResultDamaged           410  its file was lost or changed on the disk
-    ├── JobEnded                409  it cannot be cancelled any more
-    ├── JobActive               409  it cannot be deleted yet
-    ├── KeyReused               422  the Idempotency-Key stands for another request
-    ├── QueueFull               429  too many jobs wait
-    ├── NotAcceptable           406  no view of a result is of a media type that the client takes
+    ├── Unauthorized            401  the API key is missing or unknown
+    ├── JobNotFound             404  also if it belongs to another key
+    ├── ResultNotReady          409  the job has not ended
+    ├── NoResult                409  the job failed or was cancelled; `cause` is its error
+    ├── ResultExpired           410  retention removed the result
+    ├── ResultDamaged           410  its file is missing or changed on the disk
+    ├── JobEnded                409  an ended job cannot be cancelled
+    ├── JobActive               409  a job cannot be deleted before it has ended
+    ├── KeyReused               422  the Idempotency-Key was used for another request
+    ├── QueueFull               429  too many jobs are waiting
+    ├── NotAcceptable           406  no view of the result has a media type of the Accept header
     ├── BodyTooLarge            413
     ├── UnsupportedMediaType    415
     ├── WrongHost               400  the Host header names another host (DNS rebinding)
     ├── ShuttingDown            503
-    ├── StorageFailed           507  the data directory cannot be read or written: full, read-only, damaged
-    └── JobError                     what a failed job carries as its `error`
+    ├── StorageFailed           507  the data directory is full, read-only or damaged
+    └── JobError                     the `error` of a failed job
         ├── ModelUnavailable    404  neither cached nor reachable
-        ├── UnsupportedByModel  422  the model cannot do what was asked
-        ├── InputRejected       422  known only once the text is tokenized: too long, pad token inside, ...
+        ├── UnsupportedByModel  422  the model cannot run this method or argument
+        ├── InputRejected       422  found when the text is tokenized: too long, pad token inside, ...
         ├── NothingGenerated    422
         ├── OutOfMemory         507
-        ├── TimedOut            422  the job ran longer than it was allowed to
-        ├── Interrupted         500  the server died under the job too often
+        ├── TimedOut            422  the job exceeded its time limit
+        ├── Interrupted         500  the server died too often while it ran the job
         └── AttributionFailed   500  Inseq or the model raised
 """
 
@@ -46,7 +47,7 @@ PROBLEM_MEDIA_TYPE = "application/problem+json"
 
 
 class ServiceError(Exception):
-    """Something went wrong."""
+    """The server failed unexpectedly."""
 
     slug: ClassVar[str] = "internal-error"
     status: ClassVar[int] = HTTPStatus.INTERNAL_SERVER_ERROR
@@ -67,11 +68,11 @@ class ServiceError(Exception):
 
     @classmethod
     def title(cls) -> str:
-        """The first line of the class's docstring: the same for every occurrence, as RFC 9457 asks."""
+        """Return the first line of the class's docstring: the same for every occurrence, as RFC 9457 requires."""
         return (cls.__doc__ or "").strip().splitlines()[0].rstrip(".")
 
     def to_problem(self, instance: str | None = None) -> Problem:
-        """The problem document; `instance` is the path of the request or the job that it is about."""
+        """Return the problem document; `instance` is the path of the request or of the job that failed."""
         return Problem(
             type=problem_type(self.slug),
             title=self.title(),
@@ -90,7 +91,7 @@ class InvalidRequest(ServiceError):
 
     @classmethod
     def at(cls, pointer: str, detail: str) -> InvalidRequest:
-        """One error at one place of the body, as a JSON pointer (`/attribution_args/n_steps`)."""
+        """Return the error for one place of the body, given as a JSON pointer (`/attribution_args/n_steps`)."""
         return cls(detail, errors=[ProblemItem(pointer=pointer, detail=detail)])
 
 
@@ -101,13 +102,13 @@ class MalformedBody(InvalidRequest):
 
 
 class ModelNotAllowed(InvalidRequest):
-    """The model is not served here."""
+    """The model is not served by this server."""
 
     slug = "model-not-allowed"
 
 
 class Unauthorized(ServiceError):
-    """An API key is needed."""
+    """The API key is missing or unknown."""
 
     slug, status = "unauthorized", HTTPStatus.UNAUTHORIZED
 
@@ -131,7 +132,7 @@ class NoResult(ServiceError):
 
 
 class ResultExpired(ServiceError):
-    """The result has been removed."""
+    """The result was removed by the retention limits."""
 
     slug, status = "result-expired", HTTPStatus.GONE
 
@@ -149,7 +150,7 @@ class JobEnded(ServiceError):
 
 
 class JobActive(ServiceError):
-    """The job has not ended yet, so it cannot be deleted."""
+    """The job cannot be deleted before it has ended."""
 
     slug, status = "job-active", HTTPStatus.CONFLICT
 
@@ -167,7 +168,7 @@ class QueueFull(ServiceError):
 
 
 class NotAcceptable(ServiceError):
-    """No view of the result has a media type that is accepted."""
+    """No view of the result has a media type that the client accepts."""
 
     slug, status = "not-acceptable", HTTPStatus.NOT_ACCEPTABLE
 
@@ -179,7 +180,7 @@ class BodyTooLarge(ServiceError):
 
 
 class WrongHost(ServiceError):
-    """The request is for another host."""
+    """The Host header names another host."""
 
     slug, status = "wrong-host", HTTPStatus.BAD_REQUEST
 
@@ -215,17 +216,17 @@ class ModelUnavailable(JobError):
 
 
 class Cancelled(BaseException):
-    """The job is to stop. Not an `Exception`: nothing between a forward pass and the worker may swallow it."""
+    """Raised to stop a job. Not an `Exception`, so that no handler between a forward pass and the worker catches it."""
 
 
 class UnsupportedByModel(JobError):
-    """The model does not support what was asked."""
+    """The model does not support the request."""
 
     slug, status = "unsupported-by-model", HTTPStatus.UNPROCESSABLE_ENTITY
 
 
 class InputRejected(JobError):
-    """The text cannot be attributed as it is."""
+    """The text cannot be attributed."""
 
     slug, status = "input-rejected", HTTPStatus.UNPROCESSABLE_ENTITY
 
@@ -243,13 +244,13 @@ class OutOfMemory(JobError):
 
 
 class TimedOut(JobError):
-    """The job took too long."""
+    """The job exceeded its time limit."""
 
     slug, status = "timed-out", HTTPStatus.UNPROCESSABLE_ENTITY
 
 
 class Interrupted(JobError):
-    """The server stopped under the job too often."""
+    """The server died too often while it ran the job."""
 
     slug, status = "interrupted", HTTPStatus.INTERNAL_SERVER_ERROR
 
@@ -261,19 +262,19 @@ class AttributionFailed(JobError):
 
 
 def problem_type(slug: str) -> str:
-    """The `type` of a problem: a relative reference, resolved against the server, where it is described."""
+    """Return the `type` of a problem: a reference relative to the server, which describes the type at that path."""
     return f"/problems/{slug}"
 
 
 def all_errors(root: type[ServiceError] = ServiceError) -> Iterator[type[ServiceError]]:
-    """Every error of the service, the root first: the one table that the OpenAPI document and `/problems` read."""
+    """Yield every error class, the root first: the table behind the OpenAPI document and `/problems`."""
     yield root
     for child in root.__subclasses__():
         yield from all_errors(child)
 
 
 def http_problem(status: int, detail: str | None, instance: str | None) -> Problem:
-    """A problem for a plain HTTP error (404 of an unknown path, 405, ...), which has no type of its own."""
+    """Return the problem of a plain HTTP error (404 for an unknown path, 405, ...), whose type is `about:blank`."""
     return Problem(
         type="about:blank",
         title=HTTPStatus(status).phrase,

@@ -1,1 +1,1 @@
-"""All that knows HTTP: routes, problem responses, middleware, watching, metrics. Nothing of torch or SQL."""
+"""Everything that knows HTTP: routes, problem responses, middleware, watching, metrics. No torch, no SQL."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import click
 from fastapi import FastAPI
 
 from api.uvicorn_server import configure_logging, serve
@@ -16,59 +18,89 @@ from jobs.store.job_store import JobStore
 from problems import StorageFailed
 from settings import Settings
 
+CreateApp = Callable[[Settings], FastAPI]
 
-def main(create_app: Callable[[Settings], FastAPI], arguments: list[str] | None = None) -> None:
-    """`python main.py [--host HOST] [--port PORT] [--data-dir DIR] [keys ...]`."""
-    parser = argparse.ArgumentParser(description="Serve feature attribution jobs over HTTP.")
-    parser.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, help="port to listen on (default: 8000)")
-    parser.add_argument("--data-dir", type=Path, help="where jobs and results are stored (default: data/)")
-    commands = parser.add_subparsers(dest="command", title="commands", description="Without one, the server starts.")
-    keys = commands.add_parser("keys", help="create, list and revoke API keys, also while the server runs")
-    actions = keys.add_subparsers(dest="action", required=True)
-    actions.add_parser("create", help="make a key and show it, once").add_argument("name", help="whose it is")
-    actions.add_parser("list", help="the keys, without their secrets")
-    actions.add_parser("revoke", help="make a key worthless").add_argument("key_id", help="its id, as listed")
-    given = vars(parser.parse_args(arguments))
-    settings = Settings(**{name: given[name] for name in ("host", "port", "data_dir") if given[name] is not None})
+
+@dataclass
+class _Invocation:
+    """What the commands share: how to make the app, and the settings that the options of `main.py` change."""
+
+    create_app: CreateApp
+    settings: Settings | None = None
+
+    def keys(self) -> ApiKeys:
+        assert self.settings is not None
+        return ApiKeys.of(self.settings.data_dir)
+
+
+def main(create_app: CreateApp, arguments: list[str] | None = None) -> None:
+    """Run the command line and exit. `arguments`: those of this process by default.
+
+    Exit status: 0 after success, 1 if the data directory cannot be used or there is no such key, 2 for wrong usage.
+    """
     try:
-        if given["command"] == "keys":
-            parser.exit(*_manage(ApiKeys.of(settings.data_dir), given))
-        _serve(create_app, settings, parser)
-    except StorageFailed as error:  # told on a line of its own, and not in a traceback
-        parser.exit(1, f"{error.detail}\n")
+        _serve.main(arguments, obj=_Invocation(create_app))
+    except StorageFailed as error:  # an operator's problem, which needs one line and no traceback
+        click.echo(error.detail, err=True)
+        sys.exit(1)
 
 
-def _manage(keys: ApiKeys, given: dict[str, str]) -> tuple[int, str]:
-    """The exit status, and what to say where it is not 0."""
-    if given["action"] == "create":
-        key, secret = keys.create(given["name"])
-        _say(
-            f"{secret}\n\nKey {key.key_id} for {key.name}. It is not shown again. Send: Authorization: Bearer {secret}"
-        )
-    elif given["action"] == "list":
-        for key in keys.list():
-            state = "revoked" if key.revoked_at else "in use"
-            made = f"{datetime.fromtimestamp(key.created_at, UTC):%Y-%m-%d %H:%M}Z"
-            _say(f"{key.key_id}  {made}  {state:8} {key.name}")
-    elif not keys.revoke(given["key_id"]):
-        return 1, f"There is no key {given['key_id']!r} in use.\n"
-    return 0, ""
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-
-
-def _serve(create_app: Callable[[Settings], FastAPI], settings: Settings, parser: argparse.ArgumentParser) -> None:
-    store = JobStore(settings.data_dir)  # a directory in use, or of a newer version, is told before anything starts
+@click.group("main.py", invoke_without_command=True, subcommand_metavar="[COMMAND]")
+@click.option("--host", help="Address to listen on (default: 127.0.0.1).")
+@click.option("--port", type=int, help="Port to listen on (default: 8000).")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Directory of jobs and results (default: data/).")
+@click.pass_context
+def _serve(context: click.Context, **options: Any) -> None:
+    """Serve feature attribution jobs over HTTP, unless a command is given."""
+    invocation: _Invocation = context.obj
+    given = {name: value for name, value in options.items() if value is not None}
+    settings = invocation.settings = Settings(**given)
+    if context.invoked_subcommand is not None:
+        return
+    store = JobStore(settings.data_dir)  # fails here, before anything starts, if the directory cannot be used
     has_keys = store.keys.are_set
     store.close()
     if not settings.is_loopback and not has_keys and not settings.allow_public:
-        parser.error(
+        raise click.UsageError(
             f"{settings.host} can be reached by other machines, and anybody there could use this server. Make an API "
             "key (python main.py keys create NAME), or set INSEQ_API_ALLOW_PUBLIC=true if that is what you want. Name "
             "the hosts it answers to in INSEQ_API_ALLOWED_HOSTS."
         )
     configure_logging()
-    serve(create_app(settings), settings.host, settings.port)
+    serve(invocation.create_app(settings), settings.host, settings.port)
+
+
+@_serve.group("keys")
+def _keys() -> None:
+    """Create, list and revoke API keys, also while the server runs."""
+
+
+@_keys.command("create")
+@click.argument("name")
+@click.pass_obj
+def _create(invocation: _Invocation, name: str) -> None:
+    """Make a key for NAME and show it, once."""
+    key, secret = invocation.keys().create(name)
+    click.echo(
+        f"{secret}\n\nKey {key.key_id} for {key.name}. It is not shown again. Send: Authorization: Bearer {secret}"
+    )
+
+
+@_keys.command("list")
+@click.pass_obj
+def _list(invocation: _Invocation) -> None:
+    """List the keys without their secrets."""
+    for key in invocation.keys().list():
+        state = "revoked" if key.revoked_at else "in use"
+        made = f"{datetime.fromtimestamp(key.created_at, UTC):%Y-%m-%d %H:%M}Z"
+        click.echo(f"{key.key_id}  {made}  {state:8} {key.name}")
+
+
+@_keys.command("revoke")
+@click.argument("key_id")
+@click.pass_obj
+def _revoke(invocation: _Invocation, key_id: str) -> None:
+    """Revoke the key with this KEY_ID (see the list): requests with it are refused from now on."""
+    if not invocation.keys().revoke(key_id):
+        click.echo(f"There is no key {key_id!r} in use.", err=True)
+        sys.exit(1)

@@ -1,58 +1,47 @@
-"""What routes ask for: the manager, the store and the engine of the app that they are part of."""
+"""What FastAPI injects into routes: the services of the app, and the owner that the API key stands for."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Protocol
+from typing import Annotated
 
 from fastapi import Depends, Header, Request
 
-from job_manager import JobManager, Run
+from api.engine_protocol import AttributionEngineProtocol
+from api.job_watch import JobWatch
+from api.metrics import ServiceMetrics
+from api.services import services_of
+from job_manager import JobManager
 from jobs.store.api_keys import ANYBODY
 from jobs.store.job_store import JobStore
-from models import AttributionRequest, Estimate, ViewOptions
 from problems import Unauthorized
 
 
-class Engine(Protocol):
-    """What the service asks of whatever computes: `attribution.engine.AttributionEngine`, or a test's own."""
-
-    def check(self, request: AttributionRequest) -> AttributionRequest: ...
-    def estimate(self, request: AttributionRequest) -> Estimate: ...
-    def result_identity(self, request: AttributionRequest) -> str | None: ...
-    def devices(self) -> Sequence[str]: ...
-    def prepare_worker(self, threads: int) -> None: ...
-    @property
-    def run(self) -> Run: ...
-    def view(self, raw: bytes, view_format: str, options: ViewOptions) -> bytes: ...
-    def page_policy(self, options: ViewOptions) -> str: ...
-    def comparison(self, raw: Mapping[str, bytes], options: ViewOptions) -> bytes: ...
-    def methods(self) -> list[dict[str, Any]]: ...
-    def step_functions(self) -> list[dict[str, Any]]: ...
-    def aggregators(self) -> dict[str, Any]: ...
-    def corrections(self) -> list[dict[str, str]]: ...
-    def models(self) -> dict[str, Any]: ...
-    def model_cache_numbers(self) -> dict[str, float]: ...
-
-
-# Coroutines, because FastAPI would take a thread for each of them otherwise.
+# Coroutines, because FastAPI would run plain functions on a thread each.
 async def _manager(request: Request) -> JobManager:
-    return request.app.state.manager  # type: ignore[no-any-return]
+    return services_of(request).manager
 
 
-async def _engine(request: Request) -> Engine:
-    return request.app.state.engine  # type: ignore[no-any-return]
+async def _engine(request: Request) -> AttributionEngineProtocol:
+    return services_of(request).engine
 
 
 async def _store(request: Request) -> JobStore:
-    return request.app.state.store  # type: ignore[no-any-return]
+    return services_of(request).store
+
+
+async def _watch(request: Request) -> JobWatch:
+    return services_of(request).watch
+
+
+async def _metrics(request: Request) -> ServiceMetrics:
+    return services_of(request).metrics
 
 
 async def owner_of(
     store: Annotated[JobStore, Depends(_store)],
-    authorization: Annotated[str | None, Header(description="`Bearer KEY`, where the server has API keys.")] = None,
+    authorization: Annotated[str | None, Header(description="`Bearer KEY`, if the server has API keys.")] = None,
 ) -> str:
-    """Whose request this is. Raises `Unauthorized`."""
+    """Return the id of the request's API key, or `ANYBODY` if the server has no keys. Raises `Unauthorized`."""
     scheme, _, secret = (authorization or "").partition(" ")
     are_set, owner = store.keys.look_up(secret.strip() if scheme.lower() == "bearer" else "")
     if not are_set:
@@ -66,7 +55,9 @@ async def owner_of(
     return owner
 
 
-Owner = Annotated[str, Depends(owner_of)]
-Manager = Annotated[JobManager, Depends(_manager)]
-TheEngine = Annotated[Any, Depends(_engine)]  # an `Engine`; FastAPI cannot read a protocol's methods
-Store = Annotated[JobStore, Depends(_store)]
+OwnerDep = Annotated[str, Depends(owner_of)]
+ManagerDep = Annotated[JobManager, Depends(_manager)]
+EngineDep = Annotated[AttributionEngineProtocol, Depends(_engine)]
+StoreDep = Annotated[JobStore, Depends(_store)]
+WatchDep = Annotated[JobWatch, Depends(_watch)]
+MetricsDep = Annotated[ServiceMetrics, Depends(_metrics)]

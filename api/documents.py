@@ -11,7 +11,8 @@ from models import Job, JobStatus, Links
 from problems import InvalidRequest, NoResult, ResultExpired, ResultNotReady, ServiceError
 
 
-def job_answer(record: JobRecord) -> Job:
+def job_document_of(record: JobRecord) -> Job:
+    """Return the wire document of a job."""
     location = f"/attribution/jobs/{record.job_id}"
     return Job(
         job_id=record.job_id,
@@ -36,15 +37,19 @@ def job_answer(record: JobRecord) -> Job:
     )
 
 
-def no_result(record: JobRecord, *, partial: bool = False, has_partial: bool = False) -> ServiceError:
-    """Why there is no result. `partial`: an unfinished one would have done; `has_partial`: there is one."""
+def missing_result_error(record: JobRecord, *, partial: bool = False, has_partial: bool = False) -> ServiceError:
+    """Return the error that explains why a job has no result.
+
+    partial: whether the client asked for an unfinished result too. has_partial: whether an unfinished result is stored.
+    """
     if not record.status.is_terminal:
         return ResultNotReady(
-            f"The job is {record.status}; ask again when its status is completed.", headers={"Retry-After": "1"}
+            f"The job is {record.status}; request the result when the status is completed.",
+            headers={"Retry-After": "1"},
         )
     if record.expired_at is not None and (partial or record.status is JobStatus.COMPLETED):
-        return ResultExpired("The result was removed to make room (see the server's retention). Submit the job again.")
-    more = " What was done until then is at ?partial=true." if has_partial else ""
+        return ResultExpired("The result was removed by the server's retention limits. Submit the job again.")
+    more = " The unfinished result is at ?partial=true." if has_partial else ""
     if record.status is JobStatus.CANCELLED:
         return NoResult(f"The job was cancelled, so it has no result. Submit it again.{more}")
     cause = record.error
@@ -56,22 +61,24 @@ def _utc(seconds: float | None) -> Any:
 
 
 def write_cursor(seq: int) -> str:
+    """Return the cursor of the page after the job with this `seq`."""
     return base64.urlsafe_b64encode(str(seq).encode()).decode().rstrip("=")
 
 
 def read_cursor(cursor: str | None) -> int | None:
+    """Return the `seq` that a cursor contains, or None without one. Raises `InvalidRequest`."""
     if cursor is None:
         return None
     try:
         position = int(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     except ValueError:
         position = -1
-    if not 0 <= position < 2**63:  # what a row can have
-        raise InvalidRequest("The cursor is not one of this server's: use next_cursor of the page before.")
+    if not 0 <= position < 2**63:  # the range of SQLite's integers
+        raise InvalidRequest("The cursor is not one of this server's: use next_cursor of the previous page.")
     return position
 
 
 def read_tag(text: str) -> tuple[str, str | None]:
-    """`name` or `name:value`."""
+    """Parse `name` or `name:value`; without a value it is None."""
     name, colon, value = text.partition(":")
     return name, value if colon else None

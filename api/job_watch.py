@@ -1,7 +1,7 @@
-"""Clients that watch a job: each is a future or a stream on the event loop, and costs no thread.
+"""Clients that wait for a job or watch it: each is a coroutine on the event loop and costs no thread.
 
-A job's change is told once from any thread; its document is read once, however many watch, and the latest one replaces
-those that a slow client has not yet taken.
+Workers notify about a change from their threads. The job's document is then read once, however many clients watch it;
+a slow client gets the latest document only, not those that it missed.
 """
 
 from __future__ import annotations
@@ -12,14 +12,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
+from jobs.listeners import JobListener
 from models import Job
 
-_KEEPALIVE = 15.0  # seconds of silence after which proxies might cut a stream
-_RETRY = 2000  # milliseconds after which a client may connect again
+_KEEPALIVE = 15.0  # seconds of silence after which a comment is sent, because proxies cut silent connections
+_RETRY = 2000  # milliseconds after which a client should reconnect
 
 
-class JobWatch:
-    """Wakes whoever watches a job, when it changes. `read` gives a job's document, off the event loop."""
+class JobWatch(JobListener):
+    """Sends a job's document to the clients that watch it whenever it changes.
+
+    loop: the event loop of the clients. read: returns the document of a job id without blocking the loop, or raises
+    `JobNotFound`; routes check first that the client may see the job.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, read: Callable[[str], Awaitable[Job]]) -> None:
         self._loop = loop
@@ -28,28 +33,28 @@ class JobWatch:
         self._reading: dict[str, asyncio.Task[None]] = {}
         self._changed: set[str] = set()
 
-    def tell(self, job_id: str) -> None:
-        """The job has changed; called from any thread."""
+    def job_changed(self, job_id: str) -> None:
+        """Have the job's watchers get its new document. May be called from any thread."""
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._note, job_id)
+            self._loop.call_soon_threadsafe(self._start_reading, job_id)
 
-    async def ended(self, job_id: str, patience: float) -> Job:
-        """The job, once it has ended or the time is up. Raises `JobNotFound`."""
-        watcher = self._watch(job_id)
+    async def wait_for_end(self, job_id: str, timeout: float) -> Job:  # noqa: ASYNC109 - running out is no error here
+        """Return the job when it has ended, or as it is after `timeout` seconds. Raises `JobNotFound`."""
+        watcher = self._add_watcher(job_id)
         try:
             job = await self._read(job_id)
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(timeout):
                 while not job.status.is_terminal:
                     job = await watcher.next()
         except TimeoutError:
             pass
         finally:
-            self._forget(job_id, watcher)
+            self._remove_watcher(job_id, watcher)
         return job
 
     async def stream(self, job_id: str, last_event_id: str | None) -> AsyncIterator[bytes]:
-        """Server-sent events: the job as it is (unless the client has seen just that), then every change to its end."""
-        watcher = self._watch(job_id)
+        """Yield server-sent events: the job now, unless the client has that event, then each change to its end."""
+        watcher = self._add_watcher(job_id)
         try:
             yield format_sse_event(retry=_RETRY)
             job, seen, status = await self._read(job_id), last_event_id, None
@@ -67,31 +72,31 @@ class JobWatch:
                 except TimeoutError:
                     yield KEEPALIVE_COMMENT
         finally:
-            self._forget(job_id, watcher)
+            self._remove_watcher(job_id, watcher)
 
     @property
-    def watched(self) -> int:
-        """How many watch."""
+    def watchers(self) -> int:
+        """The number of clients that wait or watch."""
         return sum(len(each) for each in self._watchers.values())
 
-    def _watch(self, job_id: str) -> _Watcher:
+    def _add_watcher(self, job_id: str) -> _Watcher:
         watcher = _Watcher()
         self._watchers[job_id].add(watcher)
         return watcher
 
-    def _forget(self, job_id: str, watcher: _Watcher) -> None:
+    def _remove_watcher(self, job_id: str, watcher: _Watcher) -> None:
         self._watchers[job_id].discard(watcher)
         if not self._watchers[job_id]:
             del self._watchers[job_id]
 
-    def _note(self, job_id: str) -> None:
+    def _start_reading(self, job_id: str) -> None:
         if job_id not in self._watchers:
             return
         self._changed.add(job_id)
         if job_id not in self._reading:
-            self._reading[job_id] = self._loop.create_task(self._tell_watchers(job_id))
+            self._reading[job_id] = self._loop.create_task(self._send_to_watchers(job_id))
 
-    async def _tell_watchers(self, job_id: str) -> None:
+    async def _send_to_watchers(self, job_id: str) -> None:
         try:
             while job_id in self._changed:
                 self._changed.discard(job_id)
@@ -103,7 +108,7 @@ class JobWatch:
 
 
 class _Watcher:
-    """One client's place: the latest document that it has not taken yet."""
+    """One client's mailbox: it holds the latest document only."""
 
     def __init__(self) -> None:
         self._latest: Job | None = None
@@ -121,6 +126,6 @@ class _Watcher:
 
 
 def event_id(job: Job) -> str:
-    """What a client has seen: the same for the same state, also after the server's restart."""
+    """Return the id of the event that carries this document: equal for equal states, also after a server restart."""
     progress = job.progress
     return f"{job.status}-{job.attempt}-{progress.stage}-{progress.steps_done}-{int(job.cancel_requested)}"

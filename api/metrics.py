@@ -1,6 +1,7 @@
-"""Prometheus metrics of one app: requests, queue, jobs, model cache, memory. `GET /metrics` tells them as text.
+"""Prometheus metrics of one app: requests, queue, jobs, model cache, memory. `GET /metrics` returns them as text.
 
-Counters are kept as things happen; the queue and the cache are looked at when somebody asks.
+Requests and ended jobs are counted when they happen; the queue, the model cache and the watching clients are read at
+each scrape.
 """
 
 from __future__ import annotations
@@ -13,23 +14,77 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jobs.listeners import JobListener
+from jobs.store.records import JobRecord
 from models import JobStatus
 
 _JOB_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
 
 
-class Metrics:
-    """What one app counts, in a registry of its own."""
+class HttpMetrics:
+    """Requests answered and seconds to the start of the response, by route."""
 
-    def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)  # memory, CPU time, open files
+    def __init__(self, registry: CollectorRegistry) -> None:
         self._requests = Counter(
-            "inseq_api_http_requests", "Requests answered.", ["method", "route", "status"], registry=self._registry
+            "inseq_api_http_requests", "Requests answered.", ["method", "route", "status"], registry=registry
         )
-        self._request_seconds = Histogram(
-            "inseq_api_http_request_seconds", "Seconds to the start of an answer.", ["route"], registry=self._registry
+        self._seconds = Histogram(
+            "inseq_api_http_request_seconds", "Seconds to the start of an answer.", ["route"], registry=registry
         )
+
+    def request_answered(self, *, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one request. `seconds`: from its arrival to the start of the response."""
+        self._requests.labels(method, route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+
+class HttpMetricsMiddleware:
+    """Counts every request when its response starts, under its route's template, so that ids make no new series.
+
+    A request that no route handled, because it was refused before or matches none, counts as `unmatched`.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+
+        async def send_counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._metrics.request_answered(
+                    method=scope["method"],
+                    route=getattr(scope.get("route"), "path", "unmatched"),
+                    status=message["status"],
+                    seconds=time.perf_counter() - began,
+                )
+            await send(message)
+
+        await self._app(scope, receive, send_counted)
+
+
+class ServiceMetrics(JobListener):
+    """Metrics of the jobs, the model cache, the watching clients and the process, beside those of HTTP.
+
+    http: the registry of the `HttpMetrics`. active_jobs: returns the number of jobs by active status. model_cache:
+    returns numbers by name. watchers: returns the number of watching clients. The last three are called at each scrape.
+    """
+
+    def __init__(
+        self,
+        http: CollectorRegistry,
+        *,
+        active_jobs: Callable[[], dict[JobStatus, int]],
+        model_cache: Callable[[], dict[str, float]],
+        watchers: Callable[[], int],
+    ) -> None:
+        self._http = http
+        self._registry = CollectorRegistry()  # of its own: an app that starts twice counts its jobs from zero
+        ProcessCollector(registry=self._registry)  # memory, CPU time, open files
         self._jobs = Histogram(
             "inseq_api_job_seconds",
             "Seconds that jobs ran, by how they ended.",
@@ -37,33 +92,21 @@ class Metrics:
             buckets=_JOB_SECONDS,
             registry=self._registry,
         )
-        self._watchers = Gauge(
-            "inseq_api_watchers", "Clients that wait for a job or watch it.", registry=self._registry
-        )
+        waiting = Gauge("inseq_api_watchers", "Clients that wait for a job or watch it.", registry=self._registry)
+        waiting.set_function(watchers)
+        self._registry.register(_ActiveJobsAndModelCache(active_jobs, model_cache))
 
-    def job_ended(self, *, method: str, model: str, status: JobStatus, seconds: float) -> None:
-        self._jobs.labels(method, model, status.value).observe(seconds)
-
-    def request_answered(self, *, method: str, route: str, status: int, seconds: float) -> None:
-        self._requests.labels(method, route, str(status)).inc()
-        self._request_seconds.labels(route).observe(seconds)
-
-    def look_at(
-        self,
-        jobs: Callable[[], dict[JobStatus, int]],
-        models: Callable[[], dict[str, float]],
-        watchers: Callable[[], int],
-    ) -> None:
-        """What is asked at each scrape: active jobs by status, numbers of the model cache, watching clients."""
-        self._registry.register(_Looked(jobs, models))
-        self._watchers.set_function(watchers)
+    def job_ended(self, job: JobRecord, status: JobStatus, seconds: float) -> None:
+        """Count a job that ran."""
+        method = job.request.method or "comparison"
+        self._jobs.labels(method, job.request.model, status.value).observe(seconds)
 
     def text(self) -> bytes:
-        """All of it, in Prometheus' text format."""
-        return generate_latest(self._registry)
+        """Return all metrics in Prometheus' text format."""
+        return generate_latest(self._http) + generate_latest(self._registry)
 
 
-class _Looked(Collector):
+class _ActiveJobsAndModelCache(Collector):
     def __init__(self, jobs: Callable[[], dict[JobStatus, int]], models: Callable[[], dict[str, float]]) -> None:
         self._jobs, self._models = jobs, models
 
@@ -75,29 +118,3 @@ class _Looked(Collector):
         yield active
         for name, value in self._models().items():
             yield GaugeMetricFamily(f"inseq_api_model_cache_{name}", f"The model cache: {name}.", value=value)
-
-
-class RequestMetrics:
-    """Counts every request under its route's template, so that ids do not multiply the series."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        began = time.perf_counter()
-
-        async def counted(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                self._metrics.request_answered(
-                    method=scope["method"],
-                    route=getattr(scope.get("route"), "path", "unmatched"),
-                    status=message["status"],
-                    seconds=time.perf_counter() - began,
-                )
-            await send(message)
-
-        await self._app(scope, receive, counted)

@@ -1,4 +1,4 @@
-"""HTTP's side of `problems`: handlers that turn whatever is raised into `application/problem+json`."""
+"""Turns errors into `application/problem+json` responses, and describes them for the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ log = structlog.get_logger(__name__)
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Every expected error of the app becomes a problem document; `middleware` sees to the unexpected ones."""
+    """Have expected errors answered with problem documents; `RequestIdMiddleware` answers unexpected ones."""
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
 
 
 def problem_responses(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that may raise these, for the OpenAPI document."""
+    """Return the `responses` argument of a route that may raise these errors, for the OpenAPI document."""
     responses: dict[int | str, dict[str, Any]] = {}
     for error in errors:
         entry = responses.setdefault(
@@ -47,7 +47,7 @@ _PROBLEM_SCHEMA = "#/components/schemas/Problem"
 
 
 def problem_response(problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
-    """The problem as a response of its own media type."""
+    """Return the problem as a response."""
     return JSONResponse(
         problem.model_dump(mode="json"),
         status_code=problem.status,
@@ -76,7 +76,7 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _one_per_place(items: Iterable[ProblemItem]) -> list[ProblemItem]:
-    """Errors in one place are those of a union's members: it should be one or another."""
+    """Merge errors at the same place: they are those of a union's members, one of which would be enough."""
     merged: dict[tuple[str | None, str | None], ProblemItem] = {}
     for item in items:
         place = (item.pointer, item.parameter)
@@ -90,9 +90,9 @@ def _item(error: Any) -> ProblemItem:
     place, *path = error["loc"]
     detail = str(error["msg"]).removeprefix("Value error, ")
     if error.get("ctx", {}).get("pattern") == MODEL_NAME_PATTERN:
-        detail = "This is no model name: write name or org/name, and @revision behind it if you want one."
+        detail = "This is no model name: write name or org/name, optionally followed by @revision."
     if place == "body":
-        # Pydantic names the tried members of a union too (`str`, `list[...]`); a pointer has keys and indices only.
+        # Pydantic's path also contains the tried members of a union (`str`, `list[...]`); a JSON pointer must not.
         keys = [str(each) for each in path if isinstance(each, int) or _is_key(str(each))]
         return ProblemItem(pointer="".join(f"/{each}" for each in keys), detail=detail)
     return ProblemItem(parameter=".".join(map(str, path)), detail=detail)

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from api.documents import no_result
+from api.documents import missing_result_error
 from job_manager import JobManager
 from jobs.store.job_store import JobStore
 from jobs.store.records import JobRecord
@@ -58,10 +58,10 @@ def _parts(record: JobRecord, manager: JobManager, store: JobStore, *, partial: 
                 part.kind: Content(hashlib.sha256(part.content).hexdigest(), functools.partial(bytes, part.content))
                 for part in parts
             }
-        record = manager.get(record.job_id)  # it may have ended just now
+        record = manager.get(record.job_id, record.owner)  # it may have ended just now
         if record.status is JobStatus.RUNNING:
             raise ResultNotReady("No token has been attributed yet; ask again.", headers={"Retry-After": "1"})
     files = store.files(record.job_id) if record.status.is_terminal else {}
     if not files or not (partial or record.status is JobStatus.COMPLETED):
-        raise no_result(record, partial=partial, has_partial=bool(files))
+        raise missing_result_error(record, partial=partial, has_partial=bool(files))
     return {kind: Content(each.sha256, functools.partial(store.read, each)) for kind, each in files.items()}

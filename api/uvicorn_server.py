@@ -1,4 +1,4 @@
-"""Running the app for people: where it says it listens, how it logs, how it stops. Knows nothing of routes."""
+"""Serves the app with uvicorn: logging, the announcement on standard output, shutdown. Knows nothing of routes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-_PATIENCE = 3  # seconds that requests still being answered (clients that wait for a job) hold up a shutdown
+_OPEN_REQUESTS_TIMEOUT = 3  # seconds that a shutdown waits for open requests (clients that wait for a job)
 
 
 def configure_logging() -> None:
-    """One line of JSON for each event, on standard error."""
+    """Log each event as one line of JSON on standard error."""
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -32,25 +32,25 @@ def configure_logging() -> None:
 
 
 def serve(app: FastAPI, host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT, with the shutdown that the app's lifespan makes; then return."""
+    """Serve until SIGTERM or SIGINT, run the app's shutdown, and return. `port` 0: any free port."""
     server = AnnouncingServer(
-        uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=_PATIENCE)
+        uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=_OPEN_REQUESTS_TIMEOUT)
     )
-    # Uvicorn raises the signal again once it has shut down; by then it is answered, and the exit status is 0.
+    # Uvicorn raises the signal again after its shutdown; ignored here, so that the exit status is 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     server.run()
 
 
 class AnnouncingServer(uvicorn.Server):
-    """Prints where it listens, and a first job to paste, once it does."""
+    """Prints its address and the command of a first job when it listens."""
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
         if not self.started:
             return
-        # What torch and Transformers brought lives as long as the process: the garbage collector, which stops every
-        # thread, need not look through it again and again (0.3 s each time).
+        # Objects of torch and Transformers live as long as the process. Frozen, the garbage collector skips them; a
+        # full collection of them would stop all threads for 0.3 s.
         gc.collect()
         gc.freeze()
         port = self.servers[0].sockets[0].getsockname()[1]
@@ -60,7 +60,7 @@ class AnnouncingServer(uvicorn.Server):
             "input_text": "Anna likes tea. Ben likes milk. Anna likes",
             "step_scores": ["probability"],
         }
-        print(  # noqa: T201 - for the person who started it
+        print(  # noqa: T201 - for whoever started the server
             f"\nServing on http://{self.config.host}:{port}  (interactive documentation at /docs)\n\nA first job:\n\n"
             f"  curl -s http://{self.config.host}:{port}/attribution/jobs -H 'Content-Type: application/json' \\\n"
             f"    -d '{json.dumps(body)}'\n",

@@ -150,7 +150,7 @@ class AttributionEngine:
         return self._models.numbers()
 
     def corrections(self) -> list[dict[str, str]]:
-        return registry.describe()
+        return registry.all_corrections()
 
     def models(self) -> dict[str, Any]:
         """The models that ship with the project, those in memory, and what else this server allows."""

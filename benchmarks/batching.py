@@ -26,9 +26,9 @@ from typing import Any
 import inseq
 import torch
 
-from attribution.single_pass.activations import prepared
+from attribution.single_pass.activations import cached_derivatives
 from attribution.single_pass.batch_sizes import rows_at_once
-from attribution.single_pass.network import Trunk, pull_back
+from attribution.single_pass.network import SplitModel, pull_back
 from benchmarks.random_models import SIZES, build, quiet
 
 _TOLERANCE = 1e-4
@@ -65,20 +65,20 @@ def main() -> None:
             build(size, Path(scratch) / size.name)
             model = inseq.load_model(str(Path(scratch) / size.name), "dummy", device="cpu")
             model.model.requires_grad_(False)
-            trunk = Trunk(model)
+            split_model = SplitModel(model)
             for lengths in arguments.lengths.split(","):
                 for points in map(int, arguments.points.split(",")):
                     for count in map(int, arguments.batches.split(",")):
-                        batch = drawn(trunk, size.vocabulary, count, lengths)
+                        batch = drawn(split_model, size.vocabulary, count, lengths)
                         rows.append({"model": size.label, "lengths": lengths, "points": points, "batch": count}
-                                    | compare(trunk, batch, points, arguments.rounds))  # fmt: skip
+                                    | compare(split_model, batch, points, arguments.rounds))  # fmt: skip
                         print(row(rows[-1]), flush=True)
     print("\n" + json.dumps(rows))
 
 
-def drawn(trunk: Trunk, vocabulary: int, count: int, lengths: str) -> list[Text]:
+def drawn(split_model: SplitModel, vocabulary: int, count: int, lengths: str) -> list[Text]:
     generator = torch.Generator().manual_seed(count)
-    embedding, positions = trunk.network.get_input_embeddings(), []
+    embedding, positions = split_model.network.get_input_embeddings(), []
     for _ in range(count):
         prompt, steps = (int(torch.randint(*bounds, (), generator=generator)) for bounds in ((16, 65), (8, 33)))
         positions.append((40, 20) if lengths == "even" else (prompt, steps))
@@ -90,16 +90,16 @@ def drawn(trunk: Trunk, vocabulary: int, count: int, lengths: str) -> list[Text]
     return found
 
 
-def compare(trunk: Trunk, batch: list[Text], points: int, rounds: int) -> dict[str, Any]:
+def compare(split_model: SplitModel, batch: list[Text], points: int, rounds: int) -> dict[str, Any]:
     def apart() -> list[torch.Tensor]:
-        return [gradients for text in batch for gradients in attributed(trunk, [text], points)]
+        return [gradients for text in batch for gradients in attributed(split_model, [text], points)]
 
     def together() -> list[torch.Tensor]:
-        return attributed(trunk, batch, points)
+        return attributed(split_model, batch, points)
 
     taken: dict[str, list[tuple[float, float]]] = {"apart": [], "together": []}
     found: dict[str, list[torch.Tensor]] = {}
-    with prepared(trunk.network):
+    with cached_derivatives(split_model.network):
         for _ in range(rounds + 1):  # one to warm up
             for name, way in (("apart", apart), ("together", together)):
                 wall, processor = time.perf_counter(), time.process_time()
@@ -117,16 +117,16 @@ def compare(trunk: Trunk, batch: list[Text], points: int, rounds: int) -> dict[s
     return figures | {"difference": gap}
 
 
-def attributed(trunk: Trunk, texts: list[Text], points: int) -> list[torch.Tensor]:
+def attributed(split_model: SplitModel, texts: list[Text], points: int) -> list[torch.Tensor]:
     """For each text the gradient of each of its steps ([steps, length, width]), the mean over `points` of the path."""
     embeddings = torch.nn.utils.rnn.pad_sequence([each.embeddings for each in texts], batch_first=True)
     baselines = torch.nn.utils.rnn.pad_sequence([each.baseline for each in texts], batch_first=True)
     length = embeddings.shape[1]
-    at_once = max(1, min(points, rows_at_once(trunk, length, with_graph=True) // len(texts)))
+    at_once = max(1, min(points, rows_at_once(split_model, length, with_graph=True) // len(texts)))
     sums: list[torch.Tensor] = []
     for start in range(0, points, at_once):
         alphas = torch.arange(start + 1, min(start + at_once, points) + 1) / points
-        found = _piece(trunk, texts, embeddings, baselines, alphas)
+        found = _piece(split_model, texts, embeddings, baselines, alphas)
         sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
     return [
         gradients[: len(text.targets), : len(text.embeddings)] / points
@@ -135,7 +135,7 @@ def attributed(trunk: Trunk, texts: list[Text], points: int) -> list[torch.Tenso
 
 
 def _piece(
-    trunk: Trunk, texts: list[Text], embeddings: torch.Tensor, baselines: torch.Tensor, alphas: torch.Tensor
+    split_model: SplitModel, texts: list[Text], embeddings: torch.Tensor, baselines: torch.Tensor, alphas: torch.Tensor
 ) -> list[torch.Tensor]:
     """For each step of the longest text, the gradients of all texts ([texts, length, width]), summed over points."""
     count, length, _ = embeddings.shape
@@ -143,7 +143,7 @@ def _piece(
     path = baselines[:, None] + alphas[None, :, None, None] * (embeddings - baselines)[:, None]  # [texts, points, ...]
     rows = (path + shift[:, None]).flatten(0, 1)
     window = slice(min(each.first for each in texts), max(each.first + len(each.targets) for each in texts))
-    graph = trunk.graph(rows, positions=window)
+    graph = split_model.graph(rows, positions=window)
     steps = max(len(each.targets) for each in texts)
     # Where each row's steps are among the positions of the window, and whether it has so many.
     places = torch.tensor([[each.first - window.start + step for step in range(steps)] for each in texts])
@@ -152,20 +152,20 @@ def _piece(
     exists = exists.repeat_interleave(len(alphas), 0)
     targets = torch.nn.utils.rnn.pad_sequence([each.targets for each in texts], batch_first=True)
     leaf = graph.states.detach()[torch.arange(len(rows))[:, None], places].requires_grad_()
-    probabilities = trunk.logits(leaf.flatten(0, 1)).reshape(*places.shape, -1).softmax(-1)
+    probabilities = split_model.logits(leaf.flatten(0, 1)).reshape(*places.shape, -1).softmax(-1)
     read = probabilities.gather(-1, targets.repeat_interleave(len(alphas), 0)[..., None])[..., 0]
     (gradients,) = torch.autograd.grad((read * exists).sum(), leaf)
     at_states = torch.zeros_like(graph.states)
     at_states.index_put_((torch.arange(len(rows))[:, None], places), gradients, accumulate=True)
-    at_anchors = graph.at_anchors(at_states)
-    at_once, found = max(1, rows_at_once(trunk, len(rows) * length, with_graph=False)), []
+    at_leaves = graph.gradients_at_leaves(at_states)
+    at_once, found = max(1, rows_at_once(split_model, len(rows) * length, with_graph=False)), []
     everything = torch.arange(len(rows))[None]
     for first in range(0, steps, at_once):
         chosen = places[:, first : first + at_once].T  # [steps, rows]
         real = exists[:, first : first + at_once].T
         cotangents = []
-        for index, (anchor, gradients) in enumerate(zip(graph.anchors, at_anchors, strict=True)):
-            if index < graph.dense:
+        for index, (anchor, gradients) in enumerate(zip(graph.anchors, at_leaves, strict=True)):
+            if index < graph.step_leaves:
                 each = gradients[everything, chosen]
                 cotangents.append(each * real.reshape(*real.shape, *(1,) * (each.dim() - 2)))
                 continue

@@ -1,1 +1,1 @@
-"""A job between accepted and ended: progress, waiting times, retention. No HTTP, no torch."""
+"""A job from its acceptance to its end: workers, progress, ETAs, retention. No HTTP, no torch."""

@@ -1,4 +1,4 @@
-"""A thread that does something now and then, beside the jobs. Knows nothing of what it does."""
+"""A thread that calls a function at a fixed interval. Knows nothing of the function."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
-_PATIENCE = 5.0  # seconds that a stop waits for work under way
+_STOP_TIMEOUT = 5.0  # seconds that `stop` waits for a running call
 
 
 class Periodic:
-    """Calls `work` every `interval` seconds, from `start` to `stop`; an error of it is logged, and ends nothing."""
+    """Calls `work` every `interval` seconds between `start` and `stop`. An exception is logged, and the calls go on."""
 
     def __init__(self, name: str, interval: float, work: Callable[[], object]) -> None:
         self._name = name
@@ -23,18 +23,18 @@ class Periodic:
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin; the first call comes after one interval."""
+        """Start the thread; the first call comes after one interval."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Call no more, and wait for a call that is under way (a few seconds at most)."""
+        """Make no more calls, and wait up to 5 seconds for a running one."""
         self._stopped.set()
         if self._thread.is_alive():
-            self._thread.join(_PATIENCE)
+            self._thread.join(_STOP_TIMEOUT)
 
     def _loop(self) -> None:
         while not self._stopped.wait(self._interval):
             try:
                 self._work()
-            except Exception:  # a thread that died of it would never come back
+            except Exception:  # without this the thread would end
                 log.exception("periodic_work_failed", work=self._name)

@@ -1,4 +1,4 @@
-"""Results are kept for a time, up to a number and an amount of bytes; their jobs stay, marked as expired."""
+"""Removes results beyond the limits of age, number and bytes; their jobs stay, marked as expired."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DAY = 86400.0
 
 
 class Retention(Periodic):
-    """Looks now and then for what is beyond the limits, and removes it."""
+    """Removes results beyond the limits, every `retention_interval_seconds`."""
 
     def __init__(self, store: JobStore, settings: Settings) -> None:
         self._store = store

@@ -1,6 +1,6 @@
-"""The browser that tests of the page run in: the machine's own Chromium or Chrome, or Playwright's.
+"""The browser for tests of the page: an installed Chromium or Chrome, or else Playwright's.
 
-`python -m tests.browser` finds one or installs one: `make test` does so on a fresh machine.
+`python -m tests.browser` finds a browser or installs one. `make test` runs it on a fresh machine.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 
 def executable():
-    """The machine's own browser, or None: then Playwright looks for the one that it installed."""
+    """The path of an installed browser; None makes Playwright use the one that it installed."""
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
 @contextmanager
 def browser():
     """A headless browser."""
-    # Chromium's sandbox cannot be had as root, as in most containers; the pages here are our own.
+    # Chromium's sandbox does not work as root, which most containers use. The tests open only our own pages.
     arguments = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=executable(), args=arguments, timeout=180_000)
@@ -33,7 +33,7 @@ def browser():
 
 
 def works():
-    """Whether there is a browser that starts."""
+    """Whether a browser starts."""
     try:
         with browser():
             return True
@@ -43,7 +43,7 @@ def works():
 
 
 def install():
-    """Debian's browser where its packages can be installed, else Playwright's own."""
+    """Install Debian's Chromium if apt-get can be used, else Playwright's."""
     if shutil.which("apt-get") and os.geteuid() == 0:
         subprocess.run(["apt-get", "update", "-qq"], check=False)
         command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium", "fonts-noto-core"]

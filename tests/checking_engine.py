@@ -1,4 +1,4 @@
-"""The fake engine with the real checks and catalogue before it: for fuzzing requests without running models.
+"""The fake engine behind the real checks and catalogue: for fuzzing requests without running models.
 
 `python -m tests.checking_engine --data-dir DIR` serves it.
 """
@@ -16,7 +16,7 @@ from tests.fake_engine import FakeEngine
 
 
 class CheckingEngine(FakeEngine):
-    """Accepts what the real engine accepts, and answers at once."""
+    """Accepts the same requests as the real engine, and ends every job at once."""
 
     def __init__(self):
         super().__init__()

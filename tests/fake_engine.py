@@ -1,4 +1,4 @@
-"""An engine without torch: answers at once, slowly, or dies, as its request says. For tests of jobs and HTTP.
+"""An engine without torch, which ends at once, runs slowly, fails or kills the process. For tests of jobs and HTTP.
 
 `python -m tests.fake_engine --data-dir DIR` serves it, for tests that kill the process many times.
 """
@@ -20,11 +20,11 @@ from problems import Cancelled, InputRejected
 from settings import Settings
 from tests.serving import until
 
-LOCAL = "http://127.0.0.1"  # a name that the server answers to
+LOCAL = "http://127.0.0.1"  # an allowed host
 
 
 def body(text, **more):
-    """A request's body that the fake engine takes."""
+    """The body of a request to the fake engine."""
     return {"model": "m", "method": "saliency", "input_text": text, **more}
 
 
@@ -46,13 +46,13 @@ def ended(client, job_id):
 
 
 def until_running(client, job_id):
-    """Wait until the job is in the middle of its work."""
+    """Wait until the job has done a step."""
     until(lambda: client.get(f"/attribution/jobs/{job_id}").json()["progress"]["steps_done"])
 
 
 @contextmanager
 def in_process(settings):
-    """A client of an app in this process with a fake engine of its own, which holds nothing back when it is closed."""
+    """A client of an app in this process with its own fake engine, whose held jobs are released at the end."""
     from fastapi.testclient import TestClient  # not for the servers that are started again and again
 
     engine = FakeEngine()
@@ -64,8 +64,8 @@ def in_process(settings):
 
 
 class FakeEngine:
-    """`input_text` tells it what to do: `sleep:0.1`, `hold` (until `go_on` is set), `fail`, `raise`, `die`, `forever`, or
-    anything else for an answer.
+    """`input_text` is the command: `sleep:0.1`, `hold` (until `go_on` is set), `fail`, `raise`, `die`, `forever`; any
+    other text is answered at once.
     """
 
     def __init__(self):

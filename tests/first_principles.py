@@ -5,16 +5,42 @@ All for one text. Scores are [attributed token, generated token, hidden], NaN wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
 Function = Callable[[torch.Tensor, int], torch.Tensor]  # (logits of the next token [rows, vocabulary], step) -> [rows]
+
+
+class Float64Throughout(TorchFunctionMode):
+    """Transformers' own casts to float32 become casts to float64, while this context is open.
+
+    Whatever the model's type, most families compute their softmax, norms or rotary angles in float32. In a float64 model these
+    are then the only roundings above 1e-15, and they depend on the processor: a vectorised float32 exponential of a whole row
+    and that of a part of the row may end in different last digits. Only calls from Transformers' modules are changed: a
+    cast to float32 in the code under test stays one, and is found.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: Sequence[Any] = (), named: dict[str, Any] | None = None
+    ) -> Any:
+        named = named or {}
+        caller = sys._getframe(1)
+        while caller.f_globals["__name__"].partition(".")[0] == "torch" and caller.f_back is not None:
+            caller = caller.f_back
+        if caller.f_globals["__name__"].startswith("transformers."):
+            if function is torch.Tensor.float:
+                function = torch.Tensor.double
+            arguments = [torch.float64 if each is torch.float32 else each for each in arguments]
+            named = {name: torch.float64 if each is torch.float32 else each for name, each in named.items()}
+        return function(*arguments, **named)
 
 
 class Plain:
@@ -104,8 +130,6 @@ class Plain:
 @contextmanager
 def zeroed_values(network: PreTrainedModel, attention: torch.nn.Module, token: int) -> Iterator[None]:
     """One token's value vector set to zero in one attention module, wherever the family computes it."""
-    import sys
-
     modeling: Any = sys.modules[type(network).__module__]
     eager = modeling.eager_attention_forward
 

@@ -1,4 +1,4 @@
-"""The page as tests see it: its fields, the job that it shows, and the numbers that are drawn."""
+"""Reads the page for tests: its form fields, the job that it shows, and the scores that it draws."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ def field(page, pointer):
 
 
 def opened_job(page):
-    """The id of the job that the page shows, once it shows all of its result."""
+    """The id of the job that the page shows, after it has shown the complete result."""
     expect(page.locator(".facts .status")).to_have_text("completed")
-    expect(page.get_by_text("The tokens that are done")).to_have_count(0)
+    expect(page.get_by_text("Tokens attributed so far")).to_have_count(0)
     expect(page.locator(".tokens").first).to_be_visible()
     return re.search(r"#/jobs/(\w+)", address(page)).group(1)
 
 
 def address(page):
-    """The address at this moment; `page.url` is what Playwright has heard of so far."""
+    """The current address. `page.url` may lag behind it."""
     return page.evaluate("location.href")
 
 
 def drawn(page):
-    """The numbers of the table of scores, as they are in the cells' data and as they are written."""
+    """The cells of the table of scores, by row: `[score, text]`, where the score is None in an empty cell."""
     rows = page.locator('table[role="grid"] tbody tr')
     return rows.evaluate_all(
         "rows => rows.map(row => [...row.querySelectorAll('td')].map(cell =>"
@@ -43,7 +43,7 @@ def attributions(result, sequence=0):
 
 
 def expect_number(page, selector, value):
-    """Wait until an element has this number: JavaScript and Python write some in different ways."""
+    """Wait until an element has this number in its data. Compares numbers, as JavaScript and Python format some differently."""
     page.wait_for_function(
         "([selector, value]) => Number(document.querySelector(selector)?.dataset.value) === value",
         arg=[selector, value],
@@ -51,27 +51,27 @@ def expect_number(page, selector, value):
 
 
 def values(locator):
-    """The numbers of elements."""
+    """The numbers in the data of elements."""
     return locator.evaluate_all(
         "all => all.map(each => each.dataset.value === undefined ? null : Number(each.dataset.value))"
     )
 
 
 def expect_values(locator, expected):
-    """Wait until elements have these numbers, which a click or an answer brings."""
+    """Wait until elements have these numbers."""
     expect_equal(lambda: values(locator), expected)
 
 
 def expect_equal(found, expected):
-    """Wait until this is found in the page, and show what is there where it does not come."""
+    """Wait until `found()` returns this, and fail with what it returns instead after a minute."""
     deadline = time.monotonic() + 60
-    while (there := found()) != expected and time.monotonic() < deadline:
+    while (actual := found()) != expected and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert there == expected
+    assert actual == expected
 
 
 def assert_drawn(page, scores):
-    """Wait until the table has these numbers; what is written in its cells is what they are."""
+    """Wait until the table has these scores; the texts of its cells must agree with them."""
     expect_equal(lambda: [[value for value, _ in row] for row in drawn(page)], scores)
     for row in drawn(page):
         for value, text in row:

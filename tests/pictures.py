@@ -1,8 +1,6 @@
-"""The README's pictures: `make pictures` writes docs/pictures/ again, from a real server and browser.
+"""Takes the README's pictures: `make pictures` writes docs/pictures/ from a real server and browser.
 
-The page and a heatmap as they are served, and the notebook with the outputs that it is stored with.
-
-Their letters need fonts: `fonts-noto-core`, on Debian.
+Shows the page, a heatmap, and the notebook with its stored outputs. Their texts need fonts (Debian: `fonts-noto-core`).
 """
 
 from __future__ import annotations
@@ -20,14 +18,14 @@ from tests.serving import ROOT, Server
 
 PICTURES = ROOT / "docs" / "pictures"
 SENTENCE = "the red cat sees a dog"
-MOST_BYTES = 200_000
+MAX_BYTES = 200_000
 
 
 def main():
     PICTURES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as data, Server(Path(data)) as server, browser() as chromium:
-        asked = {"model": "lookup-gpt2", "method": "input_x_gradient", "step_scores": ["probability"]}
-        server.run(**asked, input_text="Anna likes tea. Ben likes milk. Anna likes")
+        request = {"model": "lookup-gpt2", "method": "input_x_gradient", "step_scores": ["probability"]}
+        server.run(**request, input_text="Anna likes tea. Ben likes milk. Anna likes")
         compared = server.run(
             model="phrasebook-t5", methods=["saliency", "integrated_gradients", "occlusion"], input_text=SENTENCE
         )
@@ -49,20 +47,20 @@ def main():
             save(page.screenshot(full_page=True), PICTURES / f"{name}.png")
             page.close()
 
-        of_the_heatmap(chromium, server, translated)
-        of_the_notebook(chromium)
+        picture_heatmap(chromium, server, translated)
+        picture_notebook(chromium)
 
 
-def of_the_heatmap(chromium, server, job_id):
-    """The `html` view."""
+def picture_heatmap(chromium, server, job_id):
+    """A picture of the `html` view of a job."""
     page = chromium.new_page(viewport={"width": 900, "height": 400}, device_scale_factor=1.5)
     page.goto(f"{server.url}/attribution/jobs/{job_id}/results?format=html")
     save(page.screenshot(full_page=True), PICTURES / "view.png")
     page.close()
 
 
-def of_the_notebook(chromium):
-    """From its first heading to behind its first picture."""
+def picture_notebook(chromium):
+    """A picture of the notebook, up to its first plot."""
     notebook = nbformat.read(ROOT / "inseq_api_visualization.ipynb", as_version=4)
     drawn = [
         index
@@ -72,16 +70,16 @@ def of_the_notebook(chromium):
     notebook.cells = notebook.cells[: drawn[0] + 1]
     html, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook)
     page = chromium.new_page(viewport={"width": 1000, "height": 800}, device_scale_factor=1.5)
-    page.route("**/*", lambda route: route.abort())  # what the exporter would load from elsewhere is not needed
+    page.route("**/*", lambda route: route.abort())  # load nothing from the network
     page.set_content(html, wait_until="domcontentloaded")
     save(page.screenshot(full_page=True), PICTURES / "notebook.png")
     page.close()
 
 
 def save(screenshot, file):
-    """Few colours are enough for flat ones, and a fifth of the size."""
+    """Save a screenshot with 256 colours, which is enough for it and makes the file five times smaller."""
     Image.open(BytesIO(screenshot)).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
-    assert file.stat().st_size <= MOST_BYTES, (file, file.stat().st_size)
+    assert file.stat().st_size <= MAX_BYTES, (file, file.stat().st_size)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from api.routes.catalogue import catalogue
 from api.routes.jobs import jobs
 from api.routes.results import results
 from api.routes.service import meta
+from models import AttributionRequest
 from problems import all_errors
 from settings import Settings
 from tests.serving import ROOT
@@ -43,11 +44,17 @@ def test_modules_stay_small():
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_readme_names_every_endpoint():
+def test_the_documentation_has_every_endpoint():
+    text = (ROOT / "docs" / "api.md").read_text()
     for route in (*jobs.routes, *results.routes, *catalogue.routes, *meta.routes):
         if route.path != "/":
             (method,) = route.methods - {"HEAD"}
-            assert f"`{method} {route.path}`" in README, route.path
+            assert f"`{method} {route.path}`" in text, route.path
+
+
+def test_the_documentation_has_every_field_of_a_request():
+    text = (ROOT / "docs" / "api.md").read_text()
+    assert [name for name in AttributionRequest.model_fields if f"`{name}`" not in text] == []
 
 
 def test_the_readme_draws_the_tree():
@@ -84,12 +91,13 @@ def test_the_documentation_has_every_correction():
     from attribution.corrections import registry
 
     text = (ROOT / "docs" / "corrections.md").read_text()
-    for each in registry.describe():
+    for each in registry.all_corrections():
         assert f"| `{each['name']}` | {each['reason']} | {each['remedy']} | `{each['proof']}` |" in text
 
 
-def test_the_readme_names_every_method():
+def test_the_documentation_has_every_method():
     from attribution.catalogue import inseq_catalogue
 
+    text = (ROOT / "docs" / "methods.md").read_text()
     for name in inseq_catalogue.methods():
-        assert f"`{name}`" in README
+        assert f"`{name}`" in text

@@ -25,9 +25,9 @@ def test_a_waiting_job_is_cancelled_at_once(app):
     answer = app.post(f"/attribution/jobs/{waiting}/cancel")
     assert answer.status_code == 202
     assert (answer.json()["status"], answer.json()["cancel_requested"]) == ("cancelled", True)
-    app.app.state.engine.go_on.set()
+    app.app.state.services.engine.go_on.set()
     assert ended(app, running)["status"] == "completed"
-    assert app.app.state.engine.runs == ["hold"]
+    assert app.app.state.services.engine.runs == ["hold"]
     answer = app.get(f"/attribution/jobs/{waiting}/results")
     assert (answer.status_code, answer.json()["type"]) == (409, "/problems/no-result")
     assert "cancelled" in answer.json()["detail"]
@@ -121,7 +121,7 @@ def test_a_full_queue_says_when_to_come_back(tmp_path):
         full = app.post("/attribution/jobs", json=body("hello"))
         assert (full.status_code, full.json()["type"]) == (429, "/problems/queue-full")
         assert int(full.headers["retry-after"]) >= 1
-        app.app.state.engine.go_on.set()
+        app.app.state.services.engine.go_on.set()
         assert all(ended(app, job_id)["status"] == "completed" for job_id in (first, *kept))
         assert ended(app, submit(app, "hello"))["status"] == "completed"
 
@@ -191,9 +191,9 @@ def test_the_higher_priority_comes_first(app):
         1,
         0,
     ]
-    app.app.state.engine.go_on.set()
+    app.app.state.services.engine.go_on.set()
     ended(app, low)
-    assert app.app.state.engine.runs == ["hold", "p5", "p0", "p-1"]
+    assert app.app.state.services.engine.runs == ["hold", "p5", "p0", "p-1"]
 
 
 # Reuse
@@ -205,13 +205,13 @@ def test_the_same_request_is_answered_from_the_stored_result(app, tmp_path):
     again = app.post("/attribution/jobs", json=body("hello", reuse=True, priority=3)).json()
     assert (again["status"], again["reused_from"]) == ("completed", first)
     assert original["reused_from"] is None
-    assert app.app.state.engine.runs == ["hello"]
+    assert app.app.state.services.engine.runs == ["hello"]
     results = [app.get(f"/attribution/jobs/{each}/results").json() for each in (first, again["job_id"])]
     assert results[0] == results[1]
     # Another seed, or no wish to reuse, is a run of its own.
     assert ended(app, submit(app, "hello", reuse=True, seed=1))["reused_from"] is None
     assert ended(app, submit(app, "hello"))["reused_from"] is None
-    assert len(app.app.state.engine.runs) == 3
+    assert len(app.app.state.services.engine.runs) == 3
     # Each has files of its own: the result outlives the job that it came from.
     assert app.delete(f"/attribution/jobs/{first}").status_code == 204
     assert app.get(f"/attribution/jobs/{again['job_id']}/results").json() == results[1]

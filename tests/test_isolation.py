@@ -17,10 +17,11 @@ from inseq.attr.feat import FeatureAttribution
 from inseq.models import AttributionModel, HuggingfaceModel
 
 from attribution import isolation
+from attribution.catalogue import traits
 from attribution.engine import AttributionEngine
 from attribution.model_cache import loading
 from attribution.results import inseq_fields, json_views, stored_form
-from attribution.run import method_run, text_run
+from attribution.run import text_run
 from attribution_schema.view_options import ViewOptions
 from models import AttributionRequest, Progress
 from problems import AttributionFailed, Cancelled, JobError
@@ -280,8 +281,8 @@ def test_random_jobs_do_not_draw_from_each_other(monkeypatch):
 
 @pytest.mark.parametrize("method", sorted(set(inseq.list_feature_attribution_methods())))
 def test_methods_said_to_draw_nothing_draw_nothing(engine, method):
-    """Only methods in `RANDOM_METHODS` wait for each other: the others must leave every generator where it is."""
-    if method in {"layer_integrated_gradients", "layer_deeplift"} | method_run.checks.RANDOM_METHODS:
+    """Methods whose traits say `is_random` wait for each other; the others must leave every generator where it is."""
+    if method in {"layer_integrated_gradients", "layer_deeplift"} or traits.of_method(method).is_random:
         return
     run(engine, LOOKUP, "dummy")
     before = isolation.RandomState()

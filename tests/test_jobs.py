@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from fastapi.testclient import TestClient
 
-import job_manager
 from job_manager import JobManager
+from jobs import workers
 from jobs.store.job_store import JobStore
+from jobs.store.records import ALL_OWNERS
 from jobs.store.result_files import ResultFiles
 from main import create_app
 from models import JobStatus, Stage
@@ -46,7 +47,7 @@ def test_queue_position_progress_and_results_that_are_not_there_yet(app):
     assert early.status_code == 409
     assert early.headers["retry-after"] == "1"
     assert early.json()["type"] == "/problems/result-not-ready"
-    app.app.state.engine.go_on.set()
+    app.app.state.services.engine.go_on.set()
     assert ended(app, second)["status"] == "completed"
 
 
@@ -67,18 +68,18 @@ def test_waiting_no_longer_than_asked(app):
     assert answer.headers["retry-after"] == "1"
     assert app.get(f"/attribution/jobs/{job_id}", params={"wait": 61}).status_code == 422
     assert app.get("/attribution/jobs/nope", params={"wait": 5}).status_code == 404
-    assert app.app.state.watch.watched == 0
+    assert app.app.state.services.watch.watchers == 0
 
 
 def test_waiting_clients_cost_no_thread(app):
     job_id = submit(app, "hold")
     with ThreadPoolExecutor(100) as pool:
         waiting = [pool.submit(app.get, f"/attribution/jobs/{job_id}", params={"wait": 60}) for _ in range(100)]
-        until(lambda: app.app.state.watch.watched == 100)
+        until(lambda: app.app.state.services.watch.watchers == 100)
         # Starlette has 40 threads: were they held, nobody else would be answered before the job's end.
         assert app.get("/attribution/methods").status_code == 200
         assert not any(each.done() for each in waiting)
-        app.app.state.engine.go_on.set()
+        app.app.state.services.engine.go_on.set()
         assert {each.result().json()["status"] for each in waiting} == {"completed"}
 
 
@@ -108,17 +109,17 @@ def test_shutdown_puts_running_jobs_back(tmp_path):
     manager = JobManager(store, engine.run, devices=["cpu"])
     manager.start()
     job = manager.submit(request("forever"))
-    until(lambda: manager.get(job.job_id).progress.stage is Stage.ATTRIBUTING)
+    until(lambda: manager.get(job.job_id, ALL_OWNERS).progress.stage is Stage.ATTRIBUTING)
     manager.stop(grace=0.1)
-    after = store.get(job.job_id)
+    after = store.get(job.job_id, ALL_OWNERS)
     assert (after.status, after.attempt) == (JobStatus.PENDING, 0)
-    assert not any(worker.is_alive() for worker in manager._workers)
+    assert not any(thread.is_alive() for thread in manager._workers._threads)
     store.close()
 
 
 def test_a_full_disk_fails_no_other_job(tmp_path, monkeypatch):
     """Where the patience with the disk is over; `test_disk` has a disk that has room again before that."""
-    monkeypatch.setattr(job_manager, "_STORE_PATIENCE", 0.0)
+    monkeypatch.setattr(workers, "_STORE_PATIENCE", 0.0)
     engine = FakeEngine()
     with TestClient(create_app(Settings(data_dir=tmp_path), engine), LOCAL) as client:
         original = ResultFiles._write

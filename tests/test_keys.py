@@ -100,12 +100,12 @@ def test_one_key_s_many_jobs_do_not_starve_another_s(keyed):
         client.post("/attribution/jobs", json=body(f"ann {index}"), headers=ann)
     job = client.post("/attribution/jobs", json=body("ben"), headers=ben).json()
     assert job["queue_position"] <= 1
-    client.app.state.engine.go_on.set()
+    client.app.state.services.engine.go_on.set()
     assert (
         client.get(f"/attribution/jobs/{job['job_id']}", headers=ben, params={"wait": 60}).json()["status"]
         == "completed"
     )
-    assert client.app.state.engine.runs.index("ben") <= 2
+    assert client.app.state.services.engine.runs.index("ben") <= 2
     assert client.get(f"/attribution/jobs/{first}", headers=ann).json()["status"] == "completed"
 
 

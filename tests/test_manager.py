@@ -12,8 +12,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from job_manager import JobManager
+from job_manager import JobLimits, JobManager
 from jobs.store.job_store import JobStore
+from jobs.store.records import ALL_OWNERS
 from models import JobStatus, ResultPart
 from problems import Cancelled, InputRejected, JobActive, JobEnded, JobNotFound, ServiceError
 from tests.fake_engine import request
@@ -76,7 +77,7 @@ class ManagerMachine(RuleBasedStateMachine):
     def serve(self):
         self.store = JobStore(Path(self.folder.name))
         self.steps = Steps()
-        self.manager = JobManager(self.store, self.steps, devices=["cpu"], max_attempts=MAX_ATTEMPTS)
+        self.manager = JobManager(self.store, self.steps, devices=["cpu"], limits=JobLimits(MAX_ATTEMPTS))
         self.manager.start()
         self.settle()
 
@@ -95,8 +96,8 @@ class ManagerMachine(RuleBasedStateMachine):
 
     def await_status(self, job_id):
         deadline = time.monotonic() + 120
-        while self.manager.get(job_id).status is not self.expected[job_id]:
-            assert time.monotonic() < deadline, (self.manager.get(job_id), self.expected[job_id])
+        while self.manager.get(job_id, ALL_OWNERS).status is not self.expected[job_id]:
+            assert time.monotonic() < deadline, (self.manager.get(job_id, ALL_OWNERS), self.expected[job_id])
             time.sleep(0.0005)
 
     def end(self, job_id, status):
@@ -143,7 +144,7 @@ class ManagerMachine(RuleBasedStateMachine):
         refused = self.refusal(self.manager.cancel, job_id)
         finisher.join()
         deadline = time.monotonic() + 120
-        while not (status := self.manager.get(job_id).status).is_terminal:
+        while not (status := self.manager.get(job_id, ALL_OWNERS).status).is_terminal:
             assert time.monotonic() < deadline
             time.sleep(0.0005)
         with self.steps.changed:
@@ -168,15 +169,15 @@ class ManagerMachine(RuleBasedStateMachine):
     def crash(self):
         """The process dies under its running job, and is started again."""
         job_id = self.running
-        self.manager._stopping = True  # nothing of what follows is written: the worker's thread just ends
+        self.manager._workers.refuse_new_work()  # nothing of what follows is written: the worker's thread just ends
         if job_id:
             self.steps.order("crash")
             again = self.attempts[job_id] < MAX_ATTEMPTS
             self.expected[job_id] = JobStatus.PENDING if again else JobStatus.FAILED
             self.seen[job_id] = JobStatus.RUNNING
-        for worker in self.manager._workers:
-            worker.join(60)
-            assert not worker.is_alive()
+        for thread in self.manager._workers._threads:
+            thread.join(60)
+            assert not thread.is_alive()
         self.store.close()
         self.serve()
 
@@ -194,7 +195,7 @@ class ManagerMachine(RuleBasedStateMachine):
     @staticmethod
     def refusal(call, job_id):
         try:
-            call(job_id)
+            call(job_id, ALL_OWNERS)
         except ServiceError as error:
             return type(error)
         return None
@@ -202,7 +203,7 @@ class ManagerMachine(RuleBasedStateMachine):
     @invariant()
     def the_service_agrees(self):
         for job_id, status in self.expected.items():
-            job = self.manager.get(job_id)
+            job = self.manager.get(job_id, ALL_OWNERS)
             assert (job.status, job.attempt) == (status, self.attempts[job_id])
             assert job.attempt <= MAX_ATTEMPTS
             assert (job.finished_at is not None) == status.is_terminal
@@ -215,7 +216,7 @@ class ManagerMachine(RuleBasedStateMachine):
                 assert self.store.read(files["raw"]) == self.texts[job_id].encode()
             self.seen[job_id] = status
         waiting = [job_id for job_id, status in self.expected.items() if status is JobStatus.PENDING]
-        assert [self.manager.get(job_id).queue_position for job_id in waiting] == [*range(len(waiting))]
+        assert [self.manager.get(job_id, ALL_OWNERS).queue_position for job_id in waiting] == [*range(len(waiting))]
 
     def teardown(self):
         self.manager.stop(0)

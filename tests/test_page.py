@@ -1,4 +1,4 @@
-"""The page at `/` in a real browser: results as they are drawn, compared, read and downloaded."""
+"""The page at `/` in a real browser: drawing, comparing, reading and downloading results."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_first_result_is_one_click_away_and_its_numbers_are_the_servers(serv
     assert_drawn(page, attributions(result))
     (sequence,) = result["sequence_attributions"]
     start = sequence["attr_pos_start"]
-    # The first generated token is chosen: every token before it has its number, and its colour is its share of the largest.
+    # The first generated token is selected: each earlier token has a score, coloured by its share of the largest score.
     chosen = page.locator('.tokens .token[aria-pressed="true"]')
     expect(chosen).to_have_text("tea")
     lit = page.locator(".tokens .token").evaluate_all(
@@ -64,11 +64,13 @@ def test_a_translation_token_by_token(served, open_page):
     expect_values(source.locator(".token"), [row[column] for row in sequence["source_attributions"]])
     assert f"pos={column}" in address(page)
     source.get_by_role("button", name="red").hover()
-    expect(page.locator(".said")).to_have_text(f"“·red” → “·rosso”: {sequence['source_attributions'][1][column]}")
-    # The other way round: what a source token had a part in.
+    expect(page.locator(".hovered-score")).to_have_text(
+        f"“·red” → “·rosso”: {sequence['source_attributions'][1][column]}"
+    )
+    # The other direction: the generated tokens that a source token contributed to.
     source.get_by_role("button", name="red").click()
     expect_values(target.locator(".generated"), sequence["source_attributions"][1])
-    expect(page.locator(".strongest")).to_contain_text("had most part in")
+    expect(page.locator(".strongest")).to_contain_text("contributed most to")
 
 
 def test_a_contrast_is_an_example_too(served, open_page):
@@ -96,11 +98,11 @@ def test_aggregation_and_normalisation_are_the_servers_and_in_the_address(served
     expected = attributions(served.result(job_id, **parameters), sequence=1)
     expect_number(page, "td[data-row='0'][data-column='0']", expected[0][0])
     assert_drawn(page, expected)
-    # The address alone shows the same again.
+    # Opening the address shows the same view.
     again = open_page(served, address(page).removeprefix(served.url))
     assert opened_job(again) == job_id
     assert_drawn(again, expected)
-    # What cannot be aggregated is told, with a way back.
+    # An aggregation that fails shows the problem and a way back.
     page.get_by_label("Step 2: aggregator").select_option("slices")
     expect(page.get_by_role("alert").first).to_be_visible()
     page.get_by_role("button", name="Back to the default view").click()
@@ -152,7 +154,7 @@ def test_methods_are_compared_side_by_side(served, open_page):
     assert request["methods"] == methods
     assert request["attribution_args"]["integrated_gradients"] == {"n_steps": 10}
     result = served.result(job_id)
-    # One choice of a token for all methods, each with its own numbers.
+    # A token is selected for all methods; each shows its own scores.
     page.get_by_label("occlusion", exact=True).get_by_role("button", name="rosso").first.click()
     for entry in result["comparison"]:
         (sequence,) = entry["sequence_attributions"]
@@ -170,7 +172,7 @@ def test_methods_are_compared_side_by_side(served, open_page):
     assert len(drawn_agreement) == 3
     axe = [each["id"] for each in Axe().run(page).response["violations"] if each["impact"] in {"serious", "critical"}]
     assert axe == []
-    # One of them alone, with all its numbers and formats.
+    # One method alone, with its scores and download formats.
     page.get_by_role("button", name="integrated_gradients").click()
     expect(page.locator('table[role="grid"]')).to_have_count(1)
     assert_drawn(page, attributions(served.result(job_id, method="integrated_gradients")))
@@ -202,6 +204,39 @@ def test_hostile_tokens_stay_text_and_scripts_of_all_kinds_are_shown(served, ope
     hebrew = served.run(model=LOOKUP, method="saliency", input_text="שלום עולם", generation_args={"max_new_tokens": 1})
     page.goto(f"{served.url}/#/jobs/{hebrew}?agg=subwords,scores")
     expect(page.locator(".tokens").last).to_have_attribute("dir", "rtl")
+
+
+def test_the_colour_scale_is_the_servers(served, open_page):
+    job_id = served.run(model=LOOKUP, method="input_x_gradient", input_text=PROMPT, reuse=True)
+    page = open_page(served, f"/#/jobs/{job_id}?agg=sum")
+    opened_job(page)
+    drawn = page.locator("td[data-row][data-value]").evaluate_all(
+        "all => all.map(cell => [cell.classList.contains('negative'), Number(cell.style.getPropertyValue('--w'))])"
+    )
+    view = served.client.get(f"/attribution/jobs/{job_id}/results", params={"format": "html", "aggregator": "sum"}).text
+    shades = [(sign == "less", int(level)) for sign, level in re.findall(r'class="score (more|less) \w+ s(\d+)"', view)]
+    assert len(drawn) == len(shades) > 0
+    assert [is_negative for is_negative, _ in drawn] == [is_negative for is_negative, _ in shades]
+    # The server rounds a share to one of 50 shades, the page to four decimals: half a unit of each.
+    shares = [share for _, share in drawn]
+    assert shares == pytest.approx([level / 50 for _, level in shades], abs=0.5 / 50 + 0.5e-4)
+
+
+def test_the_same_characters_are_invisible_for_the_page_and_the_server(served, open_page):
+    # A control character, one that reverses the direction, a line separator, an em space, one for private use, one that
+    # is never assigned, and a joiner at the end of a word. The joiner within a word is not shown.
+    invisible = ["\u0007", "\u202e", "\u2028", "\u2003", "\ue000", "\ufdd0", "\u200d"]
+    text = f"Anna {' '.join(f'a{each}b' for each in invisible[:-1])} a\u200cb c\u200d Ben"
+    job_id = served.run(model=LOOKUP, method="saliency", input_text=text, generation_args={"max_new_tokens": 1})
+    page = open_page(served, f"/#/jobs/{job_id}?agg=subwords,scores")
+    opened_job(page)
+    parameters = {"format": "html", "aggregator": "subwords,scores"}
+    view = served.client.get(f"/attribution/jobs/{job_id}/results", params=parameters).text
+    signs = page.locator(".tokens .sign").evaluate_all("all => all.map(each => each.dataset.sign)")
+    by_page = {sign for sign in signs if sign.startswith("U+")}
+    by_server = set(re.findall(r"U\+[0-9A-F]{4,6}", view))
+    assert by_page == {f"U+{ord(each):04X}" for each in invisible}
+    assert by_server == by_page
 
 
 def test_results_are_downloaded_as_they_are_shown(served, open_page, tmp_path):
@@ -237,7 +272,7 @@ def test_axe_finds_nothing_serious(served, open_page, scheme):
     scans.append(Axe().run(page))
     page.set_viewport_size({"width": 390, "height": 800})
     scans.append(Axe().run(page))
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390  # nothing sticks out of a phone's screen
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390  # no horizontal scrolling on a phone
     found = [
         each for scan in scans for each in scan.response["violations"] if each["impact"] in {"serious", "critical"}
     ]

@@ -1,4 +1,4 @@
-"""The page at `/` in a real browser: jobs that are made, watched, listed and cancelled, by hand, keyboard and key."""
+"""The page at `/` in a real browser: submitting, watching, listing and cancelling jobs; keyboard use; API keys."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_running_job_shows_its_progress_and_is_cancelled(served, open_page):
     expect(view.locator(".progress")).to_contain_text(re.compile(r"attributing \d+/\d+"))
     entry = page.locator(".jobs li").first
     expect(entry.get_by_role("progressbar")).to_be_visible()
-    page.route("**/attribution/jobs?*", lambda route: None)  # from here on, only events can tell
+    page.route("**/attribution/jobs?*", lambda route: None)  # from here on, only events report changes
     view.get_by_role("button", name="Cancel").click()
     expect(view.locator(".facts .status")).to_have_text("cancelled")
     expect(entry.locator(".status")).to_have_text("cancelled")
@@ -37,16 +37,16 @@ def test_a_running_job_shows_its_progress_and_is_cancelled(served, open_page):
     assert served.client.get(f"/attribution/jobs/{job_id}").status_code == 404
 
 
-def test_the_tokens_that_are_done_are_shown_before_the_end(served, open_page):
+def test_attributed_tokens_are_shown_before_the_end(served, open_page):
     job_id = served.submit(input_text=[PROMPT] * 60, **LONG | {"attribution_args": {"n_steps": 300}})
     page = open_page(served, f"/#/jobs/{job_id}")
-    told = page.get_by_text("The tokens that are done")
-    expect(told).to_be_visible()
+    shown = page.get_by_text("Tokens attributed so far")
+    expect(shown).to_be_visible()
     expect(page.locator(".tokens .token.heat").first).to_be_visible()
     page.locator(".job-view").get_by_role("button", name="Cancel").click()
     expect(page.locator(".facts .status")).to_have_text("cancelled")
     done = served.result(job_id, partial=True)["info"]["partial"]
-    expect(told).to_have_text(f"The tokens that are done: {done['steps_done']} of {done['steps_total']}.")
+    expect(shown).to_have_text(f"Tokens attributed so far: {done['steps_done']} of {done['steps_total']}.")
     assert_drawn(page, attributions(served.result(job_id, partial=True)))
 
 
@@ -67,13 +67,13 @@ def test_the_list_is_filtered_and_loads_more(served, open_page):
     page.get_by_label("Status").select_option("cancelled")
     expect(entries.first.locator("a")).to_have_attribute("href", f"#/jobs/{cancelled}")
     expect(entries.locator(".status:not(.cancelled)")).to_have_count(0)
-    # A job that another client submits comes by itself.
+    # A job that another client submits appears without a reload.
     page.get_by_label("Status").select_option("")
     other = served.run(model=LOOKUP, method="dummy", input_text="of another client")
     expect(page.locator(f'.jobs a[href="#/jobs/{other}"]')).to_contain_text("of another client")
 
 
-def test_bad_input_is_told_at_its_field(served, open_page):
+def test_an_error_is_shown_at_its_field(served, open_page):
     page = open_page(served)
     field(page, "/method").select_option("integrated_gradients")
     field(page, "/attribution_args/n_steps").fill("many")
@@ -87,7 +87,7 @@ def test_bad_input_is_told_at_its_field(served, open_page):
     described = steps.get_attribute("aria-describedby")
     expect(page.locator(f"[id='{described}']")).to_have_text(re.compile("valid integer"))
     tokens = field(page, "/generation_args/max_new_tokens")
-    expect(tokens).to_be_visible()  # what was folded around it is open
+    expect(tokens).to_be_visible()  # the `<details>` around it is open
     expect(tokens).to_have_attribute("aria-invalid", "true")
     expect(page.get_by_role("alert").locator("li")).to_have_count(3)
     steps.fill("4")
@@ -156,12 +156,12 @@ def test_everything_is_done_with_the_keyboard(served, open_page):
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowRight")
     expect_number(page, "td:focus", sequence["target_attributions"][1][1])
-    expect(page.locator(".said")).to_contain_text(f": {sequence['target_attributions'][1][1]}")
+    expect(page.locator(".hovered-score")).to_contain_text(f": {sequence['target_attributions'][1][1]}")
 
 
 @pytest.fixture
 def keys(served):
-    """Keys of the server, which is without any again afterwards."""
+    """The server's API keys, all removed after the test."""
     yield ApiKeys.of(served.data_dir)
     with open_database(served.data_dir / "jobs.sqlite3").begin() as connection:
         connection.execute(api_keys.delete())
@@ -179,13 +179,13 @@ def test_a_key_is_asked_for_kept_in_the_tab_and_forgotten(served, keys, open_pag
     page.keyboard.press("Enter")
     streams = []
     page.on("request", lambda asked: asked.url.endswith("/events") and streams.append(asked.headers["authorization"]))
-    # Not over before the page can follow it.
+    # Long enough that the page can open its event stream.
     field(page, "/method").select_option(LONG["method"])
     field(page, "/attribution_args/n_steps").fill("300")
     with page.expect_request("**/events"):
         page.get_by_role("button", name="Attribute", exact=True).click()
     job_id = opened_job(page)
-    assert set(streams) == {f"Bearer {secret}"}  # however often it had to connect
+    assert set(streams) == {f"Bearer {secret}"}  # on every connection
     with page.expect_download() as saving:
         page.get_by_role("group", name="Download").get_by_role("link").first.click()
     owned = served.client.get(f"/attribution/jobs/{job_id}/results", headers={"Authorization": f"Bearer {secret}"})
@@ -203,7 +203,7 @@ def test_a_late_answer_to_an_older_key_leaves_the_new_one(served, keys, open_pag
     held = []
 
     def hold(route):
-        """Of the wrong key's requests, one alone is answered before there is another key."""
+        """Hold back the requests with the wrong key, except one, until another key is entered."""
         if "iaa_wrong" in route.request.headers.get("authorization", "") and "/methods" not in route.request.url:
             held.append(route)
         else:
@@ -238,7 +238,7 @@ def test_the_documentation_loads_from_here_alone(served, open_page):
 def test_the_modules_of_the_page_stay_small_and_write_no_markup():
     modules = [*(ROOT / "web" / "js").glob("*.js"), *(ROOT / "web" / "css").glob("*.css")]
     assert {path.name: lines for path in modules if (lines := len(path.read_text().splitlines())) > 300} == {}
-    # Text becomes markup nowhere, so that no token can.
+    # No module turns text into markup, so no token can become markup.
     ways = ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function")
     assert [(path.name, way) for path in modules for way in ways if way in path.read_text()] == []
 

@@ -1,4 +1,4 @@
-"""The page's list of jobs, and what it says of a server that does not answer; its layout at the usual widths."""
+"""The page's list of jobs, its messages when the server does not answer, and its layout at common widths."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def long_job(server, text=SENTENCE):
 
 
 def quick_job(server, text):
-    """On another model, which the long jobs do not hold."""
+    """A job on another model than the long jobs, so that it need not wait for them."""
     return server.submit(model=LOOKUP, method="dummy", input_text=text)
 
 
@@ -64,7 +64,7 @@ def test_what_runs_or_waits_is_shown_however_many_newer_jobs_ended(served, open_
     expect(newest.locator("li")).to_have_count(20)
     expect(newest.locator(".status:not(.cancelled)")).to_have_count(0)
     assert is_within(page, width)
-    # A page that reaches them has them in their place alone.
+    # Once the list reaches these jobs, they are shown in the list only.
     page.get_by_role("button", name="Load more").click()
     expect(entry(page, second)).to_have_count(1)
     expect(earlier.locator("li")).to_have_count(1)
@@ -73,12 +73,12 @@ def test_what_runs_or_waits_is_shown_however_many_newer_jobs_ended(served, open_
     page.get_by_role("button", name="Load more").click()
     expect(earlier).to_have_count(0)
     expect(entry(page, first)).to_have_count(1)
-    # A filter shows what it says and nothing beside.
+    # A filter shows the jobs with that status and no others.
     page.get_by_label("Status").select_option("cancelled")
     expect(page.locator(".jobs .status:not(.cancelled)")).to_have_count(0)
     page.get_by_label("Status").select_option("")
     expect(earlier.locator("li")).to_have_count(4)
-    # What has ended goes to its place in the order of time.
+    # An ended job is shown only in the list, in order of time.
     for job_id in (first, *waiting):
         cancel(served, job_id)
     expect(earlier.locator("li")).to_have_count(1)
@@ -98,14 +98,14 @@ def test_what_another_client_ended_or_deleted_is_no_longer_under_way(tmp_path, o
         page = open_page(server)
         earlier = page.get_by_role("list", name="Earlier, still under way")
         expect(earlier.locator("li")).to_have_count(2)
-        page.route("**/attribution/jobs?*", lambda route: None)  # from here on, only events can tell
+        page.route("**/attribution/jobs?*", lambda route: None)  # from here on, only events report changes
         cancel(server, first)
         expect(earlier.locator("li")).to_have_count(1)
         page.unroute("**/attribution/jobs?*")
-        page.route("**/events", lambda route: route.abort())  # and now only the list can
+        page.route("**/events", lambda route: route.abort())  # and now only the list does
         page.reload()
         expect(earlier.locator("li")).to_have_count(1)
-        page.route("**/attribution/jobs?*", lambda route: None)  # while it goes from many pages to one
+        page.route("**/attribution/jobs?*", lambda route: None)  # while the list shrinks from several pages to one
         cancel(server, second)
         for job_id in (first, second, newer[0]):
             server.wait(job_id)
@@ -137,7 +137,7 @@ def test_no_answer_to_a_click_is_said_until_the_next(tmp_path, open_page):
     page.set_viewport_size({"width": 390, "height": 800})
     assert is_within(page, 390)
     with Server(tmp_path, "--port", server.url.rsplit(":", 1)[1]) as server:
-        # The list is read again by itself, but what was clicked is not done by that.
+        # The page reads the list again, but does not repeat the click.
         for each, said in ((page, notice), (written, unsent)):
             expect(each.locator(".jobs .error")).to_have_count(0)
             expect(said).to_contain_text("No answer")
@@ -145,7 +145,7 @@ def test_no_answer_to_a_click_is_said_until_the_next(tmp_path, open_page):
         assert [job["job_id"] for job in server.client.get("/attribution/jobs").json()["jobs"]] == [job_id]
         submit.click()
         expect(written.locator(".job-view")).to_be_visible()
-        # What the server itself says stays, whatever else it answers.
+        # A problem that the server reported stays visible after other answers.
         page.route("**/cancel", lambda route: route.fulfill(status=409, json={"title": "Not now", "detail": "Later."}))
         with page.expect_response("**/attribution/jobs?*"):
             button.click()

@@ -119,13 +119,6 @@ def test_list_all_jobs(server):
     assert job_id in [job["job_id"] for job in jobs]
 
 
-def test_the_layout_names_every_module():
-    layout = (ROOT / "README.md").read_text().partition("## Project structure")[2]
-    modules = [*ROOT.glob("*.py"), *(ROOT / "attribution").glob("[!_]*.py")]
-    assert len(modules) > 50
-    assert [path.name for path in modules if f"`{path.relative_to(ROOT)}`" not in layout] == []
-
-
 def test_the_contributors_guide_names_the_tests_of_the_page():
     guide = (ROOT / "CONTRIBUTING.md").read_text()
     tests = sorted(path.name for path in (ROOT / "tests").glob("test_page*.py"))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from attribution.engine import AttributionEngine
 from attribution.results import stored_form
 from attribution.single_pass import batch_sizes, method_dispatch
-from attribution.single_pass.network import Trunk
+from attribution.single_pass.network import SplitModel
 from models import AttributionRequest
 from problems import Cancelled, InvalidRequest, UnsupportedByModel
 from settings import Settings
@@ -146,16 +146,16 @@ def test_attention_keeps_no_maps_where_it_is_fused(engine, family, is_fused):
     """And how much is done at once is reckoned with maps where there are some."""
     kept = []
     with engine._models.lease(family, device="cpu", dtype="float32") as loaded:
-        trunk = Trunk(loaded.model)
+        split_model = SplitModel(loaded.model)
         for length in (50, 100):
             sizes, given = {}, torch.zeros((1, length, 32), requires_grad=True)
             with torch.autograd.graph.saved_tensors_hooks(
                 lambda x, sizes=sizes: sizes.update({x.untyped_storage().data_ptr(): x.numel()}) or x, lambda x: x
             ):
-                held = trunk.states(*[given] * (1 + trunk.is_encoder_decoder))
+                held = split_model.states(*[given] * (1 + split_model.is_encoder_decoder))
             kept.append(max(sizes.values()))
             del held
-        reckoned = [batch_sizes.row_bytes(trunk, length, with_graph=True) for length in (50, 100)]
+        reckoned = [batch_sizes.row_bytes(split_model, length, with_graph=True) for length in (50, 100)]
     # A map has the square of the length.
     assert (kept[1] < 3 * kept[0]) == is_fused
     assert (reckoned[1] < 2.6 * reckoned[0]) == is_fused

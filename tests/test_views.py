@@ -386,6 +386,8 @@ def test_no_token_can_be_anything_but_text(source, target):
 SHOWN = {
     " the": '<i class="mark">␣</i>the',
     " ": '<i class="mark">␣</i>',
+    "  ": '<i class="mark">␣</i><i class="mark">␣</i>',
+    "  a b": '<i class="mark">␣</i><i class="mark">␣</i>a b',
     "\n": '<i class="mark">⏎</i>',
     "a b": "a b",
     "": '<i class="mark">∅</i>',

@@ -33,7 +33,7 @@ def watching(app, job_id):
     came: list[bytes] = []
 
     async def read():
-        async for event in app.app.state.watch.stream(job_id, None):
+        async for event in app.app.state.services.watch.stream(job_id, None):
             came.append(event)  # noqa: PERF401 - one by one, for the test to see
 
     done = app.portal.start_task_soon(read)
@@ -46,13 +46,13 @@ def test_every_change_is_an_event_until_the_end(app):
     until(seen)
     app.post(f"/attribution/jobs/{running}/cancel")
     until(lambda: any(document["status"] == "running" for _, _, document in seen()))
-    app.app.state.engine.go_on.set()
+    app.app.state.services.engine.go_on.set()
     done.result(60)
     statuses = [document["status"] for event, _, document in seen() if event == "status"]
     assert statuses == ["pending", "running", "completed"]
     assert any(document["progress"]["steps_done"] == 1 for _, _, document in seen())
     assert len({identity for _, identity, _ in seen()}) == len(seen())
-    assert app.app.state.watch.watched == 0
+    assert app.app.state.services.watch.watchers == 0
 
 
 def test_a_stream_resumes_after_the_last_event_that_was_seen(app):
@@ -60,7 +60,7 @@ def test_a_stream_resumes_after_the_last_event_that_was_seen(app):
     until_running(app, job_id)
     done, seen = watching(app, job_id)
     until(seen)
-    app.app.state.engine.go_on.set()
+    app.app.state.services.engine.go_on.set()
     done.result(60)
     (_, first, _), *rest = seen()
     resumed = events(app, job_id, **{"Last-Event-ID": first})
@@ -73,7 +73,7 @@ def test_a_stream_resumes_after_the_last_event_that_was_seen(app):
 def test_a_thousand_streams_cost_no_thread(app):
     """Read on the event loop itself: the test client would take a thread for each."""
     job_id = submit(app, "hold")
-    watch, before = app.app.state.watch, threading.active_count()
+    watch, before = app.app.state.services.watch, threading.active_count()
     finished = []
 
     async def read_one():
@@ -85,9 +85,9 @@ def test_a_thousand_streams_cost_no_thread(app):
                 group.start_soon(read_one)
 
     done = app.portal.start_task_soon(read_all)
-    until(lambda: watch.watched == 1000)
+    until(lambda: watch.watchers == 1000)
     assert threading.active_count() < before + 50  # Starlette's own, at most
-    app.app.state.engine.go_on.set()
+    app.app.state.services.engine.go_on.set()
     done.result(120)
     assert len(finished) == 1000
-    assert watch.watched == 0
+    assert watch.watchers == 0

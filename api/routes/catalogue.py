@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends
 
-from api.dependencies import TheEngine, owner_of
+from api.dependencies import EngineDep, owner_of
 from api.problem_responses import problem_responses
 from problems import InvalidRequest, Unauthorized
 
@@ -19,30 +19,33 @@ catalogue = APIRouter(
 
 
 @catalogue.get("/methods")
-def list_methods(engine: TheEngine) -> dict[str, list[dict[str, Any]]]:
-    """The attribution methods, with their parameters."""
+def list_methods(engine: EngineDep) -> dict[str, list[dict[str, Any]]]:
+    """List the attribution methods with their parameters."""
     return {"methods": engine.methods()}
 
 
 @catalogue.get("/step_functions")
-def list_step_functions(engine: TheEngine) -> dict[str, list[dict[str, Any]]]:
-    """The step functions: for `step_scores`, and for `attributed_fn`."""
+def list_step_functions(engine: EngineDep) -> dict[str, list[dict[str, Any]]]:
+    """List the step functions, for `step_scores` and `attributed_fn`, with their parameters."""
     return {"step_functions": engine.step_functions()}
 
 
 @catalogue.get("/corrections")
-def list_corrections(engine: TheEngine) -> list[dict[str, str]]:
-    """Where Inseq is wrong or fails, and what is done instead; `info.corrections` names those applied to a result."""
-    return engine.corrections()  # type: ignore[no-any-return]
+def list_corrections(engine: EngineDep) -> list[dict[str, str]]:
+    """List the corrections of Inseq: what is wrong, and what this service does instead.
+
+    A result names those applied to it in `info.corrections`.
+    """
+    return engine.corrections()
 
 
 @catalogue.get("/aggregators")
-def list_aggregators(engine: TheEngine) -> dict[str, Any]:
-    """The aggregators and aggregation functions of a result's views."""
-    return engine.aggregators()  # type: ignore[no-any-return]
+def list_aggregators(engine: EngineDep) -> dict[str, Any]:
+    """List the aggregators and aggregation functions for views of a result."""
+    return engine.aggregators()
 
 
 @catalogue.get("/models")
-def list_models(engine: TheEngine) -> dict[str, Any]:
-    """The bundled models, those in memory, and which others the server allows."""
-    return engine.models()  # type: ignore[no-any-return]
+def list_models(engine: EngineDep) -> dict[str, Any]:
+    """List the bundled models, the loaded models, and the patterns of the names that the server allows."""
+    return engine.models()

@@ -1,7 +1,7 @@
 """Routes of jobs: submit, estimate, list, get, watch, cancel, delete.
 
-They check, ask the manager or the engine, and shape the answer. They are plain functions, which FastAPI runs on
-threads, so that nothing blocks the event loop; those that wait for a job are coroutines.
+Each calls the manager or the engine and returns a document. Routes are plain functions, which FastAPI runs on threads,
+so that none blocks the event loop. The two that wait for a job are coroutines: a waiting client needs no thread.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from api.dependencies import Manager, Owner, TheEngine
-from api.documents import job_answer, read_cursor, read_tag, write_cursor
+from api.dependencies import EngineDep, ManagerDep, OwnerDep, WatchDep
+from api.documents import job_document_of, read_cursor, read_tag, write_cursor
 from api.job_watch import event_id
 from api.problem_responses import problem_responses
 from job_manager import JobManager
 from jobs.store.listing import Filters
+from jobs.store.records import OwnerFilter
 from models import AttributionRequest, Estimate, Job, JobList, JobStatus
 from problems import (
     BodyTooLarge,
@@ -37,7 +38,7 @@ from problems import (
     UnsupportedMediaType,
 )
 
-MAX_WAIT = 60.0  # seconds a client may have an answer held back
+MAX_WAIT = 60.0  # seconds for which `wait` may delay a response
 jobs = APIRouter(prefix="/attribution", tags=["attribution"], responses=problem_responses(InvalidRequest, Unauthorized))
 
 
@@ -59,19 +60,23 @@ jobs = APIRouter(prefix="/attribution", tags=["attribution"], responses=problem_
 def submit_job(
     body: AttributionRequest,
     response: Response,
-    manager: Manager,
-    engine: TheEngine,
-    owner: Owner,
+    manager: ManagerDep,
+    engine: EngineDep,
+    owner: OwnerDep,
     idempotency_key: Annotated[
         str | None,
-        Header(min_length=1, max_length=200, description="The same key and body give the first job, not a second."),
+        Header(
+            min_length=1,
+            max_length=200,
+            description="The same key and body return the first job instead of making a second.",
+        ),
     ] = None,
 ) -> Job:
-    """Accept an attribution job. It is stored when this answers, and will run whatever happens to the server."""
+    """Accept an attribution job. It is durable when this answers: it runs even if the server crashes meanwhile."""
     request = engine.check(body)
     reuse_key = engine.result_identity(request)
     record = manager.submit(request, idempotency_key=idempotency_key, owner=owner, reuse_key=reuse_key)
-    job = job_answer(record)
+    job = job_document_of(record)
     response.headers["Location"] = job.links.self
     return job
 
@@ -83,30 +88,30 @@ def submit_job(
         InvalidRequest, ModelNotAllowed, ModelUnavailable, InputRejected, BodyTooLarge, UnsupportedMediaType
     ),
 )
-def estimate_job(body: AttributionRequest, engine: TheEngine, manager: Manager, owner: Owner) -> Estimate:
-    """What the job would take: tokens, passes, time, memory. Its method is not run, and nothing is queued."""
-    estimate: Estimate = engine.estimate(engine.check(body))
+def estimate_job(body: AttributionRequest, engine: EngineDep, manager: ManagerDep, owner: OwnerDep) -> Estimate:
+    """Estimate a job's tokens, passes, time and memory. The method does not run, and no job is made."""
+    estimate = engine.estimate(engine.check(body))
     queue = manager.seconds_until_run(owner, body.priority)
     return estimate.model_copy(update={"seconds": estimate.seconds.model_copy(update={"queue": queue})})
 
 
 @jobs.get("/jobs", response_model=JobList, responses=problem_responses(InvalidRequest))
 def list_jobs(
-    manager: Manager,
-    owner: Owner,
+    manager: ManagerDep,
+    owner: OwnerDep,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the previous page.")] = None,
     status: JobStatus | None = None,
     model: str | None = None,
     method: str | None = None,
-    tag: Annotated[list[str] | None, Query(description="`name` or `name:value`; several must all hold.")] = None,
+    tag: Annotated[list[str] | None, Query(description="`name` or `name:value`; a job must have all of them.")] = None,
 ) -> JobList:
-    """The jobs, newest first. Pages neither skip nor repeat a job while new ones arrive."""
-    filters = Filters(status, model, method, [read_tag(each) for each in tag or []], owner)
+    """List jobs, newest first. Pages neither skip nor repeat a job while new ones arrive."""
+    filters = Filters(status, model, method, [read_tag(each) for each in tag or []], owner=owner)
     records = manager.page(filters, limit=limit + 1, before=read_cursor(cursor))
     page = records[:limit]
     following = write_cursor(page[-1].seq) if len(records) > limit else None
-    return JobList(jobs=[job_answer(record) for record in page], next_cursor=following)
+    return JobList(jobs=[job_document_of(record) for record in page], next_cursor=following)
 
 
 @jobs.get("/jobs/{job_id}", response_model=Job, responses=problem_responses(JobNotFound))
@@ -114,15 +119,19 @@ async def get_job(
     job_id: str,
     request: Request,
     response: Response,
-    manager: Manager,
-    owner: Owner,
+    manager: ManagerDep,
+    watch: WatchDep,
+    owner: OwnerDep,
     wait: Annotated[float, Query(ge=0, le=MAX_WAIT, description="Seconds to wait for the job's end.")] = 0,
 ) -> Job:
-    """The job: its status, progress and, if it failed, why. With `wait` (or `Prefer: wait`), once it has ended."""
-    job: Job = await run_in_threadpool(current_job, job_id, manager, owner)
-    patience = wait or _preferred_wait(request)
-    if patience and not job.status.is_terminal:
-        job = await request.app.state.watch.ended(job_id, patience)
+    """Return the job: status, progress, and the error if it failed.
+
+    With `wait` (or the header `Prefer: wait`), the response comes when the job has ended or the time is up.
+    """
+    job = await run_in_threadpool(job_document, manager, job_id, owner)
+    seconds = wait or _preferred_wait(request)
+    if seconds and not job.status.is_terminal:
+        job = await watch.wait_for_end(job_id, seconds)
     if not job.status.is_terminal:
         response.headers["Retry-After"] = "1"
     return job
@@ -131,23 +140,26 @@ async def get_job(
 @jobs.get(
     "/jobs/{job_id}/events",
     response_class=StreamingResponse,
-    responses={204: {"description": "The job has ended, and the client has seen it"}, **problem_responses(JobNotFound)},
+    responses={
+        204: {"description": "The job has ended, and the client has seen its last event"},
+        **problem_responses(JobNotFound),
+    },
 )
 async def watch_job(
     job_id: str,
-    request: Request,
-    manager: Manager,
-    owner: Owner,
+    manager: ManagerDep,
+    watch: WatchDep,
+    owner: OwnerDep,
     last_event_id: Annotated[
-        str | None, Header(description="The last event that was seen: what follows it comes.")
+        str | None, Header(description="The id of the last event received; the stream continues after it.")
     ] = None,
 ) -> Response:
-    """Server-sent events: the job's document (`status` or `progress`) at every change, until it ends."""
-    job = await run_in_threadpool(current_job, job_id, manager, owner)
+    """Stream server-sent events: the job's document (event `status` or `progress`) at every change, until it ends."""
+    job = await run_in_threadpool(job_document, manager, job_id, owner)
     if job.status.is_terminal and last_event_id == event_id(job):
-        return Response(status_code=204)  # which tells an EventSource not to connect again
+        return Response(status_code=204)  # an EventSource does not reconnect after 204
     return StreamingResponse(
-        request.app.state.watch.stream(job_id, last_event_id),
+        watch.stream(job_id, last_event_id),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
@@ -159,23 +171,27 @@ async def watch_job(
     response_model=Job,
     responses=problem_responses(JobNotFound, JobEnded),
 )
-def cancel_job(job_id: str, manager: Manager, owner: Owner) -> Job:
-    """Give a job up: at once if it waits, within a forward pass if it runs. `cancelled` once the device is free."""
-    return job_answer(manager.cancel(job_id, owner))
+def cancel_job(job_id: str, manager: ManagerDep, owner: OwnerDep) -> Job:
+    """Cancel a job: a waiting one at once, a running one within a forward pass.
+
+    A running job shows `cancel_requested`, and becomes `cancelled` when it has left the device.
+    """
+    return job_document_of(manager.cancel(job_id, owner))
 
 
 @jobs.delete("/jobs/{job_id}", status_code=204, responses=problem_responses(JobNotFound, JobActive))
-def delete_job(job_id: str, manager: Manager, owner: Owner) -> Response:
-    """Forget an ended job and its result."""
+def delete_job(job_id: str, manager: ManagerDep, owner: OwnerDep) -> Response:
+    """Delete an ended job and its result."""
     manager.delete(job_id, owner)
     return Response(status_code=204)
 
 
-def current_job(job_id: str, manager: JobManager, owner: str | None = None) -> Job:
-    return job_answer(manager.get(job_id, owner))
+def job_document(manager: JobManager, job_id: str, owner: OwnerFilter) -> Job:
+    """Return the job's document with its latest progress. Reads the store, so not for the event loop."""
+    return job_document_of(manager.get(job_id, owner))
 
 
 def _preferred_wait(request: Request) -> float:
-    """Seconds of a `Prefer: wait=N` header (RFC 7240), which is a wish: what is not understood is not an error."""
+    """Return the seconds of a `Prefer: wait=N` header; 0 if it is not understood, as RFC 7240 (section 2) asks."""
     found = re.search(r"\bwait=(\d{1,6})\b", request.headers.get("Prefer", ""))
     return min(float(found.group(1)), MAX_WAIT) if found else 0.0

@@ -1,6 +1,6 @@
-"""The page at `/` and the API's documentation at `/docs`: files of `web/`, and the policy that browsers hold them to.
+"""Serves the page at `/` and the API's documentation at `/docs`, from files of `web/`.
 
-Knows nothing of jobs: the page is a client of the API like any other, so its files need no key.
+Knows nothing of jobs: the page is a client of the API like any other, so its files need no API key.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from starlette.types import Scope
 from settings import PROJECT_ROOT
 
 WEB = PROJECT_ROOT / "web"
-# All comes from this server, and no markup can bring a script or a style with it. `data:` is for Swagger's icons.
+# Everything is loaded from this server, and inline scripts and styles are forbidden. Swagger's icons use `data:`.
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    # Asked for again each time, and answered with 304 by its ETag: a new version never meets an old one's modules.
+    # Browsers revalidate each file by its ETag, so that modules of two versions are never mixed.
     "Cache-Control": "no-cache",
 }
 

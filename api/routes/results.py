@@ -8,7 +8,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from api.dependencies import Engine, Manager, Owner, Store, TheEngine
+from api.dependencies import EngineDep, ManagerDep, OwnerDep, StoreDep
+from api.engine_protocol import AttributionEngineProtocol
 from api.problem_responses import problem_responses
 from api.result_formats import NEGOTIABLE, SENT, Format, accepted_format, check_fits
 from api.result_parts import Contents, contents
@@ -47,10 +48,10 @@ results = APIRouter(
 def get_results(
     job_id: str,
     request: Request,
-    manager: Manager,
-    engine: TheEngine,
-    store: Store,
-    owner: Owner,
+    manager: ManagerDep,
+    engine: EngineDep,
+    store: StoreDep,
+    owner: OwnerDep,
     options: Annotated[ViewOptions, Query()],
     view: Annotated[
         Format | None,
@@ -108,7 +109,9 @@ def _is_stored(view: Format, options: ViewOptions) -> bool:
     return view == "json" and options.is_default
 
 
-def _body(engine: Engine, found: Contents, view: Format, options: ViewOptions, *, zipped: bool) -> bytes:
+def _body(
+    engine: AttributionEngineProtocol, found: Contents, view: Format, options: ViewOptions, *, zipped: bool
+) -> bytes:
     """Return the view, compressed by gzip if `zipped`. Raises `InvalidRequest` for options that Inseq refuses."""
     if _is_stored(view, options):
         stored = found.summary.read()

@@ -1,14 +1,14 @@
-"""Routes of the service itself: liveness, readiness, metrics, problem types."""
+"""Routes about the service itself: liveness, readiness, metrics, problem types."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from api.dependencies import Manager, Store, owner_of
+from api.dependencies import ManagerDep, MetricsDep, StoreDep, owner_of
 from api.problem_responses import problem_responses
 from problems import InvalidRequest, JobNotFound, ShuttingDown, Unauthorized, all_errors
 
@@ -17,13 +17,13 @@ meta = APIRouter(tags=["service"], responses=problem_responses(InvalidRequest))
 
 @meta.get("/health/live")
 def live() -> dict[str, str]:
-    """Whether the process answers."""
+    """Check that the process answers."""
     return {"status": "ok"}
 
 
 @meta.get("/health/ready", responses=problem_responses(ShuttingDown))
-def ready(manager: Manager, store: Store) -> dict[str, str]:
-    """Whether jobs are accepted and run: the store is writable and every worker alive."""
+def ready(manager: ManagerDep, store: StoreDep) -> dict[str, str]:
+    """Check that jobs are accepted and run: the store can be written and every worker is alive."""
     if not manager.is_alive or not store.is_writable():
         raise ShuttingDown("The workers are not running or the store cannot be written.")
     return {"status": "ok"}
@@ -35,14 +35,14 @@ def ready(manager: Manager, store: Store) -> dict[str, str]:
     dependencies=[Depends(owner_of)],
     responses=problem_responses(Unauthorized),
 )
-def tell_metrics(request: Request) -> Response:
-    """Requests, queue, jobs, model cache and memory, for Prometheus."""
-    return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+def get_metrics(metrics: MetricsDep) -> Response:
+    """Return metrics of requests, queue, jobs, model cache and memory in Prometheus' text format."""
+    return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 @meta.get("/problems/{slug}", responses=problem_responses(JobNotFound))
 def describe_problem(slug: str) -> dict[str, Any]:
-    """What a problem's `type` means."""
+    """Describe the problems of a `type`: title and status."""
     for error in all_errors():
         if error.slug == slug:
             return {"type": f"/problems/{slug}", "title": error.title(), "status": int(error.status)}

@@ -13,22 +13,13 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from attribution.catalogue import inseq_catalogue
-from attribution.catalogue.inseq_catalogue import Method, Parameter, StepFunction
+from attribution.catalogue import inseq_catalogue, traits
+from attribution.catalogue.inseq_catalogue import Method, Parameter, StepFunction, attributed_function
 from attribution.catalogue.single_pass_eligibility import obstacle
+from attribution.catalogue.traits import BATCH_SIZES, DEFAULT_FUNCTION, SHORTHANDS, STEP_COUNTS, Reads
 from models import Arguments, AttributionRequest, Engine, ProblemItem
 from problems import InvalidRequest
 from settings import Settings
-
-# Methods whose draws come from the process's random generators; a test holds the others to drawing nothing.
-RANDOM_METHODS = frozenset({"gradient_shap", "lime", "reagent"})
-# Methods that repeat the input along the batch.
-_EXPANDING_METHODS = frozenset(
-    {"integrated_gradients", "discretized_integrated_gradients", "sequential_integrated_gradients", "gradient_shap",
-     "deeplift", "layer_integrated_gradients", "layer_deeplift"}
-)  # fmt: skip
-_STEP_LIMITED = ("n_steps", "n_samples", "max_probe_steps", "num_probes", "n_mcd_steps")
-_DEFAULT_FN = "probability"
 
 
 def resolve(request: AttributionRequest, settings: Settings, *, is_encoder_decoder: bool | None) -> AttributionRequest:
@@ -43,7 +34,7 @@ def resolve(request: AttributionRequest, settings: Settings, *, is_encoder_decod
         raise InvalidRequest(errors[0].detail, errors=errors)
     functions = _functions(request, errors)
     attribution_args = _with_shorthands(request, method, errors)
-    attributed = functions[:1] if request.attributed_fn is not None else [inseq_catalogue.step_functions()[_DEFAULT_FN]]
+    attributed = functions[:1] if request.attributed_fn is not None else [attributed_function(request)]
     scored = functions[1:] if request.attributed_fn is not None else functions
     if None not in functions:
         errors += _argument_errors(
@@ -62,9 +53,7 @@ def resolve(request: AttributionRequest, settings: Settings, *, is_encoder_decod
     if errors:
         detail = errors[0].detail if len(errors) == 1 else f"{len(errors)} errors; the first: {errors[0].detail}"
         raise InvalidRequest(detail, errors=errors)
-    return request.model_copy(
-        update={"attribution_args": attribution_args, "n_steps": None, "internal_batch_size": None}
-    )
+    return request.model_copy(update={"attribution_args": attribution_args} | dict.fromkeys(SHORTHANDS))
 
 
 def typed(values: Arguments, parameters: dict[str, Parameter]) -> Arguments:
@@ -74,19 +63,22 @@ def typed(values: Arguments, parameters: dict[str, Parameter]) -> Arguments:
 
 def draws_random(request: AttributionRequest) -> bool:
     """Whether the attribution draws from a random generator (generation may, by its own arguments)."""
-    functions = (request.attributed_fn, *request.step_scores)
-    return request.attribution_method in RANDOM_METHODS or "mc_dropout_prob_avg" in functions
+    functions = [attributed_function(request).traits, *map(traits.of_step_function, request.step_scores)]
+    is_random = traits.of_method(request.attribution_method).is_random
+    return is_random or any(each.draws_dropout for each in functions)
 
 
 def repeats_rows(request: AttributionRequest, method: Method) -> bool:
     """Whether the method gives the attributed function several rows at once."""
-    return method.name in _EXPANDING_METHODS or request.attribution_args.get("perturbations_per_eval", 1) > 1
+    return method.traits.repeats_rows or request.attribution_args.get("perturbations_per_eval", 1) > 1
 
 
 def kind_refusals(request: AttributionRequest, method: Method, *, is_encoder_decoder: bool) -> Iterator[ProblemItem]:
     """What this kind of model cannot do."""
-    if is_encoder_decoder and method.name == "reagent":
-        yield _at("/method", "reagent supports decoder-only models only: Inseq's fails on encoder-decoder models.")
+    if is_encoder_decoder and method.traits.is_decoder_only:
+        yield _at(
+            "/method", f"{method.name} supports decoder-only models only: Inseq's fails on encoder-decoder models."
+        )
     if not is_encoder_decoder and request.languages:
         yield _at("/tokenizer_args", "Languages are for multilingual translation models, which are encoder-decoders.")
     if not is_encoder_decoder and request.targets is not None and request.conversations is None:
@@ -107,15 +99,11 @@ def kind_refusals(request: AttributionRequest, method: Method, *, is_encoder_dec
             )
     arguments = request.attributed_fn_args
     alone = not is_encoder_decoder or arguments.get("contrast_sources")
-    if (
-        alone
-        and arguments.get("contrast_force_inputs")
-        and request.attributed_fn in {"contrast_logits", "contrast_prob"}
-    ):
+    if alone and arguments.get("contrast_force_inputs") and attributed_function(request).traits.difference:
         yield _at(
             "/attributed_fn",
             f"With contrast_force_inputs {request.attributed_fn} is a function of the contrast alone: no token of the "
-            f"input has a part in it. Attribute {request.attributed_fn}_diff.",
+            f"input has a part in it. Attribute {attributed_function(request).traits.difference}.",
         )
 
 
@@ -134,7 +122,7 @@ def _functions(request: AttributionRequest, errors: list[ProblemItem]) -> list[S
 
 def _with_shorthands(request: AttributionRequest, method: Method, errors: list[ProblemItem]) -> Arguments:
     merged = dict(request.attribution_args)
-    for name in ("n_steps", "internal_batch_size"):
+    for name in SHORTHANDS:
         value = getattr(request, name)
         if value is None:
             continue
@@ -186,7 +174,7 @@ def _refusals(
 ) -> Iterator[ProblemItem]:
     """Combinations that Inseq 0.7.1 gets wrong or fails on, whatever the model."""
     attributed = functions[0] if request.attributed_fn is not None else None
-    if attributed is not None and attributed.name != _DEFAULT_FN and method.ignores_attributed_fn:
+    if attributed is not None and attributed.name != DEFAULT_FUNCTION and method.ignores_attributed_fn:
         yield _at(
             "/attributed_fn",
             f"{method.name} does not look at any function of the output, so attributed_fn would be ignored. Ask for "
@@ -194,7 +182,7 @@ def _refusals(
         )
     elif attributed is not None:
         yield from _attributed_fn_refusals(request, method, attributed)
-    if request.attribute_target and (method.is_layer or method.name in {"lime", "sequential_integrated_gradients"}):
+    if request.attribute_target and not method.traits.can_attribute_target:
         yield _at("/attribute_target", f"{method.name} cannot attribute the target prefix.")
     if attribution_args.get("attribute_to_layer_input") and not attribution_args.get("target_layer"):
         yield _at(
@@ -210,36 +198,36 @@ def _refusals(
                 f"/{name}/skip_special_tokens",
                 "The contrast must be encoded as the text is: set skip_special_tokens of the request itself.",
             )
-    if method.name == "dummy" and attribution_args:
-        yield _at("/attribution_args", "dummy computes no attribution and takes no arguments.")
+    if not method.has_scores and attribution_args:
+        yield _at("/attribution_args", f"{method.name} computes no attribution and takes no arguments.")
 
 
 def _attributed_fn_refusals(
     request: AttributionRequest, method: Method, attributed: StepFunction
 ) -> Iterator[ProblemItem]:
     forced = request.attributed_fn_args.get("contrast_force_inputs", False)
-    if attributed.name == "top_p_size" and request.attribution_args.get("perturbations_per_eval", 1) > 1:
+    if attributed.traits.reads is Reads.ONE_ROW and request.attribution_args.get("perturbations_per_eval", 1) > 1:
         yield _at(
             "/attribution_args/perturbations_per_eval",
-            "top_p_size counts the tokens of one row only: leave out perturbations_per_eval.",
+            f"{attributed.name} counts the tokens of one row only: leave out perturbations_per_eval.",
         )
-    if attributed.name == "top_p_size" and method.is_gradient:
+    if not attributed.traits.is_differentiable and method.is_gradient:
         yield _at(
             "/attributed_fn",
-            "top_p_size counts tokens and has no gradient. Use occlusion, or ask for it as a step score.",
+            f"{attributed.name} counts tokens and has no gradient. Use occlusion, or ask for it as a step score.",
         )
-    if attributed.name == "kl_divergence" and not forced:
+    if attributed.traits.compares_forwards and not forced:
         yield _at(
             "/attributed_fn_args/contrast_force_inputs",
-            "kl_divergence compares two forwards: set contrast_force_inputs to true to attribute it.",
+            f"{attributed.name} compares two forwards: set contrast_force_inputs to true to attribute it.",
         )
-    if method.is_layer and (attributed.is_contrastive or attributed.name == "mc_dropout_prob_avg"):
+    if method.is_layer and (attributed.is_contrastive or attributed.traits.draws_dropout):
         yield _at(
             "/attributed_fn",
             f"{attributed.name} runs the model once more within its forward, which a layer method would take for the "
-            f"input's. Use {method.name.removeprefix('layer_').replace('gradient_x_activation', 'input_x_gradient')}.",
+            f"input's. Use {method.traits.without_layer}.",
         )
-    elif forced and attributed.is_contrastive and method.name == "deeplift":
+    elif forced and attributed.is_contrastive and method.traits.compares_activations:
         yield _at(
             "/attributed_fn_args/contrast_force_inputs",
             f"{method.name} compares the activations of one forward with its baseline's; the contrast's own forward "
@@ -289,7 +277,7 @@ def _limit_errors(
         ("/attributed_fn_args", request.attributed_fn_args),
         ("/step_scores_args", request.step_scores_args),
     ):
-        for name in _STEP_LIMITED:
+        for name in STEP_COUNTS:
             value = values.get(name)
             if isinstance(value, int) and not 1 <= value <= max(
                 settings.max_n_steps, 3000 * (name == "max_probe_steps")
@@ -301,7 +289,7 @@ def _limit_errors(
     ):
         if values.get("n_mcd_steps") == 1:
             yield _at(f"{pointer}/n_mcd_steps", "n_mcd_steps must be at least 2: one draw has no spread.")
-    for name in ("internal_batch_size", "perturbations_per_eval"):
+    for name in BATCH_SIZES:
         value = attribution_args.get(name)
         if isinstance(value, int) and value < 1:
             yield _at(f"/attribution_args/{name}", f"{name} must be at least 1.")

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from attribution.catalogue import checks, inseq_catalogue
+from attribution.catalogue.traits import SHORTHANDS
 from models import AttributionRequest, ProblemItem
 from problems import InvalidRequest
 from settings import Settings
-
-_SHORTHANDS = ("n_steps", "internal_batch_size")
 
 
 def resolve(request: AttributionRequest, settings: Settings, *, is_encoder_decoder: bool | None) -> AttributionRequest:
@@ -32,7 +31,7 @@ def resolve(request: AttributionRequest, settings: Settings, *, is_encoder_decod
         errors = list(dict.fromkeys(errors))  # an error of every method is listed once
         detail = errors[0].detail if len(errors) == 1 else f"{len(errors)} errors; the first: {errors[0].detail}"
         raise InvalidRequest(detail, errors=errors)
-    return request.model_copy(update={"attribution_args": resolved} | dict.fromkeys(_SHORTHANDS))
+    return request.model_copy(update={"attribution_args": resolved} | dict.fromkeys(SHORTHANDS))
 
 
 def _misplaced(request: AttributionRequest, methods: Sequence[str]) -> Iterator[ProblemItem]:
@@ -46,7 +45,7 @@ def _misplaced(request: AttributionRequest, methods: Sequence[str]) -> Iterator[
                 detail="In a comparison, attribution_args has an object of arguments under the name of a method: "
                 f"{', '.join(methods)}.",
             )
-    for name in _SHORTHANDS:
+    for name in SHORTHANDS:
         if getattr(request, name) is not None and not any(_has(method, name) for method in methods):
             yield ProblemItem(pointer=f"/{name}", detail=f"None of these methods has {name}.")
 
@@ -60,7 +59,7 @@ def _alone(request: AttributionRequest, name: str) -> AttributionRequest:
     """Return the request of one method: with its own arguments, and only the shorthands that it accepts."""
     given = request.attribution_args.get(name)
     arguments = {name: given if isinstance(given, dict) else {}}
-    without = {each: None for each in _SHORTHANDS if not _has(name, each)}
+    without = {each: None for each in SHORTHANDS if not _has(name, each)}
     return request.model_copy(update={"attribution_args": arguments, **without}).of_method(name)
 
 

@@ -12,7 +12,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -26,7 +26,10 @@ from inseq.data.aggregator import Aggregator
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import GenerationConfig
 
-from attribution.corrections.step_functions import is_ours
+from attribution.catalogue import traits
+from attribution.catalogue.traits import DEFAULT_FUNCTION, MethodTraits, ScoreShape, StepFunctionTraits
+from attribution.corrections.step_functions import is_corrected_name
+from models import AttributionRequest
 
 REQUIRED = inspect.Parameter.empty
 
@@ -108,6 +111,19 @@ class Method:
     def parameters(self) -> dict[str, Parameter]:
         return {**self.call_parameters, **self.init_parameters}
 
+    @property
+    def traits(self) -> MethodTraits:
+        return traits.of_method(self.name)
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether it attributes anything; step scores alone are what the other method is for."""
+        return self.traits.scores is not ScoreShape.NONE
+
+    def with_defaults(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """All arguments of the method: these, and the default of each other one (None for a required one)."""
+        return with_defaults(self.parameters, arguments)
+
 
 @dataclass(frozen=True)
 class StepFunction:
@@ -121,6 +137,10 @@ class StepFunction:
     @property
     def is_contrastive(self) -> bool:
         return "contrast_targets" in self.parameters
+
+    @property
+    def traits(self) -> StepFunctionTraits:
+        return traits.of_step_function(self.name)
 
 
 @dataclass(frozen=True)
@@ -154,8 +174,13 @@ def step_functions() -> dict[str, StepFunction]:
             function=function,
         )
         for name, function in sorted(STEP_SCORES_MAP.items())
-        if not is_ours(name)
+        if not is_corrected_name(name)
     }
+
+
+def attributed_function(request: AttributionRequest) -> StepFunction:
+    """The step function that a request attributes: the one it names, else Inseq's default."""
+    return step_functions()[request.attributed_fn or DEFAULT_FUNCTION]
 
 
 @cache
@@ -263,9 +288,14 @@ def _method(name: str, cls: type[FeatureAttribution]) -> Method:
         init_parameters=_parameters(cls.__init__) | (_LAYER if name.startswith("layer_") else {}),
         is_gradient=issubclass(cls, GradientAttributionRegistry),
         is_layer=name.startswith("layer_"),
-        is_final_step="is_final_step_method" in mentioned and name != "dummy",
-        ignores_attributed_fn="use_predicted_target" in mentioned or name == "dummy",
+        is_final_step="is_final_step_method" in mentioned and traits.of_method(name).scores is not ScoreShape.NONE,
+        ignores_attributed_fn="use_predicted_target" in mentioned or traits.of_method(name).scores is ScoreShape.NONE,
     )
+
+
+def with_defaults(parameters: Mapping[str, Parameter], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments: these, and the default of each other parameter (None for a required one)."""
+    return {name: None if each.is_required else each.default for name, each in parameters.items()} | dict(arguments)
 
 
 def _words(class_name: str) -> str:

@@ -1,4 +1,4 @@
-"""Models that are given embeddings instead of ids, as Inseq gives them: they must compute the same logits."""
+"""Makes models compute the same logits from embeddings, which Inseq passes to them, as from token ids."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from problems import UnsupportedByModel
 
 EMBEDDINGS_SCALED_ONCE = declare(
     "embeddings_scaled_once",
-    reason="MarianMT and Pegasus scale the decoder's embeddings although Inseq has scaled them already: logits and "
+    reason="MarianMT and Pegasus scale the decoder's input embeddings, which Inseq has already scaled: logits and "
     "scores are silently wrong.",
-    remedy="Embeddings that the model is given are not scaled again.",
+    remedy="The model does not scale input embeddings again.",
     proof="test_corrections_methods.py::test_embeddings_are_scaled_once",
 )
 DECODER_EMBEDDINGS = declare(
     "decoder_embeddings_of_its_own",
-    reason="Targets are given the encoder's embeddings also where the decoder has its own (some MarianMT).",
-    remedy="Targets are given the decoder's.",
+    reason="Inseq embeds targets with the encoder's embedding, even if the decoder has its own (some MarianMT models).",
+    remedy="Targets are embedded with the decoder's embedding.",
     proof="test_corrections_methods.py::test_embeddings_are_scaled_once",
 )
 HALF_PRECISION = declare(
     "half_precision_inputs",
-    reason="lime, gradient_shap and discretized_integrated_gradients fail on bfloat16 or float16 weights: they make "
-    "float32 inputs, or need types that numpy has.",
-    remedy="Inputs are float32 copies of the embeddings, cast to the model's type when it is called.",
+    reason="lime, gradient_shap and discretized_integrated_gradients fail on bfloat16 or float16 weights: they create "
+    "float32 inputs, or convert tensors to numpy, which has no bfloat16.",
+    remedy="Inputs are float32 copies of the embeddings, cast to the model's dtype when the model is called.",
     proof="test_corrections_methods.py::test_half_precision",
 )
 # Relative to the largest logit: far above float rounding, far below a wrong scale.
@@ -40,31 +40,32 @@ _TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class EmbeddingsFix:
-    """What it takes for a model to compute the same from its embeddings as from ids: nothing for most models."""
+    """What to change so that a model computes the same logits from embeddings as from ids: nothing for most models."""
 
-    scaled_twice: bool = False  # the decoder scales what it is given, too
-    own_decoder: bool = False  # targets have an embedding of their own
+    scaled_twice: bool = False  # the decoder also scales input embeddings
+    own_decoder: bool = False  # the decoder's embedding is not the encoder's
 
     @property
     def corrections(self) -> list[Correction]:
+        """The declared corrections that this fix applies."""
         return [EMBEDDINGS_SCALED_ONCE] * self.scaled_twice + [DECODER_EMBEDDINGS] * self.own_decoder
 
     @contextmanager
     def applied(self, model: HuggingfaceModel) -> Iterator[None]:
-        """The model as it should be, for the block; the caller holds its lock."""
+        """Change the model within the block; the caller holds its lock."""
         with ExitStack() as stack:
             if self.scaled_twice:
-                _scale_what_is_looked_up(model.get_decoder(), stack)
+                _scale_only_looked_up(model.get_decoder(), stack)
             if self.own_decoder:
                 layer = embedding_of(model.get_decoder())
-                # Inseq's own place for it, which multiplies by the scale as well.
+                # The attribute from which Inseq reads a decoder's own embedding, and whose output it scales.
                 model.decoder_int_embeds = SimpleNamespace(indices_to_embeddings=layer)
                 stack.callback(setattr, model, "decoder_int_embeds", None)
             yield
 
 
 def embeddings_fix(model: HuggingfaceModel) -> EmbeddingsFix:
-    """What this model needs. Raises `UnsupportedByModel` where it computes something else either way."""
+    """The fix for this model. Raises `UnsupportedByModel` if no fix makes its logits equal those from ids."""
     for fix in _candidates(model):
         with fix.applied(model):
             difference, scale = _difference(model)
@@ -88,13 +89,13 @@ def _candidates(model: HuggingfaceModel) -> Iterator[EmbeddingsFix]:
 
 
 def embedding_of(half: torch.nn.Module) -> torch.nn.Module:
-    """The embedding of an encoder's or a decoder's own ids; not all of them have Transformers' getter."""
+    """The token embedding of an encoder or a decoder; not all of them have Transformers' getter."""
     found: torch.nn.Module = getattr(half, "embed_tokens", None) or half.get_input_embeddings()  # type: ignore[operator]
     return found
 
 
-def _scale_what_is_looked_up(module: torch.nn.Module, stack: ExitStack) -> None:
-    """Have a module scale the embeddings that it looks up, but not those that it is given."""
+def _scale_only_looked_up(module: torch.nn.Module, stack: ExitStack) -> None:
+    """Make a module scale the embeddings of ids, but not input embeddings, until the stack is closed."""
     scale = module.embed_scale
 
     def before(called: Any, _: Any, arguments: dict[str, Any]) -> None:
@@ -107,7 +108,7 @@ def _scale_what_is_looked_up(module: torch.nn.Module, stack: ExitStack) -> None:
 
 @contextmanager
 def cast_to_half(model: HuggingfaceModel) -> Iterator[None]:
-    """Have the network cast the float32 embeddings that it is given to its own type."""
+    """Make the network cast float32 input embeddings to its own dtype within the block."""
     dtype = model.model.dtype
 
     def before(_: Any, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -125,7 +126,7 @@ def cast_to_half(model: HuggingfaceModel) -> Iterator[None]:
 
 @contextmanager
 def float32_vocabulary(model: HuggingfaceModel) -> Iterator[None]:
-    """Show Inseq the vocabulary's embeddings in float32 while it loads a method that looks for neighbours in it."""
+    """Give Inseq the vocabulary's embeddings in float32 while it loads a method that searches neighbours in them."""
     weight = model.get_embedding_layer().weight
     model.get_embedding_layer = lambda: SimpleNamespace(weight=weight.float())
     try:
@@ -136,17 +137,17 @@ def float32_vocabulary(model: HuggingfaceModel) -> Iterator[None]:
 
 @torch.no_grad()
 def _difference(model: HuggingfaceModel) -> tuple[float, float]:
-    """As `_logits_difference`, for a few ordinary tokens."""
+    """`_logits_difference` for four ordinary tokens."""
     network = model.model
     size = int(network.get_input_embeddings().num_embeddings)
-    # Not the pad token: some families count positions from it, which embeddings cannot tell.
+    # Not the pad token: some families count positions from it, and embeddings do not show which token is padding.
     special = {*model.special_tokens_ids, network.config.pad_token_id}
     ids = torch.tensor([[index for index in range(size) if index not in special][:4]], device=model.device)
     return _logits_difference(model, ids, ids if model.is_encoder_decoder else None)
 
 
 def computes_the_same(model: HuggingfaceModel, ids: torch.Tensor, decoder_ids: torch.Tensor | None) -> bool:
-    """Whether the logits of these ids ([1, length] each) are the same from the ids and from their embeddings."""
+    """Whether the model computes the same logits from these ids ([1, length] each) and from their embeddings."""
     difference, scale = _logits_difference(model, ids, decoder_ids)
     return difference <= _TOLERANCE * scale
 
@@ -155,19 +156,19 @@ def computes_the_same(model: HuggingfaceModel, ids: torch.Tensor, decoder_ids: t
 def _logits_difference(
     model: HuggingfaceModel, ids: torch.Tensor, decoder_ids: torch.Tensor | None
 ) -> tuple[float, float]:
-    """The largest difference between logits from ids and from embeddings, and the largest logit."""
+    """The largest difference between logits from ids and from embeddings, and the largest absolute logit."""
     mask = torch.ones_like(ids)
     by_ids = {"input_ids": ids, "attention_mask": mask}
     by_embeddings = {"inputs_embeds": model.embed_ids(ids), "attention_mask": mask}
     if decoder_ids is not None:
         by_ids |= {"decoder_input_ids": decoder_ids}
         by_embeddings |= {"decoder_inputs_embeds": model.embed_ids(decoder_ids, as_targets=True)}
-    # Without a cache, with which FSMT would look ahead.
+    # Without a key-value cache, with which FSMT would attend to later positions.
     expected, found = (model.model(**each, use_cache=False).logits.float() for each in (by_ids, by_embeddings))
     return float((expected - found).abs().max()), max(float(expected.abs().max()), 1e-6)
 
 
 def needs_float32_inputs(method: str, dtype: torch.dtype, ledger: Ledger) -> bool:
-    """Whether a method must be given float32 copies of half-precision embeddings."""
+    """Whether a method needs float32 copies of half-precision embeddings; notes the correction in the ledger."""
     methods = {"lime", "gradient_shap", "discretized_integrated_gradients"}
     return method in methods and dtype != torch.float32 and ledger.apply(HALF_PRECISION)

@@ -1,4 +1,4 @@
-"""Layer methods: the layer must depend on the ids that the method hands over, and be the encoder's."""
+"""Corrects layer methods: the forward must use the ids that the method passes, and the layer must be in the encoder."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from problems import InputRejected
 
 LAYER_INPUT = declare(
     "layer_methods_follow_their_input",
-    reason="layer_integrated_gradients and layer_deeplift are zero everywhere: the forward ignores the ids that it is "
-    "given, so that the baseline equals the input.",
-    remedy="The forward runs on the ids that it is given.",
+    reason="layer_integrated_gradients and layer_deeplift return zeros everywhere: the forward ignores the ids that "
+    "the method passes, so the baseline equals the input.",
+    remedy="The forward runs on the ids that the method passes.",
     proof="test_corrections_methods.py::test_layer_methods",
 )
 LAYER_OF_ENCODER = declare(
     "layer_methods_hook_the_encoder",
     reason="On most encoder-decoder models the layer methods fail: they hook the shared embedding, which is never "
     "called, instead of the encoder's.",
-    remedy="The encoder's own embedding is the layer.",
+    remedy="The layer is the encoder's own embedding.",
     proof="test_corrections_methods.py::test_layer_methods",
 )
 
@@ -36,8 +36,8 @@ _METHODS = {
 }
 
 
-class FollowingForward(torch.nn.Module):
-    """Inseq's model as a function of ids: those that come first replace the ids among the other arguments."""
+class ForwardOnPassedIds(torch.nn.Module):
+    """Inseq's model as a function of ids: the first argument replaces the ids among the other arguments."""
 
     def __init__(self, model: HuggingfaceModel) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class FollowingForward(torch.nn.Module):
 
 
 def layer_of(model: HuggingfaceModel) -> torch.nn.Module:
-    """The embedding that is called when the model is given source ids."""
+    """The embedding module that the model calls on source ids."""
     if model.is_encoder_decoder:
         return embedding_of(model.get_encoder())
     embedding: torch.nn.Module = model.get_embedding_layer()
@@ -61,7 +61,7 @@ def layer_of(model: HuggingfaceModel) -> torch.nn.Module:
 
 
 def check_layer(model: HuggingfaceModel, layer: torch.nn.Module, name: str, ids: torch.Tensor) -> None:
-    """Raise `InputRejected` unless a layer has one vector for each of the source's tokens (`ids`: [1, length])."""
+    """Raise `InputRejected` unless a layer outputs one vector for each source token (`ids`: [1, length])."""
     outputs: list[Any] = []
     handle = layer.register_forward_hook(lambda _module, _arguments, output: outputs.append(output))
     inputs = {"input_ids": ids}
@@ -77,19 +77,19 @@ def check_layer(model: HuggingfaceModel, layer: torch.nn.Module, name: str, ids:
         outputs[0].shape[:2] != ids.shape
     ):
         raise InputRejected(
-            f"attribution_args.target_layer: {name!r} does not have one vector for each input token"
-            f"{', in the encoder' if model.is_encoder_decoder else ''}, to which its scores could belong. Take a "
-            "block, or a layer within one that returns a tensor."
+            f"attribution_args.target_layer: {name!r} does not output one vector for each input token"
+            f"{' in the encoder' if model.is_encoder_decoder else ''}, so its scores would belong to no token. Choose "
+            "a block, or a layer in a block that returns a tensor."
         )
 
 
 def correct_layer_method(method: FeatureAttribution, model: HuggingfaceModel, ledger: Ledger) -> None:
-    """Make a loaded layer method follow its input, at the encoder's embedding where there is an encoder."""
+    """Rebuild a loaded layer method: its forward uses the passed ids, its layer is the encoder's if there is one."""
     layer, forward = method.target_layer, method.attribution_model
     if layer is model.get_embedding_layer() is not layer_of(model) and ledger.apply(LAYER_OF_ENCODER):
         layer = layer_of(model)
-    # Gradient times activation has no baseline, and so nothing to be misled by.
+    # Gradient times activation runs the input only, so a forward that ignores the passed ids does no harm.
     if method.use_baselines and ledger.apply(LAYER_INPUT):
-        forward = FollowingForward(model)
+        forward = ForwardOnPassedIds(model)
     method.target_layer = layer
     method.method = _METHODS[method.method_name](forward, layer, multiply_by_inputs=method.method.multiplies_by_inputs)

@@ -1,4 +1,4 @@
-"""ReAGent's word classes: its replacement tokens share the class of the token that they replace."""
+"""Word classes for ReAGent, which replaces a token by another of the same class."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from attribution.corrections.registry import Ledger, declare
 
 WORD_CLASSES = declare(
     "reagent_word_classes",
-    reason="reagent downloads a tagger model at run time, under a name that nltk no longer has.",
-    remedy="Word classes come from patterns (nltk's RegexpTagger) and need no data.",
+    reason="reagent downloads a tagger model at run time, under a name that nltk no longer uses.",
+    remedy="Word classes come from patterns (nltk's RegexpTagger), which need no download.",
     proof="test_corrections_methods.py::test_reagent_needs_no_download",
 )
 ADDED_TOKENS = declare(
     "reagent_added_tokens",
-    reason="reagent fails with IndexError on tokens behind the tokenizer's vocab_size, such as Llama 3's BOS.",
-    remedy="Added tokens are a word class of their own.",
+    reason="reagent fails with IndexError on token ids beyond the tokenizer's vocab_size, such as Llama 3's BOS.",
+    remedy="Added tokens form a word class of their own.",
     proof="test_corrections_methods.py::test_reagent_with_added_tokens",
 )
 
-# These patterns are nltk's own way to tag without data (Bird et al., 2009, chapter 5); a coarse class is enough.
+# Regular-expression tagging as in Bird et al., 2009, chapter 5; ReAGent needs coarse classes only.
 _TAGGER = nltk.RegexpTagger(
     [
         (r"^-?\d+([.,]\d+)*$", "CD"),
@@ -52,7 +52,7 @@ _TAGGER = nltk.RegexpTagger(
 
 
 def word_classes(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """Token ids by word class, for ReAGent's replacements: every id of the base vocabulary once."""
+    """Token ids by word class; each id of the base vocabulary is in exactly one class."""
     classes: dict[str, list[int]] = defaultdict(list)
     words = [tokenizer.decode([index]).strip() for index in range(tokenizer.vocab_size)]
     for index, (_, tag) in enumerate(_TAGGER.tag(words)):
@@ -61,8 +61,8 @@ def word_classes(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
 
 
 def seed_word_classes(tokenizer: PreTrainedTokenizerBase, identity: str) -> None:
-    """Put the word classes where Inseq looks for them before it would download a tagger."""
-    POSTagTokenSampler.build_pos_mapping_from_vocab.__wrapped__  # noqa: B018 - fails loudly if Inseq changes its cache
+    """Write the word classes to the cache file that Inseq reads before it would download a tagger."""
+    POSTagTokenSampler.build_pos_mapping_from_vocab.__wrapped__  # noqa: B018 - AttributeError if Inseq drops its cache
     file = INSEQ_ARTIFACTS_CACHE / "pos_tag_sampler_cache" / f"{identity}.pkl"
     if not file.exists():
         _write_cache(file, word_classes(tokenizer))
@@ -71,11 +71,11 @@ def seed_word_classes(tokenizer: PreTrainedTokenizerBase, identity: str) -> None
 def correct_added_tokens(
     method: FeatureAttribution, tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor, ledger: Ledger
 ) -> None:
-    """Give the tokens behind `vocab_size` a class of their own in a loaded `reagent`'s tables, where `ids` have any."""
+    """Add a class for ids beyond `vocab_size` to a loaded `reagent`'s tables, if `ids` ([1, length]) contain any."""
     base, size = int(tokenizer.vocab_size), len(tokenizer)
     if int(ids.max()) < base or not ledger.apply(ADDED_TOKENS):
         return
-    # The one sampler that all of the method's parts share.
+    # All parts of the method share this sampler.
     sampler = method.method.rationalizer.importance_score_evaluator.token_replacer.sampler
     added = torch.arange(base, size, device=sampler.id2pos.device)
     sampler.id2pos = torch.cat([sampler.id2pos, torch.full_like(added, len(sampler.num_ids_per_pos))])
@@ -86,7 +86,7 @@ def correct_added_tokens(
 
 
 def _write_cache(file: Path, content: Any) -> None:
-    """Inseq's cache format is a pickle; the file is ours, never a client's."""
+    """Write a pickle, which is Inseq's cache format; the content is always ours, never a client's."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".part")
     temporary.write_bytes(pickle.dumps(content))

@@ -1,7 +1,7 @@
-"""What every correction says of itself, and the ledger in which a job notes those that it met.
+"""The list of corrections, and the ledger in which a job notes those that concern it.
 
-A correction is declared beside its code, in the modules of this package: with its reason, the Inseq version that it is
-for, and the test that proves it. When Inseq no longer differs that test fails, and the correction can go.
+The modules of this package declare each correction beside its code, with its reason, its Inseq version, and the test
+that proves it. When a new Inseq is right, that test fails and the correction can be removed. Knows nothing of Inseq.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ INSEQ_VERSION = "0.7.1"
 
 @dataclass(frozen=True)
 class Correction:
-    """Where Inseq is wrong or fails: `reason`; what is done instead: `remedy`; the test that shows both: `proof`."""
+    """How Inseq is wrong (`reason`), what is done instead (`remedy`), and the test that shows both (`proof`)."""
 
     name: str
     reason: str
@@ -26,7 +26,11 @@ _DECLARED: dict[str, Correction] = {}
 
 
 def declare(name: str, *, reason: str, remedy: str, proof: str, inseq: str = INSEQ_VERSION) -> Correction:
-    """Add a correction to the list that `info.corrections`, the API and the docs name it from."""
+    """Add a correction to the list that `info.corrections`, the API and the docs use.
+
+    Called when the declaring module is imported; the list does not change afterwards. Raises `ValueError` for a name
+    that is declared already.
+    """
     if name in _DECLARED:
         raise ValueError(f"two corrections are named {name!r}")
     correction = Correction(name, reason, remedy, f"tests/{proof}", inseq)
@@ -34,32 +38,34 @@ def declare(name: str, *, reason: str, remedy: str, proof: str, inseq: str = INS
     return correction
 
 
-def describe() -> list[dict[str, str]]:
-    """All corrections as plain data, by name."""
+def all_corrections() -> list[dict[str, str]]:
+    """All declared corrections as plain data, sorted by name."""
     return [asdict(_DECLARED[name]) for name in sorted(_DECLARED)]
 
 
 class Ledger:
-    """The corrections that a job met: applied, or withheld because it asked for Inseq's own numbers."""
+    """The corrections that concern a job: applied, or withheld because the request has `corrections: false`."""
 
     def __init__(self, *, enabled: bool) -> None:
         self._enabled = enabled
         self._met: dict[str, Correction] = {}
 
     def apply(self, correction: Correction) -> bool:
-        """Note that the job meets this correction; whether it is to be applied."""
+        """Note that this correction concerns the job, and return whether to apply it."""
         self._met[correction.name] = correction
         return self._enabled
 
     @property
     def met(self) -> list[Correction]:
-        """All that the job met, applied or not."""
+        """All corrections that concern the job, applied or withheld."""
         return list(self._met.values())
 
     @property
     def applied(self) -> list[str]:
+        """Names of the applied corrections, sorted."""
         return sorted(self._met) if self._enabled else []
 
     @property
     def withheld(self) -> list[str]:
+        """Names of the withheld corrections, sorted."""
         return [] if self._enabled else sorted(self._met)

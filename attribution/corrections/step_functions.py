@@ -1,4 +1,4 @@
-"""Step functions that Inseq computes wrongly, or that fail: registered beside its own, under names of ours."""
+"""Corrected versions of step functions that fail or are wrong in Inseq, registered under names of ours."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _PREFIX = "corrected:"
 
 CROSSENTROPY = declare(
     "crossentropy_single_sequence",
-    reason="crossentropy and perplexity fail for a single sequence: its target has lost the batch dimension.",
-    remedy="The target gets its dimension back.",
+    reason="crossentropy and perplexity fail for a single sequence, because its target has no batch dimension.",
+    remedy="The batch dimension is restored.",
     proof="test_corrections.py::test_crossentropy_of_one_sequence",
 )
 DROPOUT = declare(
     "mc_dropout_restores_eval",
     reason="mc_dropout_prob_avg leaves the model in train mode: every later probability is random.",
-    remedy="The model goes back to eval mode.",
+    remedy="The model is returned to eval mode.",
     proof="test_corrections.py::test_dropout_scores_leave_the_next_step_alone",
 )
 CONTRAST_ROWS = declare(
     "contrast_expanded_rows",
-    reason="Contrastive functions fail with methods that repeat the input along the batch, as integrated gradients "
-    "does: the contrast stays one row.",
-    remedy="The contrast is repeated as the input is.",
+    reason="Contrastive functions fail with methods that repeat the input along the batch, such as integrated "
+    "gradients: the contrast keeps a single row.",
+    remedy="The contrast is repeated for each row of the input.",
     proof="test_corrections.py::test_contrastive_function_with_integrated_gradients",
 )
 
@@ -74,21 +74,23 @@ _CORRECTED: dict[str, tuple[Correction, Callable[[StepFunction], StepFunction]]]
     "mc_dropout_prob_avg": (DROPOUT, _back_to_eval),
 }
 _CONTRASTIVE = [name for name in STEP_SCORES_MAP if is_contrastive_step_function(name)]
+# Inseq looks step functions up by name in a table that is global to the process. We add corrected copies once, at
+# import, under names with our prefix. Inseq's own entries are not replaced: `corrections: false` still finds them.
 for _name, (_, _correct) in _CORRECTED.items():
-    # Under a name of ours, so that Inseq's own stays what it is.
     inseq.register_step_function(_correct(STEP_SCORES_MAP[_name]), _PREFIX + _name, overwrite=True)
 for _name in _CONTRASTIVE:
     inseq.register_step_function(_as_many_contrasts_as_rows(STEP_SCORES_MAP[_name]), _PREFIX + _name, overwrite=True)
 
 
-def is_ours(name: str) -> bool:
-    """Whether a name in Inseq's table of step functions is a corrected one, which nobody asks for by that name."""
+def is_corrected_name(name: str) -> bool:
+    """Whether a name in Inseq's table of step functions is one of ours; requests use Inseq's own names."""
     return name.startswith(_PREFIX)
 
 
 def corrected_step_function(name: str, ledger: Ledger, *, repeats_rows: bool = False) -> str:
-    """The name under which Inseq finds the function as it should be. `repeats_rows`: the method that attributes it
-    repeats its input along the batch.
+    """The name of the function to use in Inseq's table: a corrected one if this function needs it.
+
+    `repeats_rows`: the method that attributes the function repeats its input along the batch.
     """
     if name in _CORRECTED and ledger.apply(_CORRECTED[name][0]):
         return _PREFIX + name
@@ -98,11 +100,11 @@ def corrected_step_function(name: str, ledger: Ledger, *, repeats_rows: bool = F
 
 
 def plain_name(name: str) -> str:
-    """Inseq's own name of a function that may be a corrected one."""
+    """Inseq's own name of a function, without our prefix."""
     return name.removeprefix(_PREFIX)
 
 
 def repeating_contrast(name: str) -> StepFunction:
-    """A contrastive function that takes several rows at once."""
+    """The corrected contrastive function of this name, which accepts several rows."""
     function: StepFunction = STEP_SCORES_MAP[_PREFIX + name]
     return function

@@ -1,4 +1,4 @@
-"""`value_zeroing` on Transformers 5."""
+"""Makes Inseq's `value_zeroing` work with Transformers 5."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from attribution.corrections.registry import Ledger, declare
 
 VALUE_ZEROING = declare(
     "value_zeroing_tensor_blocks",
-    reason="value_zeroing fails on most families with Transformers 5: blocks return tensors, not tuples, and value "
-    "variables have new names.",
-    remedy="Tensors are taken as they are; the new names are given.",
+    reason="value_zeroing fails on most families with Transformers 5: blocks return tensors instead of tuples, and the "
+    "variables that hold the values were renamed.",
+    remedy="Blocks may return tensors, and the new variable names are used.",
     proof="test_corrections_methods.py::test_value_zeroing",
 )
 
 
 class TensorValueZeroing(ValueZeroing):  # type: ignore[misc]
-    """Value zeroing for transformer blocks that return a tensor, as in Transformers 5, and not a tuple."""
+    """Value zeroing for transformer blocks that return a tensor, as in Transformers 5, instead of a tuple."""
 
     def get_states_extract_and_patch_hook(self, block_idx: int, hidden_state_idx: int = 0) -> Callable[..., Any]:
         inner = super().get_states_extract_and_patch_hook(block_idx, hidden_state_idx)
@@ -35,7 +35,7 @@ class TensorValueZeroing(ValueZeroing):  # type: ignore[misc]
         return hook
 
 
-# Attention modules and value variables that Transformers 5 renamed, or that Inseq does not know.
+# Names of attention modules and value variables in families that Transformers 5 changed or that Inseq lacks.
 _CONFIGS = {
     "GPT2LMHeadModel": ModelConfig(self_attention_module="attn", value_vector="value_states"),
     "GPTNeoXForCausalLM": ModelConfig(self_attention_module="attention", value_vector="value_states"),
@@ -44,7 +44,7 @@ _CONFIGS = {
 
 
 def correct_value_zeroing(method: FeatureAttribution, model: HuggingfaceModel, ledger: Ledger) -> None:
-    """Make a loaded `value_zeroing` method work on Transformers 5's blocks."""
+    """Make a loaded `value_zeroing` method work with Transformers 5's blocks."""
     if ledger.apply(VALUE_ZEROING):
         method.method = TensorValueZeroing(model)
         model.config = _CONFIGS.get(type(model.model).__name__, model.config)

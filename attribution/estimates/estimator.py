@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,6 +23,7 @@ from transformers import AutoTokenizer
 from attribution.catalogue import inseq_catalogue
 from attribution.catalogue.inseq_catalogue import Method
 from attribution.catalogue.single_pass_eligibility import obstacle
+from attribution.catalogue.traits import STEP_SCORES_ONLY, ScoreShape
 from attribution.estimates import passes
 from attribution.estimates.passes import Passes, Shape
 from attribution.estimates.rates import ModelRates, Rates
@@ -125,7 +127,7 @@ class Estimator:
                 InputEstimate(input_tokens=each.prompt, target_tokens=each.target, attributed_tokens=each.shape.steps)
                 for each in inputs
             ],
-            is_upper_bound=any(each.new for each in inputs) or method == "reagent",
+            is_upper_bound=any(each.new for each in inputs) or inseq_catalogue.methods()[method].traits.probes,
             forward_passes=sum(each.calls for each in every),
             backward_passes=sum(each.calls * each.backwards for each in every),
             generation_passes=sum(each.new for each in inputs),
@@ -263,7 +265,7 @@ def _takes_single_pass(request: AttributionRequest, loaded: LoadedModel, method:
 def _all_passes(request: AttributionRequest, loaded: LoadedModel, shapes: Sequence[Shape]) -> list[Passes]:
     if _engine(request, loaded) is Engine.SINGLE_PASS:
         return [each for shape in shapes for each in passes.of_single_pass(request, shape)]
-    at_once = _takes_single_pass(request, loaded, inseq_catalogue.methods()["dummy"])
+    at_once = _takes_single_pass(request, loaded, inseq_catalogue.methods()[STEP_SCORES_ONLY])
     return [each for shape in shapes for each in passes.of_text(request, shape, scores_at_once=at_once)]
 
 
@@ -272,11 +274,15 @@ def _score_bytes(request: AttributionRequest, loaded: LoadedModel, shape: Shape)
     method, config = inseq_catalogue.methods()[request.attribution_method], loaded.network.config.get_text_config()
     prefix = 0 if shape.source and not (request.attribute_target or method.is_final_step) else shape.end
     attributed = shape.source + prefix
-    width = 1
-    if method.name in {"attention", "value_zeroing"}:
-        width = config.num_hidden_layers * (config.num_attention_heads if method.name == "attention" else 1)
-    elif method.is_gradient or method.name == "lime":
-        width = config.hidden_size
-    elif method.name == "dummy":
-        width = 0
-    return 4 * shape.steps * (attributed * width + len(request.step_scores))
+    return 4 * shape.steps * (attributed * _width(method.traits.scores, config) + len(request.step_scores))
+
+
+def _width(scores: ScoreShape, config: Any) -> int:
+    """Numbers for one attributed token at one step."""
+    if scores is ScoreShape.EMBEDDING:
+        return int(config.hidden_size)
+    if scores is ScoreShape.LAYER:
+        return int(config.num_hidden_layers)
+    if scores is ScoreShape.HEAD:
+        return int(config.num_hidden_layers * config.num_attention_heads)
+    return 1 if scores is ScoreShape.TOKEN else 0

@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import Any
 
 from attribution.catalogue import inseq_catalogue
 from attribution.catalogue.inseq_catalogue import Method
+from attribution.catalogue.traits import MethodTraits
 from attribution.inseq_loop import completeness
 from attribution.inseq_loop.step_scores import has_own_logits, is_noisy
 from models import AttributionRequest
 
-# reagent probes in two directions at each of its steps.
-_REAGENT_FORWARDS = 2
+_PROBE_DIRECTIONS = 2  # in which each probe step runs the model
 
 
 @dataclass(frozen=True)
@@ -77,16 +78,16 @@ def of_single_pass(request: AttributionRequest, shape: Shape) -> Iterator[Passes
     by themselves.
     """
     method, length = inseq_catalogue.methods()[request.attribution_method], shape.source + shape.end - 1
-    name, arguments = method.name, {k: p.default for k, p in method.parameters.items()} | request.attribution_args
-    steps, rows = shape.steps, _rows(name, arguments)
-    if name == "gradient_shap":  # whose draws are other ones at each position
+    traits, arguments = method.traits, method.with_defaults(request.attribution_args)
+    steps, rows = shape.steps, _rows(traits, arguments)
+    if traits.redraws:
         yield Passes(steps, rows, length, backwards=1)
     elif method.is_gradient:
         for calls, each in _divided(rows, arguments.get("internal_batch_size")):
             yield Passes(calls, each, length, backwards=steps)
-    elif name == "occlusion":
+    elif traits.perturbed:
         attributed = length if not shape.source else shape.source + (shape.end - 1) * request.attribute_target
-        yield Passes(1, _windows(arguments, attributed), length)
+        yield Passes(1, _perturbations(traits, arguments, attributed), length)
     if not method.is_gradient or rows > 1:
         yield Passes(1, 1, length)  # of the text as it is
     if completeness.has_identity(request, method):
@@ -100,40 +101,40 @@ def of_single_pass(request: AttributionRequest, shape: Shape) -> Iterator[Passes
 
 def _final_forwards(method: Method, shape: Shape) -> int:
     """One forward; value zeroing one more for each position whose value it takes away."""
-    if method.name != "value_zeroing":
+    if not method.traits.zeroes_positions:
         return 1
     return 1 + shape.end - 1 + 2 * shape.source
 
 
 def _step(request: AttributionRequest, method: Method, length: int, attributed: int) -> Iterator[Passes]:
     """What a method does at one position of the target."""
-    name, arguments = method.name, {k: p.default for k, p in method.parameters.items()} | request.attribution_args
+    traits, arguments = method.traits, method.with_defaults(request.attribution_args)
+    if traits.extra_forwards:
+        yield Passes(traits.extra_forwards, 1, length)
     if method.is_gradient:
-        # Sequential integrated gradients walks a path for every attributed token.
-        paths = attributed if name == "sequential_integrated_gradients" else 1
-        for calls, rows in _divided(_rows(name, arguments), arguments.get("internal_batch_size")):
+        paths = attributed if traits.paths_per_token else 1
+        for calls, rows in _divided(_rows(traits, arguments), arguments.get("internal_batch_size")):
             yield Passes(paths * calls, rows, length, backwards=1)
-    elif name in {"lime", "occlusion"}:
-        if name == "occlusion":
-            yield Passes(1, 1, length)  # of the text as it is
-        perturbed = arguments["n_samples"] if name == "lime" else _windows(arguments, attributed)
+    elif traits.perturbed:
+        perturbed = _perturbations(traits, arguments, attributed)
         for calls, rows in _divided(perturbed, arguments["perturbations_per_eval"]):
             yield Passes(calls, rows, length)
-    elif name == "reagent":
-        yield Passes(1, 1, length)
-        yield Passes(_REAGENT_FORWARDS * int(arguments["max_probe_steps"]), int(arguments["num_probes"]), length)
-    if name == "layer_integrated_gradients":
-        yield Passes(2, 1, length)  # the layer's own output, of the input and of the baseline
+    elif traits.probes:
+        yield Passes(_PROBE_DIRECTIONS * int(arguments["max_probe_steps"]), int(arguments["num_probes"]), length)
     if completeness.has_identity(request, method):
         yield Passes(2, 1, length)
 
 
-def _rows(name: str, arguments: dict[str, object]) -> int:
+def _rows(traits: MethodTraits, arguments: dict[str, Any]) -> int:
     """Sequences that a gradient method needs at one position."""
-    if name in {"deeplift", "layer_deeplift"}:
-        return 2
-    rows = arguments.get("n_samples" if name == "gradient_shap" else "n_steps")
-    return rows if isinstance(rows, int) else 1
+    return traits.rows if isinstance(traits.rows, int) else int(arguments[traits.rows])
+
+
+def _perturbations(traits: MethodTraits, arguments: dict[str, Any], attributed: int) -> int:
+    """Perturbed copies of the text at one position, where so many of its tokens are attributed."""
+    if traits.perturbed is None:
+        return 0
+    return _windows(arguments, attributed) if traits.perturbed == "windows" else int(arguments[traits.perturbed])
 
 
 def _divided(rows: int, most: int | None) -> Iterator[tuple[int, int]]:
@@ -166,7 +167,7 @@ def _score_forwards(request: AttributionRequest, method: Method, *, at_once: boo
     own = has_own_logits(request, method) and not apart
     if not request.corrections or (not own and noisy and not (at_once and apart)):
         return 1 + _extra_forwards(names, request.step_scores_args), False  # as Inseq has it
-    once = at_once and not own and method.name != "dummy"
+    once = at_once and not own and method.has_scores
     return (0 if own or once else 1) + _own_score_forwards(request), once
 
 
@@ -211,8 +212,7 @@ def _extra_forwards(names: list[str], arguments: dict[str, object]) -> int:
     for name in names:
         if functions[name].is_contrastive:
             total += 1
-        elif name == "mc_dropout_prob_avg":
-            default = functions[name].parameters["n_mcd_steps"].default
-            given = arguments.get("n_mcd_steps", default)
+        elif count := functions[name].traits.forwards:
+            given = arguments.get(count, functions[name].parameters[count].default)
             total += given if isinstance(given, int) else 0
     return total

@@ -15,25 +15,13 @@ import torch
 from inseq.attr.feat import FeatureAttribution
 from inseq.models import HuggingfaceModel
 
-from attribution.catalogue.inseq_catalogue import Method
+from attribution.catalogue.inseq_catalogue import Method, attributed_function
 from attribution.corrections.convergence import correct_delta
 from attribution.corrections.registry import Ledger
 from models import AttributionRequest
 
-_METHODS = frozenset(
-    {"integrated_gradients", "discretized_integrated_gradients", "gradient_shap", "deeplift",
-     "layer_integrated_gradients", "layer_deeplift"}
-)  # fmt: skip
 # Relative to the size of the scores: above it, a result carries a warning.
 LARGE = 0.05
-_ADVICE = {
-    "integrated_gradients": "Raise n_steps.",
-    "layer_integrated_gradients": "Raise n_steps.",
-    "discretized_integrated_gradients": "Raise n_steps.",
-    "gradient_shap": "They do so on average only: raise n_samples.",
-    "deeplift": "Captum's DeepLIFT takes most layers of a transformer as linear: see integrated_gradients.",
-    "layer_deeplift": "Captum's DeepLIFT takes most layers of a transformer as linear: see integrated_gradients.",
-}
 
 
 @dataclass(frozen=True)
@@ -58,10 +46,10 @@ class Step:
 
 def has_identity(request: AttributionRequest, method: Method) -> bool:
     """Whether the scores of this request must sum to a difference of the attributed function."""
-    if method.name not in _METHODS or request.attributed_fn == "mc_dropout_prob_avg":
+    if method.traits.completeness_advice is None or attributed_function(request).traits.draws_dropout:
         return False
     arguments = request.attribution_args
-    default = method.name != "discretized_integrated_gradients"  # whose steps are small differences already
+    default = method.traits.multiplies_by_inputs
     # A layer inside the network may be one of several ways from the input to the output.
     return arguments.get("multiply_by_inputs", default) == default and not arguments.get("target_layer")
 
@@ -114,5 +102,5 @@ def warning(method: Method, steps: list[Step]) -> str | None:
         return None
     return (
         f"The scores of {len(large)} of {len(steps)} tokens do not sum to f(input) - f(baseline): off by up to "
-        f"{max(large):.0%} of their size (see info.convergence). {_ADVICE[method.name]}"
+        f"{max(large):.0%} of their size (see info.convergence). {method.traits.completeness_advice}"
     )

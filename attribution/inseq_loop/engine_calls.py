@@ -1,6 +1,7 @@
 """The ways to run a method that is set up for a text: by Inseq's loop, and by one forward over the whole text.
 
-Each is called with the setup, the list that receives the finished steps, and a `Tick`, and returns an `Attributed`.
+Each is called with the setup, the list that receives the finished steps, and a `ProgressCallback`; it returns an
+`Attributed`.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ from inseq.data.attribution import FeatureAttributionStepOutput
 from inseq.models import HuggingfaceModel
 
 from attribution.catalogue import inseq_catalogue
+from attribution.catalogue.traits import STEP_SCORES_ONLY
 from attribution.corrections import positions_and_padding
 from attribution.corrections.step_functions import plain_name
 from attribution.inseq_loop import completeness, step_scores
 from attribution.inseq_loop.cheaper_forwards import lean_forwards
 from attribution.inseq_loop.text_setup import MethodOnText, Setup, embedded_batch, functions_and_arguments
 from attribution.model_cache.attention_outputs import rows_of_steps
-from attribution.single_pass.activations import prepared
-from attribution.single_pass.inseq_output import Assembly
-from attribution.single_pass.method_dispatch import columns as steps_of
-from attribution.single_pass.text_task import Column, Tick
+from attribution.single_pass.activations import cached_derivatives
+from attribution.single_pass.inseq_output import InseqOutputBuilder
+from attribution.single_pass.method_dispatch import step_results
+from attribution.single_pass.text_task import ProgressCallback, StepResult
 from attribution.text.step_labels import StepLabels
 from models import AttributionRequest
 
@@ -43,10 +45,10 @@ class FinishedSteps(list[FeatureAttributionStepOutput]):
         self._on_step(len(self))
 
 
-EngineCall = Callable[[Setup, FinishedSteps, Tick], Attributed]
+EngineCall = Callable[[Setup, FinishedSteps, ProgressCallback], Attributed]
 
 
-def by_single_pass(setup: Setup, steps: FinishedSteps, tick: Tick) -> Attributed:
+def by_single_pass(setup: Setup, steps: FinishedSteps, tick: ProgressCallback) -> Attributed:
     """All steps from one forward over the whole text.
 
     Raises `UnsupportedByModel` for a text or model whose steps depend on more than their own prefix, or whose network
@@ -55,26 +57,26 @@ def by_single_pass(setup: Setup, steps: FinishedSteps, tick: Tick) -> Attributed
     identity: list[completeness.Step] = []
     has_identity = completeness.has_identity(setup.request, setup.work.method)
 
-    def measured(columns: Iterator[Column]) -> Iterator[Column]:
-        for column in columns:
+    def measured(results: Iterator[StepResult]) -> Iterator[StepResult]:
+        for step in results:
             if has_identity:
-                assert column.scores is not None
-                identity.append(completeness.step_of(column.scores, column.at_input, column.at_baseline))
-            yield column
+                assert step.scores is not None
+                identity.append(completeness.step_of(step.scores, step.at_input, step.at_baseline))
+            yield step
 
-    assembly = Assembly(setup.method, setup.model, setup.batch, setup.arguments)
-    task = assembly.task(tick, needs_identity=has_identity)
-    columns = measured(steps_of(setup.method, task, setup.arguments["attribution_args"]))
-    with prepared(setup.loaded.network), step_scores.remembered_forward(setup.model):
-        return assembly.output(columns, steps.append), identity
+    builder = InseqOutputBuilder(setup.method, setup.model, setup.batch, setup.arguments)
+    task = builder.task(tick, needs_identity=has_identity)
+    results = measured(step_results(setup.method, task, setup.arguments["attribution_args"]))
+    with cached_derivatives(setup.loaded.network), step_scores.remembered_forward(setup.model):
+        return builder.output(results, steps.append), identity
 
 
-def by_loop(setup: Setup, steps: FinishedSteps, tick: Tick) -> Attributed:  # noqa: ARG001 - an `EngineCall`
+def by_loop(setup: Setup, steps: FinishedSteps, tick: ProgressCallback) -> Attributed:  # noqa: ARG001 - an `EngineCall`
     """Inseq's own loop; each step has the forward for its step scores, or reads them off its own (`ReadOff`)."""
     return _loop(setup, steps, scores=None)
 
 
-def by_loop_with_shared_scores(setup: Setup, steps: FinishedSteps, tick: Tick) -> Attributed:
+def by_loop_with_shared_scores(setup: Setup, steps: FinishedSteps, tick: ProgressCallback) -> Attributed:
     """Inseq's own loop, with all steps' scores from one forward over the whole text (see `can_share_scores`).
 
     Raises `UnsupportedByModel` as `by_single_pass` does, before the first step.
@@ -89,7 +91,7 @@ def can_share_scores(request: AttributionRequest, work: MethodOnText) -> bool:
     names, method = work.step_scores, work.method
     if not names or step_scores.is_noisy(names) or step_scores.has_own_logits(request, method):
         return False
-    return method.name != "dummy"
+    return method.has_scores
 
 
 def _loop(setup: Setup, steps: FinishedSteps, *, scores: list[step_scores.Scores] | None) -> Attributed:
@@ -103,7 +105,7 @@ def _loop(setup: Setup, steps: FinishedSteps, *, scores: list[step_scores.Scores
     with ExitStack() as stack:
         stack.enter_context(_steps_reported(model, steps, StepLabels(setup.batch)))
         stack.enter_context(lean)
-        if method.name == "attention":
+        if method.traits.reads_attention:
             target = arguments["attribute_target"]
             places = setup.loaded.attention
             stack.enter_context(rows_of_steps(setup.method, model, places, text.first, attribute_target=target))
@@ -122,15 +124,15 @@ def _loop(setup: Setup, steps: FinishedSteps, *, scores: list[step_scores.Scores
     return output, identity
 
 
-def _scores_of_all_steps(setup: Setup, tick: Tick) -> list[step_scores.Scores] | None:
+def _scores_of_all_steps(setup: Setup, tick: ProgressCallback) -> list[step_scores.Scores] | None:
     """The step scores of each step, off one forward of the method `dummy` over the whole text."""
-    request, model, work, dummy = setup.request, setup.model, setup.work, inseq_catalogue.methods()["dummy"]
+    request, model, work, dummy = setup.request, setup.model, setup.work, inseq_catalogue.methods()[STEP_SCORES_ONLY]
     names, contrast = [plain_name(name) for name in setup.arguments["step_scores"]], work.contrast
     functions = functions_and_arguments(request, dummy, names, contrast | {"attributed_fn_args": {}}, setup.ledger)
     batch = embedded_batch(model, work.text.source, setup.target)
-    assembly = Assembly(setup.method, model, batch, setup.arguments | functions | {"attribute_target": False})
-    task = assembly.task(lambda _: tick(0.0), needs_identity=False)
-    with prepared(setup.loaded.network), step_scores.remembered_forward(model):
+    builder = InseqOutputBuilder(setup.method, model, batch, setup.arguments | functions | {"attribute_target": False})
+    task = builder.task(lambda _: tick(0.0), needs_identity=False)
+    with cached_derivatives(setup.loaded.network), step_scores.remembered_forward(model):
         reading = task.unperturbed()
     return None if reading is None else reading.step_scores
 

@@ -16,6 +16,7 @@ import torch
 from inseq.attr.feat import FeatureAttribution
 from inseq.models import HuggingfaceModel
 
+from attribution.catalogue import traits
 from attribution.catalogue.inseq_catalogue import Method
 from attribution.corrections.step_functions import plain_name
 from attribution.inseq_loop import completeness
@@ -25,25 +26,19 @@ from models import AttributionRequest
 Scores = dict[str, torch.Tensor]
 Function = Callable[..., torch.Tensor]
 
-# Methods whose first forward on the ids or embeddings of a step runs the model with nothing inside it replaced.
-_RUN_THE_TEXT = frozenset(
-    {"saliency", "input_x_gradient", "deeplift", "occlusion", "layer_integrated_gradients", "layer_deeplift",
-     "layer_gradient_x_activation"}
-)  # fmt: skip
-
 
 def has_own_logits(request: AttributionRequest, method: Method) -> bool:
     """Whether the attribution of a step runs the model on the step's own text, so that its logits can be reused."""
     if not request.corrections:  # the request asks for Inseq's own numbers and failures
         return False
-    return method.name in _RUN_THE_TEXT or completeness.has_identity(request, method)
+    return method.traits.runs_own_text or completeness.has_identity(request, method)
 
 
 def is_noisy(names: Iterable[str]) -> bool:
     """Whether one of the scores compares the step's forward with dropout samples: both need the same shape, so it has
     its own forward.
     """
-    return any(plain_name(name) == "mc_dropout_prob_avg" for name in names)
+    return any(traits.of_step_function(plain_name(name)).draws_dropout for name in names)
 
 
 class ReadOff:

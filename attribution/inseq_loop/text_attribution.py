@@ -13,13 +13,14 @@ from inseq.data import FeatureAttributionOutput
 
 from attribution.catalogue import inseq_catalogue
 from attribution.catalogue.inseq_catalogue import Method
+from attribution.catalogue.traits import STEP_SCORES_ONLY
 from attribution.corrections import positions_and_padding
 from attribution.corrections.registry import Ledger
 from attribution.inseq_loop.engine_calls import Attributed, EngineCall, FinishedSteps
 from attribution.inseq_loop.partial_output import RunningText, output_of_steps
 from attribution.inseq_loop.text_setup import MethodOnText, rename_step_scores, set_up
 from attribution.model_cache.loading import LoadedModel
-from attribution.single_pass.text_task import Tick
+from attribution.single_pass.text_task import ProgressCallback
 from attribution.text.encoding import Text
 from models import Arguments, AttributionRequest
 from problems import InputRejected
@@ -50,7 +51,7 @@ class TextAttribution:
         contrast: dict[str, Arguments],
         *,
         progress: TextProgress,
-        tick: Tick,
+        tick: ProgressCallback,
     ) -> None:
         """`tick` is called before each piece of a single pass, with the part of it that is done; it may raise."""
         self._request = request
@@ -74,7 +75,7 @@ class TextAttribution:
         method, text, contrast, names = self.method, self._text, self._contrast, self._request.step_scores
         if not names or not self._needs_second_run():
             return [MethodOnText(method, text, names, contrast)]
-        dummy = inseq_catalogue.methods()["dummy"]
+        dummy = inseq_catalogue.methods()[STEP_SCORES_ONLY]
         return [
             MethodOnText(method, text, [], contrast | {"step_scores_args": {}}),
             MethodOnText(dummy, text, names, contrast | {"attributed_fn_args": {}}, is_for_scores_only=True),

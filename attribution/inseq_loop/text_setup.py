@@ -26,9 +26,6 @@ from attribution.text.step_labels import labelled_once, labels
 from models import Arguments, AttributionRequest
 from problems import InputRejected
 
-# Loading them examines the whole vocabulary, once for each model: nearest neighbours, word classes.
-_PREPARE = {"discretized_integrated_gradients", "reagent"}
-
 
 @dataclass(frozen=True)
 class MethodOnText:
@@ -86,7 +83,7 @@ def set_up(
         _keep_pads(model, text, ledger, stack)
         stack.enter_context(labelled_once(model))
         with ExitStack() as loading:
-            if method.name in _PREPARE:
+            if method.traits.prepares_vocabulary:
                 loading.enter_context(preparing())
             loaded_method = load_method(method, request, loaded, text, ledger, float32=float32)
         target, tail = _target_and_tail(request, model, text, ledger)
@@ -98,7 +95,7 @@ def set_up(
             "skip_special_tokens": request.skip_special_tokens,
             "clean_special_chars": request.clean_special_chars,
             "attribution_args": {}
-            if method.name == "dummy"
+            if not method.has_scores
             else checks.typed(request.attribution_args, method.call_parameters),
             **functions_and_arguments(request, method, work.step_scores, work.contrast, ledger),
         }
@@ -112,7 +109,7 @@ def functions_and_arguments(
     """The attributed function and the step scores, corrected, and their arguments in Inseq's types."""
     functions = inseq_catalogue.step_functions()
     attributed = corrected_step_function(
-        request.attributed_fn or "probability", ledger, repeats_rows=checks.repeats_rows(request, method)
+        inseq_catalogue.attributed_function(request).name, ledger, repeats_rows=checks.repeats_rows(request, method)
     )
     parameters = functions[request.attributed_fn].parameters if request.attributed_fn else {}
     scored = {key: value for name in step_scores for key, value in functions[name].parameters.items()}
@@ -175,4 +172,4 @@ def _target_and_tail(
     tail = labels(text.target.input_tokens[0][text.end :], text.target.input_ids[0, text.end :].tolist())
     if request.clean_special_chars:
         tail = model.clean_tokens(tail, as_targets=True)
-    return positions_and_padding.cut(text.target, text.end), tail
+    return positions_and_padding.truncate(text.target, text.end), tail

@@ -6,76 +6,50 @@ from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
-import numpy as np
 import orjson
 from inseq.data import FeatureAttributionOutput
-from inseq.data.attribution import FeatureAttributionSequenceOutput
-from numpy.typing import NDArray
-from scipy.stats import kendalltau, spearmanr
 
 from attribution.results.aggregation import aggregate
 from attribution.results.json_views import aggregated_json
+from attribution.results.scored_sequences import scored_sequence
+from attribution_reading.agreement import TOP, absolute_scores, kendall, spearman, top_overlap
+from attribution_reading.scored_sequence import Scores
 from attribution_schema.view_options import ViewOptions
-
-TOP = 3  # tokens whose overlap is told
 
 
 def json_view(outputs: Mapping[str, FeatureAttributionOutput], options: ViewOptions) -> bytes:
-    """All methods' results and how well they agree, as JSON."""
+    """Return all methods' results, and how far each two agree, as JSON. Raises `InvalidRequest`, as `aggregate` does.
+
+    `outputs` is by method. Granular scores have no ranks, and so no agreement.
+    """
     aggregated = {name: aggregate(output, options) for name, output in outputs.items()}
     return orjson.dumps(
         {
-            "comparison": [
-                # A JSON object as bytes, with a name put in front.
-                orjson.Fragment(
-                    b'{"method":'
-                    + orjson.dumps(name)
-                    + b","
-                    + aggregated_json(output, with_text=options.decode_tokens)[1:]
-                )
-                for name, output in aggregated.items()
-            ],
-            "agreement": [] if options.granular else list(_agreement(aggregated)),
+            "comparison": [_with_method(name, output, options) for name, output in aggregated.items()],
+            "agreement": [] if options.granular else list(_agreements(aggregated)),
         }
     )
 
 
-def _agreement(outputs: Mapping[str, FeatureAttributionOutput]) -> Iterator[dict[str, Any]]:
+def _with_method(name: str, output: FeatureAttributionOutput, options: ViewOptions) -> orjson.Fragment:
+    """Return one method's result with the method's name in front, without parsing the result's JSON again."""
+    result = aggregated_json(output, with_text=options.decode_tokens)
+    return orjson.Fragment(b'{"method":' + orjson.dumps(name) + b"," + result[1:])
+
+
+def _agreements(outputs: Mapping[str, FeatureAttributionOutput]) -> Iterator[dict[str, Any]]:
+    """Yield the agreement of each two methods on each sequence, as `attribution_schema.result.Agreement` has it."""
+    scores = {
+        name: [absolute_scores(scored_sequence(each)) for each in output.sequence_attributions]
+        for name, output in outputs.items()
+    }
     for one, other in combinations(outputs, 2):
-        pairs = zip(outputs[one].sequence_attributions, outputs[other].sequence_attributions, strict=False)
-        for index, (a, b) in enumerate(pairs):
-            yield {"methods": [one, other], "sequence": index, **agreement(a, b)}
+        for index, (a, b) in enumerate(zip(scores[one], scores[other], strict=False)):
+            yield {"methods": [one, other], "sequence": index, **_agreement(a, b)}
 
 
-def agreement(a: FeatureAttributionSequenceOutput, b: FeatureAttributionSequenceOutput) -> dict[str, float | None]:
-    """Mean rank correlations (Spearman's rho, Kendall's tau-b) and overlap of the largest scores of two methods.
-
-    For each generated token, over the absolute scores of the tokens that both have a number for; a mean over the
-    generated tokens where it is defined, None where it is nowhere (methods of other shapes, constant scores).
-    """
-    ours, theirs = _scores(a), _scores(b)
-    found: dict[str, list[float]] = {"spearman": [], "kendall": [], "top_overlap": []}
-    if ours is not None and theirs is not None and ours.shape == theirs.shape:
-        for x, y in zip(ours.T, theirs.T, strict=True):
-            both = np.isfinite(x) & np.isfinite(y)
-            _compare(x[both], y[both], found)
-    return {name: float(np.mean(values)) if values else None for name, values in found.items()} | {"k": TOP}
-
-
-def _compare(x: NDArray[Any], y: NDArray[Any], found: dict[str, list[float]]) -> None:
-    if len(x) < 2:  # noqa: PLR2004 - one token has no rank
-        return
-    if np.ptp(x) > 0 and np.ptp(y) > 0:
-        found["spearman"].append(float(spearmanr(x, y).statistic))
-        found["kendall"].append(float(kendalltau(x, y).statistic))
-    if len(x) > TOP:
-        first, second = (set(np.argsort(-each, kind="stable")[:TOP].tolist()) for each in (x, y))
-        found["top_overlap"].append(len(first & second) / TOP)
-
-
-def _scores(sequence: FeatureAttributionSequenceOutput) -> NDArray[Any] | None:
-    """Absolute scores, [attributed, generated], the source's above the target's; None where they are deeper."""
-    sides = [each for each in (sequence.source_attributions, sequence.target_attributions) if each is not None]
-    if not sides or any(each.ndim != 2 for each in sides):  # noqa: PLR2004 - a matrix
-        return None
-    return np.concatenate([each.detach().float().abs().numpy() for each in sides])
+def _agreement(a: Scores | None, b: Scores | None) -> dict[str, float | None]:
+    """Return the agreement of two methods; None where a method has no scores for pairs of tokens."""
+    measures = {"spearman": spearman, "kendall": kendall, "top_overlap": top_overlap}
+    found = {name: None if a is None or b is None else measure(a, b) for name, measure in measures.items()}
+    return found | {"k": TOP}

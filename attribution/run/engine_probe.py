@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from inseq.data import FeatureAttributionOutput
 
-from attribution.catalogue.inseq_catalogue import Method
+from attribution.catalogue.inseq_catalogue import Method, attributed_function
+from attribution.catalogue.traits import DEFAULT_FUNCTION, Reads
 from attribution.corrections.registry import Ledger
 from attribution.inseq_loop.engine_calls import by_loop, by_single_pass
 from attribution.inseq_loop.text_attribution import TextAttribution
@@ -17,7 +18,6 @@ from attribution.isolation import RANDOM_DRAWS, RandomState
 from attribution.model_cache.loading import LoadedModel
 from attribution.run.progress import ProgressCounter
 from attribution.single_pass.batch_sizes import is_out_of_memory
-from attribution.single_pass.logit_functions import ROWWISE
 from attribution.text.encoding import Prompt, Text, from_ids
 from models import AttributionRequest
 
@@ -131,14 +131,15 @@ def probe_length(limit: int) -> int:
 def _probe_request(request: AttributionRequest, method: Method) -> AttributionRequest:
     arguments = {name: value for name, value in request.attribution_args.items() if name in _KEPT}
     arguments |= {name: value for name, value in _SMALL.items() if name in method.parameters}
-    function = request.attributed_fn if request.attributed_fn in ROWWISE else None
+    reads_logits = attributed_function(request).traits.reads is Reads.LOGITS
+    function = request.attributed_fn if reads_logits else None
     return request.model_copy(
         update={
             "method": method.name,
-            "attribution_args": arguments if method.name != "dummy" else {},
+            "attribution_args": arguments if method.has_scores else {},
             "attributed_fn": function,
             "attributed_fn_args": request.attributed_fn_args if function else {},
-            "step_scores": ["probability"],
+            "step_scores": [DEFAULT_FUNCTION],
             "step_scores_args": {},
             "output_step_attributions": False,
             "clean_special_chars": False,

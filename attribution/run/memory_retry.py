@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from attribution.catalogue import inseq_catalogue
+from attribution.catalogue.traits import BATCH_SIZES
 from models import AttributionRequest
 
 DIVISOR = 4  # the second attempt has a quarter of the rows
-# Arguments that bound the rows of one forward; where a request gives neither, there are n_steps (50 in Captum).
-_PIECES = ("internal_batch_size", "perturbations_per_eval")
 
 
 def with_fewer_rows(request: AttributionRequest) -> AttributionRequest:
@@ -19,8 +18,9 @@ def with_fewer_rows(request: AttributionRequest) -> AttributionRequest:
         inseq_catalogue.methods()[request.attribution_method].parameters,
         dict(request.attribution_args),
     )
-    for name in _PIECES:
+    for name in BATCH_SIZES:
         if name in parameters:
+            # Without one there are n_steps rows, by default 50 in Captum.
             rows = arguments.get(name) or arguments.get("n_steps") or parameters[name].default or 50
             arguments[name] = max(1, int(rows) // DIVISOR)
     return request.model_copy(update={"attribution_args": arguments})
@@ -29,5 +29,5 @@ def with_fewer_rows(request: AttributionRequest) -> AttributionRequest:
 def describe_rows(request: AttributionRequest) -> str:
     """The bounds on rows that a request gives, for a message: "internal_batch_size 10"; empty for none."""
     each = [request.of_method(name).attribution_args for name in request.method_names]
-    given = dict.fromkeys(f"{name} {one[name]}" for one in each for name in _PIECES if name in one)
+    given = dict.fromkeys(f"{name} {one[name]}" for one in each for name in BATCH_SIZES if name in one)
     return " and ".join(given)

@@ -227,7 +227,7 @@ class Runner:
         """The units of work that a text counts: its steps, or the forward passes of a method with one step."""
         if not self._method.is_final_step:
             return text.steps
-        if self._method.name != "value_zeroing":
+        if not self._method.traits.zeroes_positions:
             return 1
         source, target = text.source.input_ids.shape[1], text.end - 1
         return 1 + target + (2 * source if self._model.is_encoder_decoder else 0)

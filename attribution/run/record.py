@@ -73,7 +73,7 @@ def _info(run: RunRecord, loaded: LoadedModel) -> dict[str, Any]:
     request = run.request
     method = inseq_catalogue.methods()[request.attribution_method]
     functions = inseq_catalogue.step_functions()
-    attributed = functions[request.attributed_fn or "probability"]
+    attributed = inseq_catalogue.attributed_function(request)
     defaults = {
         "attribution_args": method.parameters,
         "attributed_fn_args": attributed.parameters,
@@ -89,7 +89,7 @@ def _info(run: RunRecord, loaded: LoadedModel) -> dict[str, Any]:
         **({"languages": request.languages} if request.languages else {}),
         "seed": request.seed,
         "arguments": {
-            name: {k: None if p.is_required else p.default for k, p in parameters.items()} | getattr(request, name)
+            name: inseq_catalogue.with_defaults(parameters, getattr(request, name))
             for name, parameters in defaults.items()
         }
         | {

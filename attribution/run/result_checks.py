@@ -16,9 +16,7 @@ def warnings_of_gaps(output: FeatureAttributionOutput, method: Method, model: Hu
 
     Raises `InputRejected` for a result without tokens, `AttributionFailed` for one whose scores are all NaN.
     """
-    advice = ""
-    if method.name == "reagent":
-        advice = " Its probes never found the target among the most likely: raise stopping_condition_top_k."
+    advice = f" {method.traits.advice_on_nan}".rstrip()
     for sequence in output.sequence_attributions:
         scores = [each for each in (sequence.source_attributions, sequence.target_attributions) if each is not None]
         if sequence.target_attributions is not None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from attribution.catalogue import inseq_catalogue
+from attribution.catalogue.traits import STEP_SCORES_ONLY
 from attribution.inseq_loop.engine_calls import (
     Attributed,
     by_loop,
@@ -46,7 +47,7 @@ def _by_chosen_engine(attribution: TextAttribution, work: MethodOnText, choice: 
             return attribution.run(work, by_single_pass)
         except UnsupportedByModel as error:
             choice.give_up(work.method, error.detail)
-    dummy = inseq_catalogue.methods()["dummy"]
+    dummy = inseq_catalogue.methods()[STEP_SCORES_ONLY]
     if can_share_scores(attribution.request, work) and choice.takes_single_pass(dummy):
         try:
             return attribution.run(work, by_loop_with_shared_scores)

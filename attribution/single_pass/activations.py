@@ -1,7 +1,7 @@
-"""Activations for a forward that is differentiated many times: fused, and with their derivative worked out once.
+"""Activations for a forward that is differentiated many times: fused kernels, with the derivative computed once.
 
-Every step's backward goes through the same forward, so an activation's derivative is the same number each time; torch
-would compute it anew. Some families also spell their activation out in eight operations where torch has one.
+The backward pass of every step uses the same forward, so an activation's derivative is the same number each time; torch
+would compute it again. Some families also write an activation as eight operations where torch has one kernel.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers import activations
 from transformers.models.bloom.modeling_bloom import BloomGelu
 
 _tanh_gelu = partial(functional.gelu, approximate="tanh")
-# Of one element each; None: as the module itself has it.
+# Elementwise activations, each with the torch function that replaces its forward; None keeps the module's own.
 _ELEMENTWISE: dict[type[nn.Module], Callable[[torch.Tensor], torch.Tensor] | None] = {
     activations.NewGELUActivation: _tanh_gelu,
     activations.FastGELUActivation: _tanh_gelu,
@@ -35,11 +35,11 @@ _ELEMENTWISE: dict[type[nn.Module], Callable[[torch.Tensor], torch.Tensor] | Non
 
 
 @contextmanager
-def prepared(network: nn.Module) -> Iterator[None]:
-    """Within the block, the network's activations are made for many backward passes; the caller holds its lock."""
+def cached_derivatives(network: nn.Module) -> Iterator[None]:
+    """Compute the network's activations with `_with_cached_derivative` within the block; the caller holds its lock."""
     modules = [module for module in network.modules() if type(module) in _ELEMENTWISE]
     for module in modules:
-        module.forward = partial(_once, _ELEMENTWISE[type(module)] or module.forward)
+        module.forward = partial(_with_cached_derivative, _ELEMENTWISE[type(module)] or module.forward)
     try:
         yield
     finally:
@@ -47,13 +47,16 @@ def prepared(network: nn.Module) -> Iterator[None]:
             del module.forward
 
 
-def _once(function: Callable[[torch.Tensor], torch.Tensor], given: torch.Tensor) -> torch.Tensor:
+def _with_cached_derivative(function: Callable[[torch.Tensor], torch.Tensor], given: torch.Tensor) -> torch.Tensor:
+    """`function(given)`, whose gradient is a derivative that was computed in this forward; any shape."""
     if not (given.requires_grad and torch.is_grad_enabled()):
         return function(given)
-    # A derivative that is kept in half precision would be rounded once more than torch's own backward does it.
+    # Keep the derivative in float32 at least: half precision would round it once more than torch's own backward does.
     exact = torch.promote_types(given.dtype, torch.float32)
     leaf = given.detach().to(exact).requires_grad_()
     value = function(leaf)
     (derivative,) = torch.autograd.grad(value.sum(), leaf)
-    # The value as it is: what is added to it is zero, and has the derivative.
+    # Adds a zero-valued term whose gradient is the precomputed derivative. autograd calls an activation's backward
+    # formula again in every backward pass; this graph holds one multiplication instead. `given - given.detach()` is
+    # exactly zero wherever `given` is finite, so the value does not change.
     return value.detach().to(given.dtype) + (derivative * (given - given.detach())).to(given.dtype)

@@ -1,4 +1,7 @@
-"""How much is done at once: bounded by free memory, and by what a device is fast with."""
+"""Batch sizes, limited by free memory and by the size at which throughput stops growing.
+
+Knows model sizes and devices; knows nothing of attribution methods.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,22 @@ from contextvars import ContextVar
 import torch
 
 from attribution.model_cache.device_memory import memory_of
-from attribution.single_pass.network import Trunk
+from attribution.single_pass.network import SplitModel
 
-# Positions in one forward or backward, over its rows: beyond it a processor gains nothing by more.
+# Positions (rows x length) in one forward or backward, beyond which throughput stops growing.
 _CPU_POSITIONS, _GPU_POSITIONS = 1024, 65536
 _LOGITS_BYTES = 64 * 1024**2
 _STEPS_BYTES = 1024**3
-_FORWARD, _BACKWARD = 2.5, 0.8  # a part has its own cut, head and bookkeeping beside its forward
+_FORWARD, _BACKWARD = 2.5, 0.8  # relative costs; a forward also pays for the cut, the head and bookkeeping
 _SHARE = 0.25  # of the free memory
 
-
-# Set where a device ran out of memory: everything is then done in pieces so many times smaller.
+# After a device ran out of memory, all batch sizes are divided by this.
 _DIVISOR: ContextVar[int] = ContextVar("divisor", default=1)
 
 
 @contextmanager
 def smaller_pieces(divisor: int) -> Iterator[None]:
-    """Within the block, pieces are smaller by this factor."""
+    """Divide all batch sizes by this factor within the block."""
     token = _DIVISOR.set(divisor)
     try:
         yield
@@ -33,49 +35,50 @@ def smaller_pieces(divisor: int) -> Iterator[None]:
         _DIVISOR.reset(token)
 
 
-def rows_of_logits(trunk: Trunk) -> int:
-    """How many rows of logits are made at once."""
-    vocabulary = int(trunk.network.config.get_text_config(decoder=True).vocab_size)
-    return max(1, _LOGITS_BYTES // (vocabulary * trunk.dtype.itemsize) // _DIVISOR.get())
+def rows_of_logits(split_model: SplitModel) -> int:
+    """How many rows of logits ([rows, vocabulary]) to compute at once: at most 64 MiB of them."""
+    vocabulary = int(split_model.network.config.get_text_config(decoder=True).vocab_size)
+    return max(1, _LOGITS_BYTES // (vocabulary * split_model.dtype.itemsize) // _DIVISOR.get())
 
 
-def rows_at_once(trunk: Trunk, positions: int, *, with_graph: bool) -> int:
-    """How many rows of this many positions a forward takes at once, or a backward of one graph."""
-    device = trunk.network.device
+def rows_at_once(split_model: SplitModel, positions: int, *, with_graph: bool) -> int:
+    """How many rows of `positions` tokens to run in one forward, or in one backward of one graph."""
+    device = split_model.network.device
     fast = _GPU_POSITIONS if device.type == "cuda" else _CPU_POSITIONS
-    room = int(memory_of(device).free * _SHARE) // max(1, row_bytes(trunk, positions, with_graph=with_graph))
+    room = int(memory_of(device).free * _SHARE) // max(1, row_bytes(split_model, positions, with_graph=with_graph))
     return max(1, min(fast // max(1, positions), room) // _DIVISOR.get())
 
 
-def steps_at_once(trunk: Trunk, steps: range, positions: int, rows: int) -> int:
-    """How many steps share a forward: each keeps keys and values of its own for every row, and a step has no use for
-    the positions behind it, which a longer forward has.
+def steps_at_once(split_model: SplitModel, steps: range, positions: int, rows: int) -> int:
+    """Steps per forward, where each step runs `rows` rows of up to `positions` tokens.
+
+    Each step stores its own keys and values; longer forwards also compute positions that earlier steps ignore.
     """
-    config = trunk.network.config.get_text_config(decoder=True)
-    each = 4 * rows * positions * int(config.hidden_size) * trunk.dtype.itemsize
-    room = max(1, min(_STEPS_BYTES, int(memory_of(trunk.network.device).free * _SHARE)) // each)
+    config = split_model.network.config.get_text_config(decoder=True)
+    each = 4 * rows * positions * int(config.hidden_size) * split_model.dtype.itemsize
+    room = max(1, min(_STEPS_BYTES, int(memory_of(split_model.network.device).free * _SHARE)) // each)
     count, before = len(steps), positions - len(steps)
     parts = min(
         range(1, count + 1),
-        # The cost of a part's forward and of its steps' backwards, for each of its positions.
+        # Cost of all forwards and backwards when the steps are divided into this many parts.
         key=lambda parts: (_FORWARD + _BACKWARD * count / parts) * (parts * before + count * (parts + 1) / 2),
     )
     return max(1, min(room, -(-count // parts)) // _DIVISOR.get())
 
 
-def row_bytes(trunk: Trunk, positions: int, *, with_graph: bool) -> int:
-    """An upper estimate of what one row of a forward keeps: activations of every layer for a graph, else of one.
+def row_bytes(split_model: SplitModel, positions: int, *, with_graph: bool) -> int:
+    """Bytes that one row of a forward holds, estimated from above: all layers' activations with a graph, else two's.
 
-    After Korthikanti et al., 2022 (https://arxiv.org/abs/2205.05198): 17 widths and 2.5 attention maps a layer; no
-    maps where attention is fused, but a mask where rows share a prefix.
+    After Korthikanti et al., 2022 (https://arxiv.org/abs/2205.05198): 17 widths and 2.5 attention maps a layer. Fused
+    attention stores no maps, but needs a mask where rows share a prefix.
     """
-    config = trunk.network.config.get_text_config(decoder=True)
+    config = split_model.network.config.get_text_config(decoder=True)
     width, heads = int(config.hidden_size), int(config.num_attention_heads)
-    layers = int(config.num_hidden_layers) * (2 if trunk.is_encoder_decoder else 1) if with_graph else 2
-    maps = 1 if trunk.is_fused else 3 * heads
-    return layers * positions * (17 * width + maps * positions) * trunk.dtype.itemsize
+    layers = int(config.num_hidden_layers) * (2 if split_model.is_encoder_decoder else 1) if with_graph else 2
+    maps = 1 if split_model.is_fused else 3 * heads
+    return layers * positions * (17 * width + maps * positions) * split_model.dtype.itemsize
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the machine refused memory."""
+    """Whether the error says that a device or the machine had no memory left."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -1,7 +1,7 @@
-"""Steps' scores as Inseq's own data classes: what its loop would have returned, token labels and all.
+"""Builds Inseq's own data classes from the steps' scores, equal to those that its loop returns, token labels included.
 
-Inseq labels every step anew, in time that grows with the square of its length; here the labels are made once
-(`attribution.text.step_labels`).
+Inseq computes the labels again for every step, in time that grows with the square of the text's length; here they are
+computed once (`attribution.text.step_labels`).
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from inseq.data import (
 )
 from inseq.models import HuggingfaceModel
 
+from attribution.catalogue import traits
+from attribution.catalogue.traits import ScoreShape
 from attribution.single_pass.logit_functions import AttributedFunction, StepScores
-from attribution.single_pass.network import Trunk
-from attribution.single_pass.text_task import Column, Task, Tick
+from attribution.single_pass.network import SplitModel
+from attribution.single_pass.text_task import ProgressCallback, StepResult, Task
 from attribution.text.step_labels import StepLabels
 
 Batch: TypeAlias = DecoderOnlyBatch | EncoderDecoderBatch
-StepDone = Callable[[Any], None]
-_COARSE = {"occlusion"}
+StepOutputCallback = Callable[[FeatureAttributionStepOutput], None]
 
 
-class Assembly:
-    """The outer part of Inseq's loop, over one text."""
+class InseqOutputBuilder:
+    """Prepares one text's `Task` and builds Inseq's output from its results, as the outer part of Inseq's loop does."""
 
     def __init__(
         self,
@@ -42,7 +43,7 @@ class Assembly:
         batch: Batch,
         arguments: dict[str, Any],
     ) -> None:
-        """`arguments` are those of `FeatureAttribution.attribute`. Contrasts are aligned at once, as Inseq does it."""
+        """`arguments` are those of Inseq's `FeatureAttribution.attribute`. Aligns contrasts here, as Inseq does."""
         self._method = method
         self._model = model
         self._batch = batch
@@ -62,8 +63,8 @@ class Assembly:
         self._labels = StepLabels(batch)
         self._began = perf_counter()
 
-    def task(self, tick: Tick, *, needs_identity: bool) -> Task:
-        """What is to be computed."""
+    def task(self, report_progress: ProgressCallback, *, needs_identity: bool) -> Task:
+        """The text's embeddings, baselines, steps and functions, for `method_dispatch.step_results`."""
         model, steps, end = self._model, self._steps, self._steps.stop - 1
         function = AttributedFunction(model, self._arguments["attributed_fn"], self._function_args, self._batch)
         scores = StepScores(model, self._arguments["step_scores"], self._scores_args, self._batch)
@@ -80,11 +81,19 @@ class Assembly:
             inputs = [self._batch.input_embeds[:, :end]]
             baselines = [self._batch.baseline_embeds[:, :end]]
         return Task(
-            Trunk(model), tuple(inputs), tuple(baselines), context, steps, function, scores, tick, needs_identity
+            SplitModel(model),
+            tuple(inputs),
+            tuple(baselines),
+            context,
+            steps,
+            function,
+            scores,
+            report_progress,
+            needs_identity,
         )
 
-    def output(self, columns: Iterator[Column], step_done: StepDone) -> FeatureAttributionOutput:
-        """The result of the steps' columns; `step_done` is told of each."""
+    def output(self, results: Iterator[StepResult], step_done: StepOutputCallback) -> FeatureAttributionOutput:
+        """Inseq's output from one result for each step, in order; calls `step_done` with each step's output."""
         if self._contrast is not None:
             tokens = self._model.get_token_with_ids(
                 self._batch,
@@ -94,8 +103,8 @@ class Assembly:
         else:
             tokens = [list(self._labels.target)]
         outputs = []
-        for step, column in zip(self._steps, columns, strict=True):
-            output = self._label(self._step_output(column), step)
+        for step, result in zip(self._steps, results, strict=True):
+            output = self._label(self._step_output(result), step)
             outputs.append(output)
             step_done(output)
         if self._arguments["clean_special_chars"]:
@@ -125,19 +134,19 @@ class Assembly:
             | self._model.info,
         )
 
-    def _step_output(self, column: Column) -> FeatureAttributionStepOutput:
+    def _step_output(self, result: StepResult) -> FeatureAttributionStepOutput:
         source = target = None
-        if column.scores is not None:
-            scores = [each.detach().to("cpu") for each in column.scores]
+        if result.scores is not None:
+            scores = [each.detach().to("cpu") for each in result.scores]
             if self._model.is_encoder_decoder:
                 source, target = scores[0], scores[1] if len(scores) > 1 else None
             else:
                 target = scores[0]
         kind = FeatureAttributionStepOutput
-        if column.scores is not None:
-            is_coarse = self._method.method_name in _COARSE
+        if result.scores is not None:
+            is_coarse = traits.of_method(self._method.method_name).scores is ScoreShape.TOKEN
             kind = CoarseFeatureAttributionStepOutput if is_coarse else GranularFeatureAttributionStepOutput
-        return kind(source_attributions=source, target_attributions=target, step_scores=dict(column.step_scores))
+        return kind(source_attributions=source, target_attributions=target, step_scores=dict(result.step_scores))
 
     def _label(self, output: FeatureAttributionStepOutput, step: int) -> FeatureAttributionStepOutput:
         ids = self._batch.target_ids[:, step : step + 1]

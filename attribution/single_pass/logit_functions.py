@@ -1,6 +1,6 @@
-"""The attributed function and the step scores, on rows of logits that one forward made for all steps.
+"""The attributed function and the step scores, computed from the rows of logits that one forward gives for all steps.
 
-The functions are Inseq's own, called with the arguments that its loop would give them.
+Calls Inseq's own functions with the arguments that its loop passes. Knows nothing of how the logits were computed.
 """
 
 from __future__ import annotations
@@ -14,51 +14,43 @@ from inseq.attr.step_functions import STEP_SCORES_MAP, get_step_scores, get_step
 from inseq.data import DecoderOnlyBatch, EncoderDecoderBatch
 from inseq.models import HuggingfaceModel
 
+from attribution.catalogue import traits
+from attribution.catalogue.traits import Reads, StepFunctionTraits
 from attribution.corrections.step_functions import plain_name, repeating_contrast
 
 Batch: TypeAlias = DecoderOnlyBatch | EncoderDecoderBatch
 
-# Of nothing but a row of logits and its target: all rows at once.
-ROWWISE = frozenset({"logit", "probability", "entropy", "crossentropy", "perplexity"})
-# Also of the step's prefix, to find the contrast's token: all rows of one step at once.
-STEPWISE = frozenset(
-    {"contrast_logits", "contrast_prob", "contrast_logits_diff", "contrast_prob_diff", "pcxmi", "in_context_pvi"}
-)
-# The distance of a forward from others of the same shape, by their spread: without dropout, nothing by nothing.
-_NOISY = frozenset({"mc_dropout_prob_avg"})
-# Of one row alone.
-SINGLE = frozenset({"top_p_size"})
-
 
 class AttributedFunction:
-    """What is attributed, as a function of logits, for the steps of one text."""
+    """The attributed function as a function of logits, for the steps of one text."""
 
     def __init__(self, model: HuggingfaceModel, name: str, arguments: dict[str, Any], batch: Batch) -> None:
-        """`name` is a key of Inseq's table of step functions."""
+        """`name` is a key of Inseq's `STEP_SCORES_MAP`, possibly that of a corrected function."""
         self._model = model
         self._plain = plain_name(name)
+        self._reads = traits.of_step_function(self._plain).reads
         self._function: Callable[..., torch.Tensor] = (
-            STEP_SCORES_MAP[name] if self._plain not in STEPWISE else repeating_contrast(self._plain)
+            STEP_SCORES_MAP[name] if self._reads is not Reads.LOGITS_AND_PREFIX else repeating_contrast(self._plain)
         )
         self._arguments = {key: value for key, value in arguments.items() if value is not None}
         self._batch = batch
         self._targets = batch.target_ids[0]
 
     def __call__(self, logits: torch.Tensor, steps: range) -> torch.Tensor:
-        """[rows, steps, vocabulary] to [rows, steps]; `steps` are target positions."""
+        """Map logits [rows, steps, vocabulary] to values [rows, steps]; `steps` are target positions."""
         rows, count = logits.shape[:2]
-        if self._plain in ROWWISE:
+        if self._reads is Reads.LOGITS:
             targets = self._targets[steps.start : steps.stop].repeat(rows)
             return self._call(logits.flatten(0, 1), targets, self._batch).reshape(rows, count)
-        columns = []
+        values = []
         for index, step in enumerate(steps):
-            column, target, batch = logits[:, index], self._targets[step].repeat(rows), self._batch[:step]
-            if self._plain in SINGLE:
-                values = [self._call(row[None], target[:1], batch).reshape(1) for row in column]
-                columns.append(torch.cat(values))
+            step_logits, target, batch = logits[:, index], self._targets[step].repeat(rows), self._batch[:step]
+            if self._reads is Reads.ONE_ROW:
+                each_row = [self._call(row[None], target[:1], batch).reshape(1) for row in step_logits]
+                values.append(torch.cat(each_row))
             else:
-                columns.append(self._call(column, target, batch).reshape(rows))
-        return torch.stack(columns, 1)
+                values.append(self._call(step_logits, target, batch).reshape(rows))
+        return torch.stack(values, 1)
 
     def _call(self, logits: torch.Tensor, targets: torch.Tensor, batch: Batch) -> torch.Tensor:
         arguments = self._model.formatter.format_step_function_args(
@@ -68,13 +60,13 @@ class AttributedFunction:
             is_attributed_fn=True,
             batch=batch,
         )
-        if self._plain in STEPWISE and len(logits) > 1:
+        if self._reads is Reads.LOGITS_AND_PREFIX and len(logits) > 1:
             arguments.decoder_input_ids = arguments.decoder_input_ids.expand(len(logits), -1)
         return self._function(arguments, **self._arguments)
 
 
 class StepScores:
-    """The step scores that a request asks for."""
+    """The step scores that a request names, as functions of logits; false where it names none."""
 
     def __init__(self, model: HuggingfaceModel, names: list[str], arguments: dict[str, Any], batch: Batch) -> None:
         self._model = model
@@ -86,14 +78,17 @@ class StepScores:
         return bool(self._names)
 
     def of_steps(self, steps: range, logits: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-        """Of these target positions, from a row of logits for each ([steps, vocabulary]); each score is [1]."""
+        """Scores by name for each of these target positions, from logits [steps, vocabulary].
+
+        Each score is a tensor of shape [1] on the CPU.
+        """
         rowwise, others = dict[str, Sequence[torch.Tensor]](), list[dict[str, torch.Tensor]]()
         with torch.no_grad():
             for name in self._names:
-                if plain_name(name) in ROWWISE:
+                if _traits_of(name).reads is Reads.LOGITS:
                     targets = self._batch.target_ids[0, steps.start : steps.stop]
                     rowwise[name] = self._score(name, _as_output(logits), targets, self._batch).reshape(-1, 1).unbind()
-            # One step after the other: functions that follow each other on a step may share a forward.
+            # All functions of a step before the next step: neighbouring contrastive functions then share a forward.
             for step, row in zip(steps, logits, strict=True):
                 others.append({n: self._of_step(n, step, row) for n in self._names if n not in rowwise})
         return [
@@ -102,9 +97,9 @@ class StepScores:
         ]
 
     def _of_step(self, name: str, step: int, row: torch.Tensor) -> torch.Tensor:
-        # Only those that look at the prefix are shown it: to cut it is not free.
-        batch = self._batch if plain_name(name) in SINGLE else self._batch[:step]
-        output = self._model.get_forward_output(batch) if plain_name(name) in _NOISY else _as_output(row[None])
+        # Cutting the batch takes time, so only functions that read the prefix get a cut one.
+        batch = self._batch if _traits_of(name).reads is Reads.ONE_ROW else self._batch[:step]
+        output = self._model.get_forward_output(batch) if _traits_of(name).draws_dropout else _as_output(row[None])
         return self._score(name, output, self._batch.target_ids[0, step], batch)
 
     def _score(self, name: str, output: Any, targets: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -119,6 +114,10 @@ class StepScores:
         return found.to("cpu")
 
 
+def _traits_of(name: str) -> StepFunctionTraits:
+    return traits.of_step_function(plain_name(name))
+
+
 def _as_output(logits: torch.Tensor) -> SimpleNamespace:
-    """Rows of logits ([rows, vocabulary]) as a forward's output of one position each."""
+    """Logits [rows, vocabulary] in the shape of a forward's output of one position ([rows, 1, vocabulary])."""
     return SimpleNamespace(logits=logits[:, None])

@@ -1,4 +1,4 @@
-"""From a loaded Inseq method to the columns of its steps."""
+"""Runs the single-pass implementation of a loaded Inseq method, with its arguments read as Captum reads them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from attribution.single_pass.deeplift import deeplift
 from attribution.single_pass.gradient_shap import gradient_shap
 from attribution.single_pass.gradients import input_x_gradient, integrated_gradients, points_at_once, saliency
 from attribution.single_pass.occlusion import Window, occlusion
-from attribution.single_pass.text_task import Column, Task
+from attribution.single_pass.text_task import StepResult, Task
 from problems import UnsupportedByModel
 
 
-def columns(method: FeatureAttribution, task: Task, arguments: dict[str, Any]) -> Iterator[Column]:
-    """Each step's scores; `arguments` are those of Captum's `attribute`.
+def step_results(method: FeatureAttribution, task: Task, arguments: dict[str, Any]) -> Iterator[StepResult]:
+    """One result for each step, in order; `arguments` are those of Captum's `attribute`.
 
-    Raises `UnsupportedByModel` where this text, on this model, has to go Inseq's way.
+    Raises `UnsupportedByModel` if the single pass cannot attribute this text on this model; Inseq's loop then must.
     """
     multiply = bool(getattr(getattr(method, "method", None), "multiplies_by_inputs", True))
     name = method.method_name
@@ -48,20 +48,20 @@ def columns(method: FeatureAttribution, task: Task, arguments: dict[str, Any]) -
                 raise UnsupportedByModel(f"{name} has no single pass.")
 
 
-def _no_scores(task: Task) -> Iterator[Column]:
-    reading = task.unperturbed()
+def _no_scores(task: Task) -> Iterator[StepResult]:
+    head_output = task.unperturbed()
     for index in range(len(task.steps)):
-        yield task.column(index, None, reading, None)
+        yield task.step_result(index, None, head_output, None)
 
 
 def _rows(arguments: dict[str, Any]) -> int | None:
-    """A bound that was asked for; one row at a time, the default, is none."""
+    """The requested bound on the rows of a forward; None for Captum's default of 1, which is no request."""
     rows = arguments.get("perturbations_per_eval", 1)
     return rows if rows > 1 else None
 
 
 def _windows(task: Task, arguments: dict[str, Any]) -> tuple[Window, ...]:
-    """Captum's windows and strides, read as Captum reads them."""
+    """The window over each input, parsed by Captum. Raises `UnsupportedByModel` for windows that Captum refuses."""
     shapes = arguments.get("sliding_window_shapes")
     if shapes is None:
         shapes = tuple((1, each.shape[-1]) for each in task.inputs)
@@ -72,7 +72,7 @@ def _windows(task: Task, arguments: dict[str, Any]) -> tuple[Window, ...]:
         raise UnsupportedByModel(f"Captum refuses these windows: {error}") from error
     found = []
     for index, (given, shape, stride) in enumerate(zip(task.inputs, shapes, strides, strict=True)):
-        # The shortest prefix that the window slides over.
+        # The length of the shortest input that the window slides over: the target prefix of the first step.
         length = task.steps.start if index == task.prefix_index else given.shape[1]
         step = stride if isinstance(stride, int) else stride[0]
         if len(shape) != 2 or shape[1] != given.shape[-1] or not 1 <= step <= shape[0] <= length:  # noqa: PLR2004

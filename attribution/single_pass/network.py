@@ -1,7 +1,7 @@
-"""A network up to its head: hidden states of the target positions, and the head that makes logits of them.
+"""Runs a Transformers model in two parts: its body, up to the hidden states of the steps, and its LM head.
 
-Logits are a third of a small model's work and of most of its memory, so they are made for the positions that are read,
-a few rows at a time.
+Logits take a third of a small model's time and most of its memory, so they are computed for attributed positions only,
+a few rows at a time. Knows nothing of attribution methods.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ import torch
 from inseq.models import HuggingfaceModel
 
 from attribution.single_pass.blockwise_attention import blockwise
-from attribution.single_pass.fused_attention import FUSED, attention_of, can_be_fused
-from attribution.single_pass.last_attention import cut_at, top_of
+from attribution.single_pass.fused_attention import FUSED, can_be_fused, using_attention
+from attribution.single_pass.last_attention import cut_at, find_last_block
 from problems import UnsupportedByModel
 
-# Relative to the largest logit: far above float rounding, far below another head.
+# Relative to the largest logit: far above float rounding, far below the difference of a wrongly rebuilt head.
 _TOLERANCE = 1e-3
 
 
-class Trunk:
-    """One network, called on embeddings as Inseq calls it: with a mask of ones, and no key-value cache."""
+class SplitModel:
+    """A model's body and LM head, called on embeddings as Inseq calls it: a mask of ones, and no key-value cache."""
 
     def __init__(self, model: HuggingfaceModel) -> None:
-        """Raises `UnsupportedByModel` for a network without a head that could be run by itself."""
+        """Raises `UnsupportedByModel` for a network without an output embedding module."""
         self.network = model.model
         self.is_encoder_decoder = bool(model.is_encoder_decoder)
         head = self.network.get_output_embeddings()
         if not isinstance(head, torch.nn.Module):
-            raise UnsupportedByModel(f"{type(self.network).__name__} has no output embedding to take apart.")
+            raise UnsupportedByModel(f"{type(self.network).__name__} has no output embedding module.")
         self._head = head
         self._is_checked = False
-        self.is_fused = can_be_fused(self.network)  # attention keeps no maps
-        self._top = None if self.is_encoder_decoder else top_of(self.network)
+        self.is_fused = can_be_fused(self.network)  # attention stores no maps
+        self._last_block = None if self.is_encoder_decoder else find_last_block(self.network)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -43,33 +43,39 @@ class Trunk:
         return dtype
 
     def states(self, *embeddings: torch.Tensor, positions: slice = slice(None), **more: Any) -> torch.Tensor:
-        """What the head reads: [rows, positions, width].
+        """The hidden states at these positions, the head's input: [rows, positions, width].
 
-        `embeddings` are the prefix's ([rows, length, width]), or the source's and the decoder's; `more` goes to the
-        network.
+        `embeddings` are the prefix's ([rows, length, width]), or the source's and the decoder's; `more` is passed to
+        the network's forward. Raises `UnsupportedByModel` if the network does not call its head exactly once, or
+        changes the logits afterwards in a way that `logits` does not reproduce.
         """
-        if self._top is not None and not torch.is_grad_enabled():
+        if self._last_block is not None and not torch.is_grad_enabled():
             attention: AbstractContextManager[None] = blockwise(
-                self.network, self._top, positions, is_fused=self.is_fused
+                self.network, self._last_block, positions, is_fused=self.is_fused
             )
         else:
-            attention = attention_of(self.network, FUSED) if self.is_fused else nullcontext()
+            attention = using_attention(self.network, FUSED) if self.is_fused else nullcontext()
         with attention:
             return self._states(embeddings, positions, more)
 
     def graph(self, *embeddings: torch.Tensor, positions: slice) -> Graph:
-        """As `states`, to be differentiated step by step."""
-        if self._top is None:
+        """A forward of these embeddings whose gradient is taken for each step.
+
+        `positions` are those of the steps. Raises `UnsupportedByModel` as `states` does, and for an unknown last block.
+        """
+        if self._last_block is None:
             states = self.states(*embeddings, positions=positions)
             return Graph(states, (states,), (), 0, 0)
-        with cut_at(self.network, self._top, positions, is_fused=self.is_fused) as cut:
+        with cut_at(self.network, self._last_block, positions, is_fused=self.is_fused) as cut:
             states = self._states(embeddings, positions, {})
-        if len(cut.leaves) != cut.dense + (1 if cut.dense else 2):
-            raise UnsupportedByModel(f"{type(self.network).__name__} runs its last block in a way of its own.")
-        return Graph(states, tuple(cut.anchors), tuple(cut.leaves), cut.dense, positions.start)
+        if len(cut.leaves) != cut.step_leaves + (1 if cut.step_leaves else 2):
+            raise UnsupportedByModel(
+                f"{type(self.network).__name__} does not run its last block once, as other families do."
+            )
+        return Graph(states, tuple(cut.anchors), tuple(cut.leaves), cut.step_leaves, positions.start)
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """The head: [rows, width] to [rows, vocabulary]."""
+        """Apply the LM head and the scaling that families put behind it: [rows, width] to [rows, vocabulary]."""
         config = self.network.config.get_text_config(decoder=True)
         logits: torch.Tensor = self._head(states)
         if scale := getattr(config, "logit_scale", None):
@@ -91,7 +97,7 @@ class Trunk:
 
         def before_head(_: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
             caught.append(arguments[0])
-            # One row is enough to see that the head is understood.
+            # The head runs on one position only, which is enough for `_check_head`.
             return (arguments[0].detach()[:1, :1], *arguments[1:])
 
         handle = self._head.register_forward_pre_hook(before_head)
@@ -100,7 +106,7 @@ class Trunk:
         finally:
             handle.remove()
         if len(caught) != 1:
-            raise UnsupportedByModel(f"{type(self.network).__name__} does not call its output embedding once.")
+            raise UnsupportedByModel(f"{type(self.network).__name__} does not call its output embedding exactly once.")
         (states,) = caught
         if not self._is_checked:
             self._check_head(states, output.logits)
@@ -120,7 +126,9 @@ class Trunk:
         theirs = logits.reshape(1, -1).float()
         scale = float(theirs.abs().max())
         if ours.shape != theirs.shape or not bool(((ours - theirs).abs() <= _TOLERANCE * scale).all()):
-            raise UnsupportedByModel(f"{type(self.network).__name__} makes its logits in a way of its own.")
+            raise UnsupportedByModel(
+                f"{type(self.network).__name__} changes its logits after the head in an unknown way."
+            )
         self._is_checked = True
 
 
@@ -130,37 +138,40 @@ def _ones(embeddings: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Graph:
-    """A forward to differentiate: `states` are [rows, steps, width].
+    """A forward's autograd graph in two pieces; `states` are the hidden states [rows, steps, width].
 
-    They depend on `leaves` in such a way that one backward serves all steps; the `anchors` are the same values with
-    their history, from which each step needs a backward of its own. The first `dense` leaves have an axis of steps;
-    of the other anchors a step has one position, its own.
+    `leaves` are detached copies; `anchors` are the attached originals. Backward to leaves runs once, from anchors once
+    per step. The first `step_leaves` leaves have an axis of steps ([rows, steps, ...]); of the other leaves
+    ([rows, length, ...]) a step uses its own position alone. Without leaves, the anchor is `states` itself.
     """
 
     states: torch.Tensor
     anchors: tuple[torch.Tensor, ...]
     leaves: tuple[torch.Tensor, ...]
-    dense: int
-    first: int  # the position of the first step in an anchor
+    step_leaves: int
+    first_position: int  # of the first step, in an anchor without an axis of steps
 
-    def at_anchors(self, gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Gradients with respect to the states, of all steps, as gradients with respect to the leaves."""
+    def gradients_at_leaves(self, gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Gradients of all steps with respect to the leaves, from those with respect to the states."""
         if not self.leaves:
             return (gradients,)
         return torch.autograd.grad(self.states, self.leaves, gradients, retain_graph=True)
 
     def pull_back(
-        self, at_anchors: tuple[torch.Tensor, ...], steps: range, inputs: tuple[torch.Tensor, ...]
+        self, at_leaves: tuple[torch.Tensor, ...], steps: range, inputs: tuple[torch.Tensor, ...]
     ) -> tuple[torch.Tensor, ...]:
-        """The gradient of each of these steps with respect to the inputs: [steps, *input.shape]."""
+        """The gradient of each of these steps with respect to each input: [steps, *input.shape].
+
+        `at_leaves` is what `gradients_at_leaves` returned.
+        """
         cotangents = []
-        for index, (anchor, gradients) in enumerate(zip(self.anchors, at_anchors, strict=True)):
-            if index < self.dense:
+        for index, (anchor, gradients) in enumerate(zip(self.anchors, at_leaves, strict=True)):
+            if index < self.step_leaves:
                 cotangents.append(gradients[:, steps.start : steps.stop].transpose(0, 1))
                 continue
             rows = anchor.new_zeros((len(steps), *anchor.shape))
             for place, step in enumerate(steps):
-                rows[place, :, self.first + step] = gradients[:, self.first + step]
+                rows[place, :, self.first_position + step] = gradients[:, self.first_position + step]
             cotangents.append(rows)
         return pull_back(self.anchors, inputs, tuple(cotangents))
 
@@ -170,9 +181,9 @@ def pull_back(
     inputs: tuple[torch.Tensor, ...],
     cotangents: tuple[torch.Tensor, ...],
 ) -> tuple[torch.Tensor, ...]:
-    """Vector-Jacobian products of `outputs`: cotangents [count, *output.shape] to [count, *input.shape].
+    """Vector-Jacobian products of `outputs`: cotangents [count, *output.shape] to gradients [count, *input.shape].
 
-    The graph is kept.
+    Zeros for an input that the outputs do not depend on. The graph is retained for further calls.
     """
     count = cotangents[0].shape[0]
     if count == 1:

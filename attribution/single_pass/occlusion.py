@@ -1,4 +1,4 @@
-"""Occlusion: a window of the input is replaced by the baseline once, for all steps that stand behind it."""
+"""Occlusion. Each window is replaced by the baseline once; the same forward serves every later step."""
 
 from __future__ import annotations
 
@@ -9,73 +9,75 @@ import torch
 
 from attribution.single_pass.batch_sizes import rows_at_once
 from attribution.single_pass.prefix_cache import PrefixCache
-from attribution.single_pass.text_task import Column, Reading, Task
+from attribution.single_pass.text_task import HeadOutput, StepResult, Task
 
-# Windows that share a prefix are run together; with this many groups 56 % of the positions are run, at best it is half.
+# Windows are run in this many groups that share a prefix: 56 % of all positions are computed; at best it would be half.
 _GROUPS, _FEWEST_ROWS = 8, 4
 
 
 @dataclass(frozen=True)
 class Window:
-    """A sliding window over the positions of one input; the embedding is covered as a whole."""
+    """A sliding window over the positions of one input, in positions; it always covers whole embeddings."""
 
     size: int = 1
     stride: int = 1
 
     def count(self, length: int) -> int:
-        """How many windows an input of this length has, as Captum counts; the last may reach over its end."""
+        """How many windows an input of this length has, as Captum counts; the last may extend past the end."""
         return -(-(length - self.size) // self.stride) + 1
 
     def covered(self, index: int, length: int) -> slice:
+        """The positions that window number `index` covers."""
         return slice(index * self.stride, min(index * self.stride + self.size, length))
 
 
-def occlusion(task: Task, *, windows: tuple[Window, ...], rows: int | None) -> Iterator[Column]:
-    """Zeiler and Fergus, 2014, with Captum's windows; `rows`: at most so many perturbed rows in a forward.
+def occlusion(task: Task, *, windows: tuple[Window, ...], rows: int | None) -> Iterator[StepResult]:
+    """Occlusion (Zeiler and Fergus, 2014, https://arxiv.org/abs/1311.2901), as `captum.attr.Occlusion` computes it.
 
-    Replacing position j changes no step before it, and all steps behind it at once.
+    One window for each of the task's inputs; a forward has at most `rows` perturbed rows, or as many as memory allows.
+    Replacing position j leaves all steps before it unchanged, and one forward shows its effect on all steps after it.
     """
     with torch.no_grad():
         states, cache = PrefixCache.of(task)
-        reading = task.read(states, gradients=False, step_scores=bool(task.step_scores))
+        head_output = task.apply_head(states, gradients=False, step_scores=bool(task.step_scores))
         effects = [
-            _effects(task, position, window, reading, rows, cache if position == task.prefix_index else None)
+            _effects(task, position, window, head_output, rows, cache if position == task.prefix_index else None)
             for position, window in enumerate(windows)
         ]
         for index in range(len(task.steps)):
             scores = tuple(
                 _scores(task, position, window, effects[position], index) for position, window in enumerate(windows)
             )
-            yield task.column(index, scores, reading, None)
+            yield task.step_result(index, scores, head_output, None)
 
 
 def _effects(
-    task: Task, position: int, window: Window, reading: Reading, rows: int | None, cache: PrefixCache | None
+    task: Task, position: int, window: Window, head_output: HeadOutput, rows: int | None, cache: PrefixCache | None
 ) -> torch.Tensor:
-    """f(input) - f(input without the window): [windows, steps]."""
+    """f(input) - f(input with the window replaced by the baseline): [windows, steps]."""
     length = task.inputs[position].shape[1]
     count = window.count(length)
-    effects = reading.values.new_zeros((count, len(task.steps)))
+    effects = head_output.values.new_zeros((count, len(task.steps)))
     first = 0
     while first < count:
         start = window.covered(first, length).start
         kept = start if cache is not None else 0
-        at_once = rows_at_once(task.trunk, task.rows_length - kept, with_graph=False)
+        at_once = rows_at_once(task.split_model, task.rows_length - kept, with_graph=False)
         if cache is not None:
             at_once = min(at_once, max(_FEWEST_ROWS, -(-count // _GROUPS)))
         last = min(count, first + (min(at_once, rows) if rows else at_once))
-        # Rows that share a prefix become shorter and shorter.
-        task.tick(first / count if cache is None else 1 - (1 - first / count) ** 2)
+        # With a shared prefix rows become shorter, so the remaining work shrinks quadratically.
+        task.report_progress(first / count if cache is None else 1 - (1 - first / count) ** 2)
         perturbed = task.inputs[position].repeat(last - first, 1, 1)
         for row, index in enumerate(range(first, last)):
             covered = window.covered(index, length)
             perturbed[row, covered] = task.baselines[position][0, covered]
         if cache is not None:
-            effects[first:last] = cache.effects(perturbed, kept, reading.values)
+            effects[first:last] = cache.effects(perturbed, kept, head_output.values)
         else:
             inputs = [each.expand(last - first, -1, -1) for each in task.inputs]
             inputs[position] = perturbed
-            effects[first:last] = reading.values - task.read(task.states(*inputs), gradients=False).values
+            effects[first:last] = head_output.values - task.apply_head(task.states(*inputs), gradients=False).values
         first = last
     return effects
 

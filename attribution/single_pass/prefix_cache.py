@@ -1,4 +1,4 @@
-"""The keys and values of a prefix that perturbed rows have in common, so that only what stands behind it is run."""
+"""Keys and values of the prefix that perturbed rows share, so that forwards run only the positions after it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,19 @@ class PrefixCache:
 
     @classmethod
     def of(cls, task: Task) -> tuple[torch.Tensor, Self | None]:
-        """The text's hidden states ([1, steps, width]), and what rows can share of them: None where the model keeps
-        something else than keys and values of all positions.
+        """The text's hidden states ([1, steps, width]), and the cache that its forward filled.
+
+        None instead of a cache for encoder-decoder models, and where the model does not store the keys and values of
+        all positions (sliding windows, linear attention).
         """
-        network = task.trunk.network
+        network = task.split_model.network
         config = network.config.get_text_config(decoder=True)
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-        if task.trunk.is_encoder_decoder or kinds != {"full_attention"} or getattr(config, "sliding_window", None):
+        if (
+            task.split_model.is_encoder_decoder
+            or kinds != {"full_attention"}
+            or getattr(config, "sliding_window", None)
+        ):
             return task.states(*task.inputs), None
         cache = DynamicCache(config=network.config)
         states = task.states(*task.inputs, past_key_values=cache, use_cache=True)
@@ -36,19 +42,21 @@ class PrefixCache:
         return states, cls(task, [(layer.keys, layer.values) for layer in cache.layers])
 
     def effects(self, perturbed: torch.Tensor, kept: int, values: torch.Tensor) -> torch.Tensor:
-        """`values` ([1, steps]) minus those of rows ([rows, length, width]) that share their first `kept` positions
-        with the text: [rows, steps]; nothing for steps that stand before it.
+        """`values` ([1, steps]) minus the attributed function of the perturbed rows: [rows, steps].
+
+        `perturbed` is [rows, length, width]; the rows share their first `kept` positions with the text.
+        Zero for steps before the changed position.
         """
         task, (rows, length, _) = self.task, perturbed.shape
         shared = [tuple(each[:, :, :kept].expand(rows, -1, -1, -1) for each in layer) for layer in self.layers]
-        first = max(0, kept + 1 - task.steps.start)  # the first step whose token is predicted behind `kept`
-        states = task.trunk.states(
+        first = max(0, kept + 1 - task.steps.start)  # the first step predicted after position `kept`
+        states = task.split_model.states(
             perturbed[:, kept:],
             positions=slice(task.steps.start + first - 1 - kept, task.steps.stop - 1 - kept),
             attention_mask=torch.ones((rows, length), dtype=torch.long, device=perturbed.device),
-            past_key_values=DynamicCache(shared, config=task.trunk.network.config) if kept else None,
+            past_key_values=DynamicCache(shared, config=task.split_model.network.config) if kept else None,
             use_cache=bool(kept),
         )
         found = values.new_zeros((rows, len(task.steps)))
-        found[:, first:] = values[:, first:] - task.read(states, gradients=False, first=first).values
+        found[:, first:] = values[:, first:] - task.apply_head(states, gradients=False, first=first).values
         return found

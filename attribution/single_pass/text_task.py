@@ -1,4 +1,4 @@
-"""One text to attribute: its embeddings, its steps, and what is read off the logits of each."""
+"""One text to attribute: its embeddings and steps, and the attributed function and step scores of its logits."""
 
 from __future__ import annotations
 
@@ -11,52 +11,54 @@ import torch
 
 from attribution.single_pass.batch_sizes import rows_of_logits, steps_at_once
 from attribution.single_pass.logit_functions import AttributedFunction, StepScores
-from attribution.single_pass.network import Graph, Trunk
+from attribution.single_pass.network import Graph, SplitModel
 
-# Called before each piece of work with the part that is done; it may raise to stop.
-Tick = Callable[[float], None]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What the head makes of hidden states: the attributed function ([rows, steps]), its gradient with respect to them
-    ([rows, steps, width]) where it was asked for, and the step scores of the first row.
-    """
-
-    values: torch.Tensor
-    gradients: torch.Tensor | None = None
-    step_scores: list[dict[str, torch.Tensor]] = field(default_factory=list)
+# Called before each batch with the fraction done, from 0 to 1; it may raise to cancel.
+ProgressCallback = Callable[[float], None]
 
 
 @dataclass(frozen=True)
-class Column:
-    """One step's result: scores in the order of the task's inputs ([1, length(, width)]), `None` for no attribution."""
+class HeadOutput:
+    """Values computed from the logits of hidden states."""
+
+    values: torch.Tensor  # the attributed function: [rows, steps]
+    gradients: torch.Tensor | None = (
+        None  # with respect to the hidden states: [rows, steps, width]; None if not computed
+    )
+    step_scores: list[dict[str, torch.Tensor]] = field(default_factory=list)  # of the first row, by step
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One step's scores in the order of the task's inputs ([1, length(, width)]); None for `dummy`, which has none."""
 
     scores: tuple[torch.Tensor, ...] | None
-    at_input: float = 0.0
-    at_baseline: float = 0.0
+    at_input: float = 0.0  # the attributed function at the input
+    at_baseline: float = 0.0  # and at the baseline
     step_scores: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Task:
-    """`inputs` are the attributed embeddings in Inseq's order ([1, length, width]): the prefix, or the source, or the
-    source and the decoder's prefix; `context` is a decoder's prefix that is not attributed.
+    """Everything a method needs to attribute one text.
+
+    `inputs` are the attributed embeddings in Inseq's order ([1, length, width]): the prefix of a decoder-only model, or
+    the source, or the source and the decoder's prefix. `context` is a decoder's prefix that is not attributed.
     """
 
-    trunk: Trunk
+    split_model: SplitModel
     inputs: tuple[torch.Tensor, ...]
-    baselines: tuple[torch.Tensor, ...]
+    baselines: tuple[torch.Tensor, ...]  # in the shapes of `inputs`
     context: torch.Tensor | None
-    steps: range
+    steps: range  # target positions
     function: AttributedFunction
     step_scores: StepScores
-    tick: Tick
-    needs_identity: bool = False  # whether f(input) and f(baseline) are wanted
+    report_progress: ProgressCallback
+    needs_identity: bool = False  # whether to compute f(input) and f(baseline)
 
     @property
     def prefix_index(self) -> int | None:
-        """Which of the inputs grows with the steps."""
+        """The index of the input that is the target prefix, which grows by a token with each step; None if none is."""
         return None if self.context is not None else len(self.inputs) - 1
 
     @property
@@ -65,8 +67,11 @@ class Task:
         return sum(each.shape[1] for each in (*self.inputs, self.context) if each is not None)
 
     def parts(self, rows: int) -> Iterator[Task]:
-        """The task for a few steps at a time: no longer than these need, and with room for `rows` of each in memory."""
-        at_once = steps_at_once(self.trunk, self.steps, self.rows_length, rows)
+        """The task divided into ranges of steps, each with inputs no longer than its last step needs.
+
+        `rows` is the number of rows that each step runs, which bounds the steps that fit into memory.
+        """
+        at_once = steps_at_once(self.split_model, self.steps, self.rows_length, rows)
         for first in range(0, len(self.steps), at_once):
             steps = self.steps[first : first + at_once]
             share, start = len(steps) / len(self.steps), first / len(self.steps)
@@ -76,29 +81,31 @@ class Task:
                 baselines=self.up_to(steps.stop - 1, self.baselines),
                 context=None if self.context is None else self.context[:, : steps.stop - 1],
                 steps=steps,
-                tick=partial(self._tick_part, start, share),
+                report_progress=partial(self._report_part, start, share),
             )
 
-    def _tick_part(self, start: float, share: float, done: float) -> None:
-        self.tick(start + share * done)
+    def _report_part(self, start: float, share: float, done: float) -> None:
+        self.report_progress(start + share * done)
 
     def up_to(self, end: int, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """Tensors in the order of the inputs ([1, length, ...]), cut to the prefix of a step."""
+        """Tensors in the order of the inputs ([1, length, ...]), with the target prefix cut to `end` positions."""
         return tuple(each[:, :end] if place == self.prefix_index else each for place, each in enumerate(inputs))
 
     def states(self, *inputs: torch.Tensor, **more: Any) -> torch.Tensor:
-        """Hidden states that predict the steps' tokens: [rows, steps, width]."""
+        """Hidden states that predict the steps' tokens, of inputs [rows, length, width]: [rows, steps, width]."""
         rows = inputs[0].shape[0]
         context = () if self.context is None else (self.context.expand(rows, -1, -1),)
-        return self.trunk.states(*inputs, *context, positions=slice(self.steps.start - 1, self.steps.stop - 1), **more)
+        return self.split_model.states(
+            *inputs, *context, positions=slice(self.steps.start - 1, self.steps.stop - 1), **more
+        )
 
     def graph(self, *inputs: torch.Tensor) -> Graph:
-        """As `states`, to be differentiated."""
+        """The graph of a forward of the same inputs as for `states`."""
         rows = inputs[0].shape[0]
         context = () if self.context is None else (self.context.expand(rows, -1, -1),)
-        return self.trunk.graph(*inputs, *context, positions=slice(self.steps.start - 1, self.steps.stop - 1))
+        return self.split_model.graph(*inputs, *context, positions=slice(self.steps.start - 1, self.steps.stop - 1))
 
-    def read(
+    def apply_head(
         self,
         states: torch.Tensor,
         *,
@@ -106,14 +113,15 @@ class Task:
         values_too: bool = True,
         step_scores: bool = False,
         first: int = 0,
-    ) -> Reading:
-        """Run the head on hidden states ([rows, steps, width]) of the steps from number `first`, a few at a time.
+    ) -> HeadOutput:
+        """Run the head on hidden states ([rows, steps, width]) of the steps from number `first`, in batches.
 
-        Without `values_too` the attributed function is not called: it may draw, or need what only its method has.
+        Without `values_too` the attributed function is not called, and `values` are zero: it may draw random numbers,
+        or need arguments that only its own method passes.
         """
         rows, count, _ = states.shape
         steps = self.steps[first:]
-        limit = rows_of_logits(self.trunk)
+        limit = rows_of_logits(self.split_model)
         width = max(1, min(count, limit // rows))
         height = min(rows, limit)
         values = states.new_zeros(
@@ -126,7 +134,7 @@ class Task:
                 place = (slice(top, top + height), slice(left, left + width))
                 with torch.set_grad_enabled(gradients):
                     leaf = states[place].detach().requires_grad_(gradients)
-                    logits = self.trunk.logits(leaf.flatten(0, 1)).reshape(*leaf.shape[:2], -1)
+                    logits = self.split_model.logits(leaf.flatten(0, 1)).reshape(*leaf.shape[:2], -1)
                     if values_too:
                         value = self.function(logits, steps[left : left + width])
                         values[place] = value.detach().to(values.dtype)
@@ -134,35 +142,38 @@ class Task:
                             (found[place],) = torch.autograd.grad(value.sum(), leaf)
                 if step_scores and top == 0:
                     scores += self.step_scores.of_steps(steps[left : left + width], logits[0].detach())
-        return Reading(values, found, scores)
+        return HeadOutput(values, found, scores)
 
-    def unperturbed(self) -> Reading | None:
-        """The values and step scores of the text itself, where they are wanted; one forward."""
+    def unperturbed(self) -> HeadOutput | None:
+        """The head's output for the text itself, from one forward; None if neither values nor scores are needed."""
         if not self.needs_identity and not self.step_scores:
             return None
         with torch.no_grad():
             states, scored = self.states(*self.inputs), bool(self.step_scores)
-            return self.read(states, gradients=False, values_too=self.needs_identity, step_scores=scored)
+            return self.apply_head(states, gradients=False, values_too=self.needs_identity, step_scores=scored)
 
     def at_baseline(self) -> torch.Tensor | None:
-        """The attributed function of the baseline at every step ([steps]), where it is wanted; one forward."""
+        """The attributed function of the baseline at every step ([steps]), from one forward; None if not needed."""
         if not self.needs_identity:
             return None
         with torch.no_grad():
-            return self.read(self.states(*self.baselines), gradients=False).values[0]
+            return self.apply_head(self.states(*self.baselines), gradients=False).values[0]
 
-    def column(
+    def step_result(
         self,
         index: int,
         scores: tuple[torch.Tensor, ...] | None,
-        reading: Reading | None,
+        head_output: HeadOutput | None,
         baseline: torch.Tensor | None,
-    ) -> Column:
-        """Step number `index`: what stands behind it is cut off."""
+    ) -> StepResult:
+        """The result of step number `index`, with scores cut to its prefix.
+
+        `head_output` is that of all steps, `baseline` what `at_baseline` returned.
+        """
         step = self.steps[index]
-        return Column(
+        return StepResult(
             None if scores is None else self.up_to(step, scores),
-            at_input=0.0 if reading is None else float(reading.values[0, index]),
+            at_input=0.0 if head_output is None else float(head_output.values[0, index]),
             at_baseline=0.0 if baseline is None else float(baseline[index]),
-            step_scores=reading.step_scores[index] if reading is not None and reading.step_scores else {},
+            step_scores=head_output.step_scores[index] if head_output is not None and head_output.step_scores else {},
         )

@@ -1,1 +1,1 @@
-"""Everything on disk: jobs and API keys in SQLite, results as files. The only room that knows SQL."""
+"""Everything on disk: jobs and API keys in SQLite, results as files. The only package that knows SQL."""

@@ -1,7 +1,7 @@
-"""Which submissions become jobs: what an idempotency key stands for, and whether there is room.
+"""Decides which submissions become jobs: idempotency keys and queue limits.
 
-Several are decided in one transaction, as if each had come alone, in their order. Works on an open connection: the
-store says in which transaction.
+Several submissions are decided in one transaction, in their order, with the outcome that each would have alone. Works
+on an open connection; the store opens the transaction.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _INSERT = sa.insert(jobs).returning(jobs.c.job_id, jobs.c.seq)
 
 @dataclass(frozen=True)
 class Candidate:
-    """A submission on its way in; one with `files`, a stored result under names of its own, has ended already."""
+    """A submission with its future job id. With `files` (links to a stored result) the job is completed at once."""
 
     submission: Submission
     reused_from: str | None = None
@@ -39,9 +39,10 @@ class Candidate:
 
 
 def admit(connection: sa.Connection, candidates: Sequence[Candidate], now: float) -> list[JobRecord | ServiceError]:
-    """The job of each candidate, or `KeyReused` or `QueueFull`.
+    """Store the candidates as jobs. Returns the job of each, or its error: `KeyReused` or `QueueFull`.
 
-    The job is an earlier one, with another id than the candidate's, where the idempotency key stands for it.
+    If the idempotency key was used before, the job is the earlier one, whose id differs from the candidate's. `now`:
+    seconds since the epoch.
     """
     holders = _holders(connection, candidates)
     waiting = Waiting(connection)
@@ -65,7 +66,7 @@ def admit(connection: sa.Connection, candidates: Sequence[Candidate], now: float
 
 
 _Key = tuple[str, str | None]
-_Holders = dict[_Key, tuple[str, JobRecord]]  # of a key: the fingerprint of its request, and its job
+_Holders = dict[_Key, tuple[str, JobRecord]]  # by key: the fingerprint of its request, and its job
 
 
 def _key(submission: Submission) -> _Key:
@@ -73,7 +74,7 @@ def _key(submission: Submission) -> _Key:
 
 
 def _holders(connection: sa.Connection, candidates: Sequence[Candidate]) -> _Holders:
-    """The jobs that have the candidates' keys already."""
+    """Return the stored jobs with the candidates' keys."""
     keys: defaultdict[str, list[str]] = defaultdict(list)
     for each in candidates:
         if each.submission.idempotency_key is not None:
@@ -89,7 +90,7 @@ def _decide(candidate: Candidate, holders: _Holders, waiting: Waiting, now: floa
         if fingerprint != submission.fingerprint:
             raise KeyReused(
                 f"The Idempotency-Key {submission.idempotency_key!r} was used for another request (job {job.job_id}). "
-                "A key stands for one request: make a new one."
+                "Use a new key for each request."
             )
         return job
     if candidate.files:
@@ -111,7 +112,7 @@ def _decide(candidate: Candidate, holders: _Holders, waiting: Waiting, now: floa
 
 
 def _insert(connection: sa.Connection, accepted: Sequence[tuple[Candidate, JobRecord]]) -> dict[str, int]:
-    """Store the new jobs. Returns the number of each."""
+    """Store the new jobs with their tags and files. Returns `seq` by job id."""
     if not accepted:
         return {}
     numbers = connection.execute(_INSERT, [_row(candidate, job) for candidate, job in accepted])

@@ -1,7 +1,7 @@
-"""API keys: made, listed and revoked by a command (`python main.py keys ...`), checked at every request.
+"""API keys: created, listed and revoked by `python main.py keys ...`, checked at every request.
 
-A key is shown once, when it is made; the database has its SHA-256 only. A slow hash is for passwords: these are 256
-random bits.
+A key is shown once, when it is created; the database stores its SHA-256 only. Slow hashes protect passwords of low
+entropy; a key is 256 random bits.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import sqlalchemy as sa
 from jobs.store.schema import api_keys, for_reading, migrate, open_database
 from problems import StorageFailed
 
-ANYBODY = ""  # who owns jobs where no keys are set
-_PREFIX = "iaa_"  # so that a leaked key is recognised for what it is
+ANYBODY = ""  # the owner of all jobs if no keys exist
+_PREFIX = "iaa_"  # lets scanners for leaked secrets recognise a key
 
 _IN_USE = sa.select(api_keys.c.key_id).where(api_keys.c.hash == sa.bindparam("hash"), api_keys.c.revoked_at.is_(None))
 _LOOK_UP = sa.select(
@@ -29,7 +29,7 @@ _LOOK_UP = sa.select(
 
 @dataclass(frozen=True)
 class ApiKey:
-    """A key as it is listed: never the key itself."""
+    """A key without its secret; times are seconds since the epoch."""
 
     key_id: str
     name: str
@@ -38,7 +38,7 @@ class ApiKey:
 
 
 class ApiKeys:
-    """The keys of one data directory. Other processes may change them meanwhile."""
+    """The keys of one data directory. Other processes may change them at any time."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
@@ -47,7 +47,7 @@ class ApiKeys:
 
     @classmethod
     def of(cls, data_dir: Path) -> ApiKeys:
-        """For a command, beside a server that may be running on the directory."""
+        """Open the keys for a command; a server may run on the directory. Raises `StorageFailed`."""
         try:
             data_dir.mkdir(parents=True, exist_ok=True)
             engine = open_database(data_dir / "jobs.sqlite3")
@@ -57,7 +57,7 @@ class ApiKeys:
         return cls(engine)
 
     def create(self, name: str) -> tuple[ApiKey, str]:
-        """A new key, and its secret, which is not kept."""
+        """Create a key. Returns it with its secret, which is not stored."""
         secret = _PREFIX + secrets.token_urlsafe(32)
         key = ApiKey(secrets.token_hex(8), name, time.time(), None)
         with self._engine.begin() as connection:
@@ -65,13 +65,13 @@ class ApiKeys:
         return key, secret
 
     def list(self) -> list[ApiKey]:
-        """All keys, the oldest first, revoked ones too."""
+        """Return all keys, oldest first, including revoked ones."""
         columns = [api_keys.c[name] for name in ("key_id", "name", "created_at", "revoked_at")]
         with self._engine.begin() as connection:
             return [ApiKey(*row) for row in connection.execute(sa.select(*columns).order_by(api_keys.c.created_at))]
 
     def revoke(self, key_id: str) -> bool:
-        """Make a key worthless. False if there is no such key in use; its jobs stay."""
+        """Revoke a key; its jobs stay. Returns False if there is no such key in use."""
         unrevoked = (api_keys.c.key_id == key_id, api_keys.c.revoked_at.is_(None))
         with self._engine.begin() as connection:
             return (
@@ -80,13 +80,13 @@ class ApiKeys:
 
     @property
     def are_set(self) -> bool:
-        """Whether there was ever a key: revoking the last one opens nothing."""
+        """Whether a key was ever created: revoking the last one does not open the server."""
         return self.look_up("")[0]
 
     def look_up(self, secret: str) -> tuple[bool, str | None]:
-        """Whether there was ever a key, and the id of the one with this secret, or None if there is none in use.
+        """Return whether a key was ever created, and the id of the key in use with this secret, or None.
 
-        Microseconds, on a connection of its own: every request asks. Raises `StorageFailed`.
+        Takes microseconds, on a connection of its own, because every request calls it. Raises `StorageFailed`.
         """
         hashed = _hashed(secret)
         try:
@@ -99,6 +99,7 @@ class ApiKeys:
         return found.are_set, found.key_id
 
     def close(self) -> None:
+        """Close the connection of `look_up`."""
         if self._connection is not None:
             self._connection.close()
 

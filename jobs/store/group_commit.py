@@ -1,7 +1,7 @@
-"""Calls that come at the same time share one transaction, and its one sync: the first of them commits for all.
+"""Group commit: concurrent calls share one transaction and its one fsync; the first of them commits for all.
 
-Knows nothing of what is committed. (DeWitt et al. 1984, Implementation Techniques for Main Memory Database Systems,
-section 5.2: a group commits at once, nobody waits for a timer.)
+Knows nothing of the items. After DeWitt et al. 1984, Implementation Techniques for Main Memory Database Systems,
+section 5.2; here a group forms while the previous one commits, and no call waits for a timer.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ R = TypeVar("R")
 
 
 class GroupCommit(Generic[T, R]):
-    """Call it with an item; it returns the item's own outcome, or raises it where that is an exception.
+    """A callable that commits one item and returns the item's outcome, or raises it if it is an exception.
 
-    `commit` takes the items that wait, in the order in which they came, and gives an outcome for each. Where it raises,
-    it is called again for each item alone, so that a bad one harms no other. One thread at a time calls it.
+    commit: takes up to `at_most` waiting items, in the order of their calls, and returns an outcome for each; it is
+    called by one thread at a time. If it raises, it is called again with each item alone, so that a bad item fails no
+    other.
     """
 
     def __init__(self, commit: Callable[[Sequence[T]], Sequence[R | Exception]], *, at_most: int = 256) -> None:
@@ -35,7 +36,7 @@ class GroupCommit(Generic[T, R]):
             leads, self._is_led = not self._is_led, True
         if not leads:
             member.woken.wait()
-        if member.outcome is None:  # it is the first of those that wait
+        if member.outcome is None:  # woken to lead the next group
             self._lead()
         assert member.outcome is not None
         if isinstance(member.outcome, Exception):
@@ -43,7 +44,7 @@ class GroupCommit(Generic[T, R]):
         return member.outcome
 
     def _lead(self) -> None:
-        """Commit for all who wait; whoever comes meanwhile is the next group, which its first member leads."""
+        """Commit all waiting items. Items that arrive meanwhile are the next group, which its first member leads."""
         with self._guard:
             group, self._waiting = self._waiting[: self._at_most], self._waiting[self._at_most :]
         try:

@@ -1,8 +1,8 @@
-"""Durable jobs (SQLite) and their results; what touches the disk is here, in `job_schema` and in `result_files`.
+"""Durable jobs (rows in SQLite) and their results (files).
 
-Knows nothing of HTTP, threads that run jobs, or what a result means: a result is named byte strings. A job row is
-committed with a full sync before `add` returns; a result is fsynced under a name of its own attempt before the row that
-points at it is committed, so a reader never sees half of one. Status moves only by compare-and-set (`_move`).
+Knows nothing of HTTP, of workers, or of the content of a result, which is a set of named byte strings. A job's row is
+committed with fsync before `add` returns. A result's files are fsynced under names that contain the attempt before the
+row that names them is committed, so a reader never sees half a result. Status changes by compare-and-set (`_move`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from jobs.store import queue_order
 from jobs.store.admission import Candidate, admit
 from jobs.store.api_keys import ApiKeys
 from jobs.store.group_commit import GroupCommit
-from jobs.store.listing import Filters, beyond_limits, page_query
-from jobs.store.records import JobRecord, Submission, record
+from jobs.store.listing import Filters, beyond_limits, owned, page_query
+from jobs.store.records import JobRecord, OwnerFilter, Submission, record
 from jobs.store.result_files import REMEDY, ResultFile, ResultFiles
 from jobs.store.schema import (
     IS_RUNNING,
@@ -39,14 +39,14 @@ from jobs.store.schema import (
 from models import JobStatus, Problem, Progress, ResultPart
 from problems import ServiceError, StorageFailed
 
-_EXPIRED_AT_ONCE = 100
+_EXPIRED_AT_ONCE = 100  # results removed in one transaction
 
 
 class JobStore:
-    """The jobs of one data directory, which it locks for itself.
+    """The jobs of one data directory, which the store locks against other servers. Safe to use from many threads.
 
-    Raises `StorageFailed` when the directory is in use by another server, cannot be written, or was written by a newer
-    version. Safe to use from many threads.
+    clock: seconds since the epoch. Raises `StorageFailed` if another server uses the directory, if it cannot be
+    written, or if a newer version wrote it. Every method raises it if the disk fails.
     """
 
     def __init__(self, data_dir: Path, clock: Callable[[], float] = time.time) -> None:
@@ -62,7 +62,7 @@ class JobStore:
             ) from None
         except OSError as error:
             raise StorageFailed(f"{data_dir} cannot be written: {error.strerror}.") from error
-        # One writer at a time: SQLite has one anyway, and a queue here is fairer than its busy timeout.
+        # One writer at a time: SQLite allows one anyway, and a lock is fairer than its busy timeout.
         self._write_lock = threading.Lock()
         self._accept = GroupCommit[Candidate, JobRecord](self._admit)
         self._engine = open_database(data_dir / "jobs.sqlite3")
@@ -82,7 +82,7 @@ class JobStore:
             raise
 
     def close(self) -> None:
-        """Close the database and let another server have the directory."""
+        """Close the database and unlock the directory."""
         self.keys.close()
         self._engine.dispose()
         self._lock.release()
@@ -90,10 +90,10 @@ class JobStore:
     # Jobs
 
     def add(self, submission: Submission) -> tuple[JobRecord, bool]:
-        """Accept a job: when this returns, it survives the death of the process and of the machine.
+        """Accept a job. When this returns, the job survives a crash of the process and of the machine.
 
-        Returns the job, and False if it is the earlier one of the same idempotency key. Raises `KeyReused` if that one
-        is another request, and `QueueFull`.
+        Returns the job and True; or the earlier job of the same idempotency key and False. Raises `KeyReused` if that
+        job has another request, and `QueueFull`.
         """
         candidate = Candidate(submission)
         if submission.request.reuse:
@@ -108,47 +108,49 @@ class JobStore:
             self._results.remove(file.name for file in candidate.files)
         return job, is_new
 
-    def get(self, job_id: str, owner: str | None = None) -> JobRecord | None:
-        """The job, or None; with an owner, only of that one's."""
-        query = sa.select(jobs).where(jobs.c.job_id == job_id)
+    def get(self, job_id: str, owner: OwnerFilter) -> JobRecord | None:
+        """Return the job, or None if there is none of this owner."""
+        query = owned(sa.select(jobs).where(jobs.c.job_id == job_id), jobs.c.owner, owner)
         with self._read() as connection:
-            row = connection.execute(query if owner is None else query.where(jobs.c.owner == owner)).one_or_none()
+            row = connection.execute(query).one_or_none()
         return None if row is None else record(row)
 
     def page(self, filters: Filters, *, limit: int, before: int | None = None) -> list[JobRecord]:
-        """Jobs accepted before number `before`, newest first, with their places in the queue."""
+        """Return jobs with `seq` < `before`, newest first, with their places in the queue."""
         with self._read() as connection:
             found = [record(row) for row in connection.execute(page_query(filters, limit=limit, before=before))]
             places = queue_order.positions(connection, [job for job in found if job.status is JobStatus.PENDING])
         return [replace(job, queue_position=places.get(job.seq)) for job in found]
 
     def active(self) -> dict[JobStatus, int]:
-        """How many jobs wait and how many run."""
+        """Return how many jobs are pending and how many are running."""
         counts = [sa.select(sa.func.count()).where(each).scalar_subquery() for each in (IS_WAITING, IS_RUNNING)]
         with self._read() as connection:
             waiting, running = connection.execute(sa.select(*counts)).one()
         return {JobStatus.PENDING: waiting, JobStatus.RUNNING: running}
 
     def queue_position(self, job: JobRecord) -> int:
-        """How many jobs run before a pending one, if no more come."""
+        """Return how many jobs run before a pending one, if no more arrive."""
         with self._read() as connection:
             return queue_order.positions(connection, [job])[job.seq]
 
     def place_of_next(self, owner: str, priority: int) -> int:
-        """How many jobs would run before one that came now."""
+        """Return how many jobs would run before one submitted now."""
         with self._read() as connection:
             return queue_order.Waiting(connection).place_of_next(owner, priority)
 
     def waiting_kinds(self) -> dict[tuple[str, str], int]:
-        """How many jobs wait, by model and method."""
+        """Return how many jobs wait, by model and method names."""
         query = sa.select(jobs.c.model, jobs.c.method, sa.func.count()).where(IS_WAITING)
         with self._read() as connection:
             rows = connection.execute(query.group_by(jobs.c.model, jobs.c.method))
             return {(model, method): count for model, method, count in rows}
 
     def claim(self, busy_models: Collection[str] = ()) -> JobRecord | None:
-        """Take the next pending job. Owners take turns; of one owner's, those on a model that is busy on this device
-        come after the others, then the higher priority comes first, then the older.
+        """Take the next pending job and mark it running. Returns None if no job waits.
+
+        Owners take turns. Of one owner's jobs, those whose model is in `busy_models` come last; then higher priority
+        comes first, then older.
         """
         with self._write() as connection:
             seq = self._turns.next(connection, busy_models)
@@ -169,27 +171,27 @@ class JobStore:
         )
 
     def save_progress(self, progress: Iterable[tuple[JobRecord, Progress]]) -> None:
-        """Remember how far running jobs are; the caller bounds how often."""
+        """Store the progress of running jobs; the caller limits how often."""
         with self._write() as connection:
             for job, latest in progress:
                 connection.execute(sa.update(jobs).where(*_held(job)).values(progress=latest.model_dump_json()))
 
     def complete(self, job: JobRecord, result: Sequence[ResultPart], progress: Progress) -> bool:
-        """Store the result durably, then mark the job completed. False if the job was no longer this attempt's."""
+        """Write the result with fsync, then mark the job completed. Returns False if another attempt has the job."""
         files = self._results.write(job.job_id, job.attempt, result)
         return self._end(job, JobStatus.COMPLETED, progress, files)
 
     def fail(
         self, job: JobRecord, error: Problem, progress: Progress | None = None, partial: Sequence[ResultPart] = ()
     ) -> bool:
-        """Mark the job failed, with the reason, and keep what it had done. False if it was no longer this attempt's."""
+        """Mark the job failed and store its partial result. Returns False if another attempt has the job."""
         files = self._try_to_write(job, partial)
         return self._end(job, JobStatus.FAILED, progress, files, error=error.model_dump_json())
 
     def request_cancel(self, job_id: str) -> JobRecord | None:
-        """Cancel a pending job at once, or ask a running one to stop; an ended one is left as it is.
+        """Cancel a pending job, or mark a running one as to be cancelled; an ended one does not change.
 
-        Returns the job as it is then, or None if there is none.
+        Returns the job after the change, or None if there is none.
         """
         waiting = (jobs.c.job_id == job_id, jobs.c.status == JobStatus.PENDING.value)
         running = (jobs.c.job_id == job_id, jobs.c.status == JobStatus.RUNNING.value)
@@ -201,15 +203,15 @@ class JobStore:
         return None if row is None else record(row)
 
     def cancel(self, job: JobRecord, progress: Progress | None = None, partial: Sequence[ResultPart] = ()) -> bool:
-        """Mark a running job cancelled, now that the device is free of it, and keep what it had done.
+        """Mark a running job cancelled, after it left the device, and store its partial result.
 
-        False if it was no longer this attempt's.
+        Returns False if another attempt has the job.
         """
         files = self._try_to_write(job, partial)
         return self._end(job, JobStatus.CANCELLED, progress, files)
 
     def delete(self, job_id: str) -> JobRecord | None:
-        """Forget an ended job and its result; an active one is left as it is. Returns what it was, None if nothing."""
+        """Delete an ended job and its result; an active one does not change. Returns the job as found, or None."""
         with self._write() as connection:
             row = connection.execute(sa.select(jobs).where(jobs.c.job_id == job_id)).one_or_none()
             if row is None:
@@ -223,14 +225,14 @@ class JobStore:
         return job
 
     def expire(self, *, before: float, keep: int, keep_bytes: int) -> list[str]:
-        """Remove results that ended before a time, and the oldest beyond a number or an amount of bytes.
+        """Remove results finished before a time, and the oldest beyond a number or an amount of bytes.
 
-        Their jobs stay, marked as expired. Returns their ids.
+        Their jobs stay, marked as expired. Returns the ids of these jobs.
         """
         with self._read() as connection:
             beyond = list(connection.execute(beyond_limits(before, keep, keep_bytes)).scalars())
         expired: list[str] = []
-        # A few at a time, so that nobody waits long for the lock.
+        # In small transactions, so that other writers do not wait long for the lock.
         for some in (beyond[at : at + _EXPIRED_AT_ONCE] for at in range(0, len(beyond), _EXPIRED_AT_ONCE)):
             with self._write() as connection:
                 still = jobs.c.job_id.in_(some)
@@ -242,9 +244,9 @@ class JobStore:
         return expired
 
     def requeue(self, job: JobRecord) -> bool:
-        """Put a running job back to pending, because the server stops; it does not count as an attempt.
+        """Put a running job back to pending, because the server stops; the attempt does not count.
 
-        One that was to be cancelled is.
+        A job with a cancel request is cancelled instead. Returns False if another attempt has the job.
         """
         with self._write() as connection:
             given_up = sa.select(jobs.c.cancel_requested).where(*_held(job))
@@ -253,10 +255,10 @@ class JobStore:
             return self._move(connection, job, JobStatus.PENDING, attempt=job.attempt - 1, started_at=None)
 
     def recover(self, max_attempts: int, give_up: Callable[[JobRecord], Problem]) -> list[JobRecord]:
-        """After a crash: running jobs go back to pending, or fail once they were started `max_attempts` times; those
-        that were to be cancelled are.
+        """Recover from a crash: put running jobs back to pending, or fail those started `max_attempts` times.
 
-        Returns the jobs that were running.
+        Jobs with a cancel request are cancelled. give_up: returns the error of a job that fails. Returns the jobs that
+        were running.
         """
         with self._write() as connection:
             rows = connection.execute(sa.select(jobs).where(IS_RUNNING)).all()
@@ -273,18 +275,18 @@ class JobStore:
     # Results
 
     def files(self, job_id: str) -> dict[str, ResultFile]:
-        """The stored files of a completed job, by kind."""
+        """Return the stored files of an ended job, by kind."""
         query = sa.select(result_files).where(result_files.c.job_id == job_id)
         with self._read() as connection:
             rows = connection.execute(query).all()
         return {row.kind: _file(row) for row in rows}
 
     def read(self, stored: ResultFile) -> bytes:
-        """The bytes of a result file, checked against their checksum. Raises `ResultDamaged`, `StorageFailed`."""
+        """Return the bytes of a result file, verified by checksum. Raises `ResultDamaged` and `StorageFailed`."""
         return self._results.read(stored)
 
     def is_writable(self) -> bool:
-        """Whether a job could be accepted now (for readiness)."""
+        """Whether a job could be accepted now: the database and the result files can be written."""
         try:
             with self._write() as connection:
                 connection.execute(sa.update(jobs).where(sa.false()).values(attempt=0))
@@ -297,7 +299,7 @@ class JobStore:
     def _end(
         self, job: JobRecord, status: JobStatus, progress: Progress | None, files: Sequence[ResultFile], **values: Any
     ) -> bool:
-        """Mark a running job ended, with its files."""
+        """Mark a running job ended and store the rows of its files."""
         if progress is not None:
             values["progress"] = progress.model_dump_json()
         try:
@@ -317,14 +319,14 @@ class JobStore:
         return self._move(connection, job, status, finished_at=self._clock(), **values)
 
     def _try_to_write(self, job: JobRecord, partial: Sequence[ResultPart]) -> list[ResultFile]:
-        """The files of an unfinished result; none where there is no room for them, which is no reason not to end."""
+        """Write a partial result. Returns no files if the disk fails, because the job must end all the same."""
         try:
             return self._results.write(job.job_id, job.attempt, partial) if partial else []
         except StorageFailed:
             return []
 
     def _move(self, connection: sa.Connection, job: JobRecord, status: JobStatus, **values: Any) -> bool:
-        """The one place where a claimed job's status changes: only if it is still this attempt, and running."""
+        """Change the status of a claimed job, if it is still running this attempt. The only place that does so."""
         moved = connection.execute(sa.update(jobs).where(*_held(job)).values(status=status.value, **values))
         return moved.rowcount == 1
 
@@ -333,7 +335,7 @@ class JobStore:
             return admit(connection, candidates, self._clock())
 
     def _with_stored_result(self, candidate: Candidate) -> Candidate:
-        """With the newest result of the same owner that this request would have, if there is one and it is whole."""
+        """Add links to the newest stored result of the same request and owner, if there is one and it is intact."""
         submission = candidate.submission
         same = (
             jobs.c.reuse_key == submission.reuse_key,
@@ -350,12 +352,12 @@ class JobStore:
             return candidate
         try:
             files = self._results.link_all(tuple(self.files(source).values()), candidate.job_id)
-        except StorageFailed:  # gone or damaged: the job is to be run
+        except StorageFailed:  # missing or damaged: run the job instead
             return candidate
         return replace(candidate, reused_from=source, files=files)
 
     def _forget_files(self, connection: sa.Connection, job_ids: list[str]) -> list[str]:
-        """Take result files out of the database; they are removed from the disk only once that is committed."""
+        """Delete the rows of result files. Returns their names; the caller removes the files after the commit."""
         named = result_files.c.job_id.in_(job_ids)
         names = list(connection.execute(sa.select(result_files.c.name).where(named)).scalars())
         connection.execute(sa.delete(result_files).where(named))

@@ -1,57 +1,67 @@
-"""Queries over all jobs: a page of them, from an index in its order at any depth; results beyond what is kept."""
+"""Queries over many jobs: a page of a listing, read from an index in its order; results beyond the retention limits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
 
+from jobs.store.records import AllOwners, OwnerFilter
 from jobs.store.schema import job_tags, jobs, result_files
 from models import JobStatus
 
 
 @dataclass(frozen=True)
 class Filters:
-    """What the jobs of a listing have in common; `tags`: each a name and a value, or None for any value."""
+    """The conditions that listed jobs meet (None: any). `tags`: name and value each, None for any value."""
 
     status: JobStatus | None = None
     model: str | None = None
     method: str | None = None
     tags: Sequence[tuple[str, str | None]] = ()
-    owner: str | None = None
+    owner: OwnerFilter = field(kw_only=True)
 
 
 def page_query(filters: Filters, *, limit: int, before: int | None) -> sa.Select[Any]:
-    """Jobs accepted before number `before`, newest first; new arrivals never shift a page."""
+    """Return the query for jobs with `seq` < `before`, newest first. New arrivals never shift a page."""
     tagged = [_tagged(filters.owner, name, value) for name, value in filters.tags]
     query: sa.Select[Any] = sa.select(jobs)
     seq: sa.ColumnElement[int] = jobs.c.seq
-    for first in tagged[:1]:  # its own rows are in the order of the page; their jobs are looked up one by one
+    for first in tagged[:1]:  # an index has the tag's rows in the order of the page; each job is looked up by number
         query = query.join(first, jobs.c.seq == first.c.seq)
         seq = first.c.seq
     query = query.order_by(seq.desc()).limit(limit)
     if before is not None:
         query = query.where(seq < before)
     columns = ((jobs.c.status, filters.status), (jobs.c.model, filters.model), (jobs.c.method, filters.method))
-    for column, wanted in (*columns, (jobs.c.owner, filters.owner)):
+    for column, wanted in columns:
         if wanted is not None:
             query = query.where(column == str(wanted))
+    query = owned(query, jobs.c.owner, filters.owner)
     for other in tagged[1:]:
         query = query.where(sa.exists(sa.select(other.c.seq).where(other.c.job_id == jobs.c.job_id)))
     return query
 
 
-def _tagged(owner: str | None, name: str, value: str | None) -> sa.Subquery:
-    tagged = sa.select(job_tags.c.seq, job_tags.c.job_id).where(job_tags.c.name == name)
-    if owner is not None:
-        tagged = tagged.where(job_tags.c.owner == owner)
+def owned(query: sa.Select[Any], column: sa.ColumnElement[str], owner: OwnerFilter) -> sa.Select[Any]:
+    """Restrict a query to the rows whose `column` is this owner, unless it is `ALL_OWNERS`."""
+    return query if isinstance(owner, AllOwners) else query.where(column == owner)
+
+
+def _tagged(owner: OwnerFilter, name: str, value: str | None) -> sa.Subquery:
+    tagged: sa.Select[Any] = sa.select(job_tags.c.seq, job_tags.c.job_id).where(job_tags.c.name == name)
+    tagged = owned(tagged, job_tags.c.owner, owner)
     return (tagged if value is None else tagged.where(job_tags.c.value == value)).subquery()
 
 
 def beyond_limits(before: float, keep: int, keep_bytes: int) -> sa.Select[tuple[str]]:
-    """The ids of jobs whose results ended before a time, or are the oldest beyond a number or an amount of bytes."""
+    """Return the query for the ids of jobs whose results exceed a retention limit.
+
+    before: results finished before this time (seconds since the epoch). keep, keep_bytes: the oldest results beyond
+    this number, or beyond this many bytes in all.
+    """
     sizes = (
         sa.select(result_files.c.job_id, sa.func.sum(result_files.c.size).label("size"))
         .group_by(result_files.c.job_id)

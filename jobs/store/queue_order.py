@@ -1,6 +1,6 @@
-"""Which job is next, how many run before one, and whether there is room: owners take turns.
+"""The order of waiting jobs, their places in it, and the limits of the queue. Owners take turns.
 
-Functions of an open connection: the store says when, and in which transaction.
+Works on an open connection; the store opens the transaction.
 """
 
 from __future__ import annotations
@@ -29,38 +29,40 @@ _BETWEEN = sa.select(sa.func.count()).where(
 
 
 class Turns:
-    """Whose turn it is: of the owners with waiting jobs, the one whose last turn is longest ago."""
+    """The turns of owners: of those with waiting jobs, the one whose last turn is longest ago is next."""
 
     def __init__(self) -> None:
         self._last: dict[str, int] = {}
         self._count = 0
 
     def next(self, connection: sa.Connection, busy_models: Collection[str]) -> int | None:
-        """The number of the job to run next. Of one owner's, those on a busy model come last, then the higher priority
-        comes first, then the older.
+        """Return the `seq` of the job to run next, or None.
+
+        Of one owner's jobs, those whose model is busy come last; then higher priority comes first, then older.
         """
         owners = list(connection.execute(_OWNERS).scalars())
         if not owners:
             return None
         owner = min(owners, key=lambda each: self._last.get(each, 0))
         self._count += 1
-        # Who has nothing to run any more is forgotten, and comes first when it has.
+        # Owners without waiting jobs are dropped; they go first when they return.
         self._last = {each: turn for each, turn in self._last.items() if each in owners} | {owner: self._count}
         first = _FIRST.where(jobs.c.owner == owner)
-        # Two looks, each at the head of an index in this order, instead of sorting what waits.
+        # Two queries that each read the head of an index, instead of one that sorts all waiting jobs.
         idle = connection.execute(first.where(jobs.c.model.not_in(busy_models))).scalar_one_or_none()
         return connection.execute(first).scalar_one_or_none() if idle is None else idle
 
 
 def positions(connection: sa.Connection, waiting: Sequence[JobRecord]) -> dict[int, int]:
-    """For each of these pending jobs, by its number, how many run before it if no more come: its owner's in order,
-    others' in turn with them.
+    """Return by `seq` how many jobs run before each of these pending jobs, if no more arrive.
+
+    Jobs of one owner run in order; jobs of other owners take turns with them.
     """
     if not waiting:
         return {}
     counts = Waiting(connection)
     places = {}
-    before, kind = (0, 0), None  # a number, and how many of its owner and priority come before it
+    before, kind = (0, 0), None  # a `seq`, and how many jobs of its owner and priority come before it
     for job in sorted(waiting, key=lambda each: (each.owner, each.request.priority, each.seq)):
         if kind != (kind := (job.owner, job.request.priority)):
             before = (0, 0)
@@ -72,9 +74,9 @@ def positions(connection: sa.Connection, waiting: Sequence[JobRecord]) -> dict[i
 
 
 class Waiting:
-    """The jobs that wait, counted by owner and priority: how much room there is, and where a new one comes in.
+    """Counts of the waiting jobs by owner and priority: for queue limits and the places of new jobs.
 
-    Read once for a transaction, and kept true as jobs join.
+    Read once in a transaction, and updated when jobs join.
     """
 
     def __init__(self, connection: sa.Connection) -> None:
@@ -83,27 +85,27 @@ class Waiting:
             self._counts[owner][priority] = count
 
     def join(self, submission: Submission) -> int:
-        """Take a place for a new job. Returns how many run before it, if no more come. Raises `QueueFull`."""
+        """Add a new job. Returns how many jobs run before it, if no more arrive. Raises `QueueFull`."""
         counts = self._of_owners()
         for limit, count, whose in (
             (submission.max_pending, sum(counts.values()), ""),
             (submission.max_pending_of_owner, counts.get(submission.owner, 0), " of this key"),
         ):
             if limit is not None and count >= limit:
-                raise QueueFull(f"{limit} jobs{whose} are waiting already; try again later.")
+                raise QueueFull(f"{limit} jobs{whose} are already waiting; try again later.")
         own, priority = self._counts[submission.owner], submission.request.priority
         place = self.place(submission.owner, priority, own.get(priority, 0))
         own[priority] = own.get(priority, 0) + 1
         return place
 
     def place_of_next(self, owner: str, priority: int) -> int:
-        """How many would run before a job that came now."""
+        """Return how many jobs would run before a job submitted now."""
         return self.place(owner, priority, self._counts[owner].get(priority, 0))
 
     def place(self, owner: str, priority: int, older: int) -> int:
-        """How many run before a job behind `older` ones of its owner and priority."""
+        """Return how many jobs run before a job with `older` older ones of its owner and priority."""
         ahead = older + sum(count for each, count in self._counts[owner].items() if each > priority)
-        # Owners take turns, so each other owner has at most one job more before one than its own owner has.
+        # Owners take turns: before this job, each other owner runs at most one job more than its own owner does.
         return ahead + sum(min(count, ahead + 1) for each, count in self._of_owners().items() if each != owner)
 
     def _of_owners(self) -> dict[str, int]:

@@ -1,6 +1,6 @@
-"""Result files on disk: written under a name of their attempt and synced, read back against their checksum.
+"""Result files on disk: written with fsync under a name that contains the attempt, verified by checksum when read.
 
-Which of them belong to a result is the `job_store`'s to say. Raises `StorageFailed` where the disk fails.
+The rows of the store decide which files belong to a result. Raises `StorageFailed` if the disk fails.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import structlog
 from models import ResultPart
 from problems import ResultDamaged, StorageFailed
 
-REMEDY = "The operator has to see to the data directory (docs/operations.md); then try again."
-_ROOM = 1024**2  # bytes; with less, a disk is as good as full
+REMEDY = "The operator must repair the data directory (docs/operations.md); then try again."
+_MIN_FREE = 1024**2  # free bytes below which the disk counts as full
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class ResultFile:
-    """One stored file of a result; `codec` says how its bytes are to be read, `sha256` is of the bytes as stored."""
+    """One stored file of a result. `codec`: encoding of its bytes; `size` and `sha256`: of the stored bytes."""
 
     kind: str
     name: str
@@ -42,7 +42,7 @@ class ResultFiles:
         self._directory = directory
 
     def write(self, job_id: str, attempt: int, parts: Sequence[ResultPart]) -> list[ResultFile]:
-        """Store the parts durably, all of them or none."""
+        """Write all parts with fsync, or none. Raises `StorageFailed`."""
         names = [f"{job_id}.{attempt}.{part.kind}" for part in parts]
         try:
             files = [self._write(name, part) for name, part in zip(names, parts, strict=True)]
@@ -53,7 +53,7 @@ class ResultFiles:
         return files
 
     def read(self, stored: ResultFile) -> bytes:
-        """The bytes of a file. Raises `ResultDamaged` if it is gone or changed, else `StorageFailed`."""
+        """Return the bytes of a file. Raises `ResultDamaged` if it is missing or changed, else `StorageFailed`."""
         try:
             content = (self._directory / stored.name).read_bytes()
         except FileNotFoundError:
@@ -61,15 +61,15 @@ class ResultFiles:
         except OSError as error:
             raise StorageFailed(f"The result file {stored.name} cannot be read: {error.strerror}. {REMEDY}") from error
         if content is None or hashlib.sha256(content).hexdigest() != stored.sha256:
-            what = "is gone from the disk" if content is None else "is damaged: it is not as it was written"
+            what = "is gone from the disk" if content is None else "is damaged: its checksum does not match"
             log.error("result_damaged", file=stored.name, gone=content is None)
             raise ResultDamaged(f"The result file {stored.name} {what}. Submit the job again.")
         return content
 
     def link_all(self, files: Sequence[ResultFile], job_id: str) -> list[ResultFile]:
-        """The same contents under names of another job's, so that either can be removed without the other.
+        """Hard-link the files under names of another job, so that either job can be deleted without the other.
 
-        Raises `StorageFailed` where a file is gone or damaged.
+        Raises `StorageFailed` if a file is missing or damaged.
         """
         linked = [replace(stored, name=f"{job_id}.0.{stored.kind}") for stored in files]
         try:
@@ -83,24 +83,25 @@ class ResultFiles:
         return linked
 
     def remove(self, names: Iterable[str]) -> None:
-        """Remove files; what cannot be removed now is swept at the next start."""
+        """Remove files. One that cannot be removed now is removed by `sweep` at the next start."""
         for name in names:
             with suppress(OSError):
                 (self._directory / name).unlink(missing_ok=True)
 
     def sweep(self, known: Collection[str]) -> None:
-        """Remove files that no row names: of attempts that died between their file and their row."""
+        """Remove files that no row names: their process died after it wrote the file, before the row."""
         self.remove(file.name for file in self._directory.iterdir() if file.name not in known)
 
     @property
     def is_empty(self) -> bool:
-        """Whether there are no results."""
+        """Whether there are no result files."""
         return not any(True for _ in self._directory.iterdir())
 
     @property
     def are_writable(self) -> bool:
+        """Whether files can be written: permission, and at least 1 MiB free."""
         try:
-            return os.access(self._directory, os.W_OK) and shutil.disk_usage(self._directory).free > _ROOM
+            return os.access(self._directory, os.W_OK) and shutil.disk_usage(self._directory).free > _MIN_FREE
         except OSError:
             return False
 

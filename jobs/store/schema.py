@@ -1,4 +1,4 @@
-"""The tables of the job store, and how a database is opened and brought to their newest form."""
+"""The tables of the job store; opens, checks and migrates its database."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
 from problems import StorageFailed
 
 metadata = sa.MetaData()
-# The columns as the newest migration leaves them; `migrations/` is the authority, and a test compares the two.
+# The columns after the newest migration. `migrations/` is authoritative; a test compares the two.
 jobs = sa.Table(
     "jobs",
     metadata,
@@ -54,7 +53,7 @@ job_tags = sa.Table(
     sa.Column("job_id", sa.String(32), primary_key=True),
     sa.Column("name", sa.String(64), primary_key=True),
     sa.Column("value", sa.String(256), nullable=False),
-    sa.Column("seq", sa.Integer, nullable=False),  # the job's number and owner, so that tags are in a page's order
+    sa.Column("seq", sa.Integer, nullable=False),  # `seq` and `owner` of the job, so that one index has a page of a tag
     sa.Column("owner", sa.String(16), nullable=False),
 )
 result_files = sa.Table(
@@ -68,13 +67,13 @@ result_files = sa.Table(
     sa.Column("sha256", sa.String(64), nullable=False),
 )
 
-# Written out, not bound: an index of those that wait, or run, serves only a statement that says so itself.
+# Literals, not bound parameters: SQLite uses a partial index only if the statement itself contains its condition.
 IS_WAITING = jobs.c.status == sa.literal_column("'pending'")
 IS_RUNNING = jobs.c.status == sa.literal_column("'running'")
 
 
 def open_database(file: Path) -> sa.Engine:
-    """The database, every write of which is synced before it is told."""
+    """Open the database with synchronous=FULL: a commit returns after fsync."""
     engine = sa.create_engine(f"sqlite:///{file}", pool_size=16, max_overflow=32)
     sa.event.listen(engine, "connect", _configure_connection)
     sa.event.listen(engine, "begin", _begin)
@@ -82,13 +81,15 @@ def open_database(file: Path) -> sa.Engine:
 
 
 def for_reading(engine: sa.Engine) -> sa.Engine:
-    """The same database without transactions: each statement sees what is committed."""
+    """Return the same database without transactions: each statement sees all committed data."""
     return engine.execution_options(**{_BEGIN: None})
 
 
 def for_writing(engine: sa.Engine) -> sa.Engine:
-    """The same database, whose transactions wait at their begin for whoever else writes (a `keys` command, say): one
-    that reads first and finds only then that somebody wrote meanwhile could not go on.
+    """Return the same database with BEGIN IMMEDIATE: a transaction waits at its start for other writers.
+
+    With plain BEGIN, a transaction that reads first fails when it writes after another process (a `keys` command, for
+    example) has written meanwhile.
     """
     return engine.execution_options(**{_BEGIN: "BEGIN IMMEDIATE"})
 
@@ -103,8 +104,9 @@ def _begin(connection: sa.Connection) -> None:
 
 
 def check_database(engine: sa.Engine, *, may_be_new: bool) -> None:
-    """Raises `StorageFailed` for a damaged database, and for an empty one where there are results: they would be taken
-    for strays, and removed.
+    """Raise `StorageFailed` if the database is damaged, or empty although there are result files.
+
+    may_be_new: whether there are no result files. With an empty database they would all be removed as unknown.
     """
     remedy = "Restore the data directory from a backup, or give the server another --data-dir. Nothing was changed."
     try:
@@ -112,7 +114,7 @@ def check_database(engine: sa.Engine, *, may_be_new: bool) -> None:
             found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
             is_new = not sa.inspect(connection).has_table(jobs.name)
     except sa.exc.DatabaseError as error:
-        if isinstance(error, sa.exc.OperationalError):  # it cannot be opened, which says nothing about its content
+        if isinstance(error, sa.exc.OperationalError):  # it cannot be opened; its content may be intact
             raise
         found, is_new = str(error.orig), False
     if found != "ok":
@@ -122,7 +124,7 @@ def check_database(engine: sa.Engine, *, may_be_new: bool) -> None:
 
 
 def migrate(engine: sa.Engine) -> None:
-    """Bring the database to this version's schema. Raises `StorageFailed` for one that a newer version wrote."""
+    """Migrate the database to this version's schema. Raises `StorageFailed` if a newer version wrote it."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     with engine.begin() as connection:
@@ -136,15 +138,8 @@ def migrate(engine: sa.Engine) -> None:
             ) from error
 
 
-def schema_version() -> str:
-    """The newest migration's revision."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    return str(ScriptDirectory.from_config(config).get_current_head())
-
-
 def _configure_connection(connection: Any, _record: object) -> None:
-    # SQLAlchemy emits BEGIN itself (above), so that sqlite3's own implicit transactions stay out of the way.
+    # `_begin` emits BEGIN, so sqlite3 must not begin transactions by itself.
     connection.isolation_level = None
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
         connection.execute(f"PRAGMA {pragma}").close()

@@ -1,33 +1,33 @@
-// Calls of the API: the key goes with each, and what goes wrong comes back as the problem that the server told.
+// Calls of the API. Sends the API key with each, and throws a `Problem` for every failure.
 
-const STORED = "inseq-api-key";
-const listeners = new Set();
-const hearers = new Set();
+const STORAGE_KEY = "inseq-api-key";
+const unauthorizedListeners = new Set();
+const answerListeners = new Set();
 
-/** The API key of this tab, or null. It is forgotten with the tab. */
+/** The API key of this tab, or null. Closing the tab deletes it. */
 export const apiKey = {
-  get: () => sessionStorage.getItem(STORED),
+  get: () => sessionStorage.getItem(STORAGE_KEY),
   set(value) {
-    sessionStorage.setItem(STORED, value);
+    sessionStorage.setItem(STORAGE_KEY, value);
   },
   forget() {
-    sessionStorage.removeItem(STORED);
+    sessionStorage.removeItem(STORAGE_KEY);
   },
 };
 
-/** Call `listener(hadKey)` whenever the server asks for a key; returns how to stop it. */
+/** Call `listener(hadKey)` whenever the server asks for a key. Returns a function that stops the calls. */
 export function onUnauthorized(listener) {
-  listeners.add(listener);
-  return () => listeners.delete(listener);
+  unauthorizedListeners.add(listener);
+  return () => unauthorizedListeners.delete(listener);
 }
 
-/** Call `hearer()` whenever the server answers, whatever it says; returns how to stop it. */
-export function onAnswer(hearer) {
-  hearers.add(hearer);
-  return () => hearers.delete(hearer);
+/** Call `listener()` after every answer of the server, errors included. Returns a function that stops the calls. */
+export function onAnswer(listener) {
+  answerListeners.add(listener);
+  return () => answerListeners.delete(listener);
 }
 
-/** A problem document (RFC 9457), thrown. */
+/** An error made from a problem document (RFC 9457). */
 export class Problem extends Error {
   constructor(document, status) {
     super(document.detail || document.title || "The request failed.");
@@ -36,13 +36,13 @@ export class Problem extends Error {
     this.errors = document.errors ?? [];
   }
 
-  /** Whether there was no answer at all: it says nothing any more once there is one. */
-  get isSilence() {
+  /** Whether the server did not answer. Such a problem is over as soon as the server answers any call. */
+  get isUnanswered() {
     return this.status === 0;
   }
 }
 
-/** Fetch `path`. Throws a `Problem` for whatever is not a success, also where the server cannot be reached. */
+/** Fetch `path`. Throws a `Problem` for an error status and where the server cannot be reached. */
 export async function call(path, { method = "GET", body, headers = {}, signal } = {}) {
   const key = apiKey.get();
   let response;
@@ -61,12 +61,12 @@ export async function call(path, { method = "GET", body, headers = {}, signal } 
     if (error.name === "AbortError") throw error;
     throw new Problem({ title: "No answer", detail: "The server cannot be reached. Is it running?" }, 0);
   }
-  for (const hearer of [...hearers]) hearer();
+  for (const listener of [...answerListeners]) listener();
   if (response.ok) return response;
-  // An answer to an older key says nothing of one that was entered since.
+  // A late refusal of an older key does not concern a key that was entered since.
   if (response.status === 401 && apiKey.get() === key) {
     apiKey.forget();
-    for (const listener of listeners) listener(Boolean(key));
+    for (const listener of unauthorizedListeners) listener(Boolean(key));
   }
   let document = {};
   try {
@@ -79,7 +79,7 @@ export async function call(path, { method = "GET", body, headers = {}, signal } 
 
 export const getJson = async (path, options) => (await call(path, options)).json();
 
-/** A path with those parameters that have a value. */
+/** The path with a query of those parameters that have a value. */
 export function withQuery(path, parameters) {
   const query = new URLSearchParams(
     Object.entries(parameters).filter(([, value]) => value !== undefined && value !== null && value !== ""),

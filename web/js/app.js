@@ -1,4 +1,5 @@
-// The page's frame: head, list of jobs, and the form or a job beside it. Asks for an API key where the server does.
+// The frame of the page: the header, the list of jobs, and the form or one job beside it. Shows the key dialog when the
+// server asks for an API key.
 import { apiKey, onUnauthorized } from "./api.js";
 import { loadCatalogue } from "./catalogue.js";
 import { JobForm } from "./form.js";
@@ -6,12 +7,12 @@ import { JobList } from "./job_list.js";
 import { JobStore } from "./job_store.js";
 import { JobView } from "./job_view.js";
 import { KeyDialog } from "./key_dialog.js";
-import { Notice } from "./notice.js";
 import { html, useEffect, useMemo, useRef, useState } from "./preact.js";
+import { Notice } from "./problem_notice.js";
 import { formHash, useRoute } from "./route.js";
 
 export function App() {
-  const [session, setSession] = useState(0); // a new one with each key: nothing of another key's stays
+  const [session, setSession] = useState(0); // counts up with each key, so that no data of another key stays
   const [asked, setAsked] = useState(null);
   useEffect(() => onUnauthorized((hadKey) => setAsked({ hadKey })), []);
   const enter = (key) => {
@@ -38,27 +39,22 @@ export function App() {
 }
 
 function skipToMain(event) {
-  event.preventDefault(); // the address is the router's
+  event.preventDefault(); // route.js owns the part of the address after #
   document.getElementById("main").focus();
 }
 
 function Session() {
   const route = useRoute();
   const store = useMemo(() => new JobStore(), []);
-  const [, setTick] = useState(0);
   const [catalogue, setCatalogue] = useState(null);
-  useFocusOnMove(route.jobId);
+  useFocusOnNavigation(route.jobId);
   const [problem, setProblem] = useState(null);
   useEffect(() => {
-    const forget = store.subscribe(() => setTick((tick) => tick + 1));
     loadCatalogue().then((loaded) => {
       setCatalogue(loaded);
       store.start();
     }, setProblem);
-    return () => {
-      forget();
-      store.stop();
-    };
+    return () => store.stop();
   }, []);
   if (problem) return html`<main id="main" tabindex="-1">${problem.status !== 401 && html`<${Notice} problem=${problem} />`}</main>`;
   if (!catalogue) return html`<main id="main" tabindex="-1"><p class="muted" role="status">Loading…</p></main>`;
@@ -74,13 +70,13 @@ function Session() {
   `;
 }
 
-/** After a move within the page the keyboard starts at what is new, as after a move to another page. */
-function useFocusOnMove(place) {
-  const before = useRef(place);
+/** Move the keyboard focus to the main content when another job or the form is shown, as a new page would do. */
+function useFocusOnNavigation(jobId) {
+  const before = useRef(jobId);
   useEffect(() => {
-    if (before.current === place) return;
-    before.current = place;
+    if (before.current === jobId) return;
+    before.current = jobId;
     document.getElementById("main")?.focus({ preventScroll: true });
     scrollTo(0, 0);
-  }, [place]);
+  }, [jobId]);
 }

@@ -1,4 +1,5 @@
-// What can be asked for: read from the server once, so that nothing of it is written here a second time.
+// The methods, functions, models and request fields that the server offers. Read from the server, so that the page
+// repeats none of them.
 import { getJson } from "./api.js";
 
 const byName = (entries) => Object.fromEntries(entries.map((entry) => [entry.name, entry]));

@@ -1,48 +1,49 @@
-// Several methods on one text, side by side: one choice of token for all, and how far they agree.
-import { Fold } from "./fold.js";
+// Several methods on one text, side by side, and the agreement of each two. A selected token is selected for all.
+import { LazyDetails } from "./lazy_details.js";
 import { Matrix, StepScores } from "./matrix.js";
+import { scaleOf, short } from "./number_scale.js";
 import { html, useMemo, useState } from "./preact.js";
-import { scaleOf, short, tableOf } from "./scores.js";
+import { tableOf } from "./score_table.js";
 import { Legend, PerToken, selectionOf, selectionParameters, Strongest } from "./sequence_view.js";
 import { TokenView } from "./token_view.js";
 
 export function Comparison({ result, index, parameters, onShow }) {
-  const [said, setSaid] = useState("");
+  const [hovered, setHovered] = useState(""); // the score under the pointer, as a sentence
   const columns = result.comparison.map(({ method, sequence_attributions: sequences }) => ({ method, sequence: sequences[index] }));
   const first = columns[0].sequence;
   return html`
     <div class="bar-of-numbers">
       <${PerToken} parameters=${parameters} onShow=${onShow} />
-      <p class="said" aria-hidden="true">${said || "Point at a token or a cell for its number."}</p>
+      <p class="hovered-score" aria-hidden="true">${hovered || "Point at a token or a cell for its score."}</p>
     </div>
     <div class="side-by-side">
       ${columns.map(({ method, sequence }) => html`
         <${Column} key=${method} method=${method} sequence=${sequence} parameters=${parameters} onShow=${onShow}
-          onSay=${(text) => setSaid(`${method}: ${text}`)} />`)}
+          onHover=${(text) => setHovered(`${method}: ${text}`)} />`)}
     </div>
     <${Agreement} entries=${(result.agreement ?? []).filter(({ sequence }) => sequence === index)} />
-    <${StepScores} sequence=${first} columns=${tableOf(first).columns} onSay=${setSaid} />
+    <${StepScores} sequence=${first} columns=${tableOf(first).columns} onHover=${setHovered} />
   `;
 }
 
-function Column({ method, sequence, parameters, onShow, onSay }) {
+function Column({ method, sequence, parameters, onShow, onHover }) {
   const table = useMemo(() => tableOf(sequence), [sequence]);
   const scale = useMemo(() => scaleOf(table.scores.flat(table.depth)), [table]);
   const selection = selectionOf(parameters, table);
-  const shared = { table, scale, selection, onSay, onSelect: (chosen) => onShow(selectionParameters(chosen)) };
+  const shared = { table, scale, selection, onHover, onSelect: (chosen) => onShow(selectionParameters(chosen)) };
   const isFlat = table.rows.length > 0 && table.depth === 1;
   return html`
     <section class="column" aria-label=${method}>
       <h2><button type="button" class="link" onClick=${() => onShow({ method })}>${method}</button></h2>
       ${!isFlat && html`
         <p class="muted">
-          ${table.rows.length ? "These scores have further dimensions: choose an aggregation." : "This method attributes nothing."}
+          ${table.rows.length ? "These scores have more dimensions. Choose an aggregation." : "This method gives no attributions."}
         </p>`}
       ${isFlat && html`
         <${Legend} scale=${scale} />
         <${TokenView} sequence=${sequence} perToken=${parameters.scale === "token"} ...${shared} />
         <${Strongest} table=${table} selection=${selection} />
-        <${Fold} className="all" summary="Table of all scores">${() => html`<${Matrix} ...${shared} />`}<//>`}
+        <${LazyDetails} className="all" summary="Table of all scores">${() => html`<${Matrix} ...${shared} />`}<//>`}
     </section>
   `;
 }
@@ -71,8 +72,8 @@ function Agreement({ entries }) {
         </table>
       </div>
       <p class="help muted">
-        Means over the generated tokens, of the absolute scores of the tokens before: 1 is the same order of all, 0 no order in
-        common, −1 the reverse.
+        Means over the generated tokens. Both correlations rank the earlier tokens by absolute score: 1 is the same order, 0 no
+        relation, −1 the reverse order.
       </p>
     </section>
   `;

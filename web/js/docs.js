@@ -1,2 +1,2 @@
-// The interactive documentation of the API.
+// Starts Swagger UI, the interactive documentation of the API.
 window.SwaggerUIBundle({ url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true });

@@ -1,4 +1,4 @@
-// The result as files, in the formats that the server offers and in the view that is shown.
+// Links that download the result in each format of the server, with the aggregation and normalisation that are shown.
 import { apiKey, call, withQuery } from "./api.js";
 import { html, useState } from "./preact.js";
 
@@ -15,10 +15,10 @@ export function Downloads({ job, query, formats }) {
     <div class="downloads" role="group" aria-label="Download">
       <span class="label">Download</span>
       ${formats.map((format) => {
-        const path = withQuery(job.links.results, { ...fitting(query, format), format });
+        const path = withQuery(job.links.results, { ...queryFor(format, query), format });
         const name = `${job.job_id}.${format === "inseq" ? "inseq.json" : format}`;
         const save = async (event) => {
-          if (!apiKey.get()) return; // the browser's own download
+          if (!apiKey.get()) return; // without a key, the browser itself follows the link
           event.preventDefault();
           setProblem(null);
           try {
@@ -36,10 +36,10 @@ export function Downloads({ job, query, formats }) {
   `;
 }
 
-/** Inseq's own file has scores as they are, where nothing is aggregated. */
-const fitting = (query, format) => (format === "inseq" && !query.aggregator ? { ...query, normalize: undefined } : query);
+/** Inseq's file format stores unaggregated scores, to which normalisation does not apply. */
+const queryFor = (format, query) => (format === "inseq" && !query.aggregator ? { ...query, normalize: undefined } : query);
 
-/** A link cannot send the key, so the file is fetched and then handed over. */
+/** Save a file that was fetched: a link cannot send the API key. */
 function saveAs(blob, name) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);

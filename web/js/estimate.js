@@ -1,11 +1,11 @@
-// What a job would take, asked before it is submitted.
+// A button that asks the server for a job's time, passes and memory before the job is submitted.
 import { getJson } from "./api.js";
 import { duration } from "./job.js";
 import { html, useEffect, useState } from "./preact.js";
 
 const megabytes = (bytes) => `${Math.max(1, Math.round(bytes / 2 ** 20)).toLocaleString()} MB`;
 
-/** A button; what it finds goes away when the request changes. Problems are the form's to show. */
+/** The button and the estimate, which is cleared when the request changes. The form shows problems. */
 export function Estimate({ request, onProblem }) {
   const [found, setFound] = useState(null);
   const body = JSON.stringify(request);
@@ -27,5 +27,5 @@ export function Estimate({ request, onProblem }) {
 function sentence({ seconds, is_upper_bound, forward_passes, backward_passes, peak_memory_bytes, device, fits }) {
   const passes = `${(forward_passes + backward_passes).toLocaleString()} passes`;
   const time = seconds.total < 1 ? duration(seconds.total) : `${is_upper_bound ? "at most about" : "about"} ${duration(seconds.total)}`;
-  return `${time} on ${device}: ${passes}, ${megabytes(peak_memory_bytes)}${fits ? "" : ", which does not fit"}`;
+  return `${time} on ${device}: ${passes}, ${megabytes(peak_memory_bytes)}${fits ? "" : ", which does not fit in memory"}`;
 }

@@ -1,4 +1,4 @@
-// First jobs to try, on the bundled models: their answers are known, so that a result can be judged.
+// Example jobs on the bundled models. Their correct answers are known, so a user can judge the attributions.
 
 export const EXAMPLES = [
   {

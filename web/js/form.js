@@ -1,16 +1,16 @@
-// The form that writes a job, made from what the server can do.
+// The form that submits a job. Its fields are made from the catalogue of the server.
 import { getJson } from "./api.js";
-import {
-  advancedSpecs, attributedFnSpecs, draftOf, maxNewTokensSpec, requestOf, stepScoreSpecs,
-} from "./draft.js";
 import { Estimate } from "./estimate.js";
 import { COMPARISON, EXAMPLES } from "./examples.js";
-import { errorsAmong, errorsAt, Field, Labelled } from "./field.js";
-import { Fold } from "./fold.js";
+import { errorsAmong, errorsAt, Field, Labelled } from "./form_field.js";
 import { Inputs } from "./form_inputs.js";
 import { Methods } from "./form_methods.js";
+import { FormProblems } from "./form_problems.js";
+import { LazyDetails } from "./lazy_details.js";
 import { html, useEffect, useRef, useState } from "./preact.js";
-import { Problems } from "./problems.js";
+import {
+  advancedSpecs, attributedFnSpecs, draftOf, maxNewTokensSpec, requestOf, stepScoreSpecs,
+} from "./request_draft.js";
 import { go, jobHash } from "./route.js";
 
 export function JobForm({ from, store, catalogue }) {
@@ -28,7 +28,7 @@ export function JobForm({ from, store, catalogue }) {
     <${Field} key=${spec.pointer} spec=${spec} value=${draft.values[spec.pointer]}
       errors=${errorsAmong(errors, spec.pointer, specs.map(({ pointer }) => pointer))}
       onChange=${(value) => setDraft((draft) => ({ ...draft, values: { ...draft.values, [spec.pointer]: value } }))} />`);
-  const take = (request) => {
+  const fillIn = (request) => {
     setProblem(null);
     setDraft(draftOf(request, catalogue));
   };
@@ -51,9 +51,9 @@ export function JobForm({ from, store, catalogue }) {
       <h1 id="form-title">Which input tokens did each generated token depend on?</h1>
       <div class="examples" role="group" aria-label="Examples">
         <span class="muted">Examples</span>
-        ${examples.map(({ name, request }) => html`<button type="button" class="chip" onClick=${() => take(request)}>${name}</button>`)}
+        ${examples.map(({ name, request }) => html`<button type="button" class="chip" onClick=${() => fillIn(request)}>${name}</button>`)}
       </div>
-      ${problem && html`<${Problems} problem=${problem} form=${form} />`}
+      ${problem && html`<${FormProblems} problem=${problem} form=${form} />`}
       <${Model} draft=${draft} catalogue=${catalogue} errors=${errors} change=${change} />
       <${Inputs} draft=${draft} errors=${errors} change=${change} />
       <${Methods} draft=${draft} catalogue=${catalogue} errors=${errors} change=${change} fields=${fields} />
@@ -76,7 +76,7 @@ function examplesFor(catalogue) {
   return known.filter(({ request }) => catalogue.models.bundled.includes(request.model));
 }
 
-/** Open what is folded around the errors, and go to the first of them. */
+/** Open the `<details>` around invalid fields, and focus the first such field. */
 function showErrors(form) {
   const invalid = [...form.querySelectorAll("[aria-invalid=true]")];
   for (const each of invalid) {
@@ -91,7 +91,7 @@ function Model({ draft, catalogue, errors, change }) {
   const names = [...new Set([...bundled, ...loaded.map(({ name }) => name)])];
   return html`
     <${Labelled} label="Model" pointer="/model" errors=${errorsAt(errors, "/model")}
-      help="A bundled model, or one of the Hugging Face Hub: name, org/name or org/name@revision."
+      help="A bundled model, or one from the Hugging Face Hub: name, org/name or org/name@revision."
       control=${(attributes) => html`
         <input ...${attributes} type="text" list="models" autocomplete="off" spellcheck=${false} value=${draft.model}
           onInput=${(event) => change({ model: event.target.value })} />
@@ -132,6 +132,6 @@ function Functions({ draft, catalogue, errors, change, fields }) {
 function AsJson({ draft, catalogue }) {
   const text = () => JSON.stringify(requestOf(draft, catalogue), null, 2);
   return html`
-    <${Fold} className="as-json" summary="Request as JSON">${() => html`<pre tabindex="0" aria-label="Request">${text()}</pre>`}<//>
+    <${LazyDetails} className="as-json" summary="Request as JSON">${() => html`<pre tabindex="0" aria-label="Request">${text()}</pre>`}<//>
   `;
 }

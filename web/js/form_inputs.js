@@ -1,8 +1,8 @@
-// The texts of a job, each with the target that it may be forced to.
-import { errorsAt, Labelled } from "./field.js";
+// The input texts of a job, each with an optional target text.
+import { errorsAt, Labelled } from "./form_field.js";
 import { html } from "./preact.js";
 
-const FORCED = "Forces this target. For a decoder-only model it starts with the input.";
+const TARGET_HELP = "Makes the model generate this text. For a decoder-only model it starts with the input.";
 
 export function Inputs({ draft, errors, change }) {
   const isOne = draft.inputs.length === 1;
@@ -11,7 +11,7 @@ export function Inputs({ draft, errors, change }) {
   });
   const add = () => change({ inputs: [...draft.inputs, { text: "", target: "" }] });
   const remove = (index) => change({ inputs: draft.inputs.filter((_, other) => other !== index) });
-  // Errors about the list as a whole stand at its first text.
+  // Errors about the whole list are shown at its first text.
   const at = (name, index) => (isOne ? errorsAt(errors, `/${name}`)
     : errors.filter(({ pointer }) => pointer === `/${name}/${index}` || (index === 0 && pointer === `/${name}`)));
   return html`
@@ -22,7 +22,7 @@ export function Inputs({ draft, errors, change }) {
           control=${(attributes) => html`
             <textarea ...${attributes} rows="2" dir="auto" value=${text} onInput=${({ target }) => edit(index, { text: target.value })} />`} />
         <${Labelled} label="Generated text" type="optional" pointer=${isOne ? "/generated_text" : `/generated_text/${index}`}
-          errors=${at("generated_text", index)} help=${index ? undefined : FORCED}
+          errors=${at("generated_text", index)} help=${index ? undefined : TARGET_HELP}
           control=${(attributes) => html`
             <textarea ...${attributes} rows="2" dir="auto" value=${target} onInput=${(event) => edit(index, { target: event.target.value })} />`} />
         ${!isOne && html`<button type="button" class="quiet" onClick=${() => remove(index)}>Remove text ${index + 1}</button>`}

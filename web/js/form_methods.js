@@ -1,7 +1,7 @@
-// The method of a job and its arguments; or several methods, to compare.
-import { methodSpecs } from "./draft.js";
-import { errorsAt, Labelled, prose } from "./field.js";
+// The choice of a method, or of several to compare, and the fields of their arguments.
+import { errorsAt, Labelled, prose } from "./form_field.js";
 import { html } from "./preact.js";
+import { methodSpecs } from "./request_draft.js";
 
 export function Methods({ draft, catalogue, errors, change, fields }) {
   const names = Object.keys(catalogue.methods);

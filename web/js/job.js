@@ -1,4 +1,6 @@
-// What a job's document means to people.
+// Reads a job document of the API, and describes a job in words.
+
+import { oneLine } from "./shown_tokens.js";
 
 export const STATUSES = ["pending", "running", "completed", "failed", "cancelled"];
 const STAGES = {
@@ -15,15 +17,14 @@ export const hasEnded = (job) => !["pending", "running"].includes(job.status);
 /** The methods that a job runs, one or several. */
 export const methodsOf = (request) => request.methods ?? [request.method];
 
-/** The first text of a request, on one line. */
+/** The first text of a request, or the last message of its first conversation, on one line. */
 export function titleOf(request) {
   const conversation = Array.isArray(request.messages?.[0]) ? request.messages[0] : request.messages;
   const text = conversation ? conversation.at(-1).content : [request.input_text].flat()[0];
-  // Without invisible characters but those that join letters: some turn the direction of what follows.
-  return (text ?? "").replace(/\s+/g, " ").replace(/(?![\u200c\u200d])[\p{Cc}\p{Cf}]/gu, "");
+  return oneLine(text ?? "");
 }
 
-/** What it is doing, in a few words. */
+/** The state of a job in a few words, with its steps and ETA. */
 export function stateOf(job) {
   if (job.cancel_requested && !hasEnded(job)) return "stopping";
   if (job.status === "pending") {
@@ -37,12 +38,13 @@ export function stateOf(job) {
   return `${STAGES[stage] ?? stage}${method ? ` by ${method}` : ""}${steps}${left}`;
 }
 
-/** The same without numbers, for those who are told of every change. */
+/** The state of a job without numbers. Screen readers announce it, so it must not change with every step. */
 export function phaseOf(job) {
   if (hasEnded(job)) return `The job is ${job.status}.`;
   return job.status === "pending" ? "waiting" : (STAGES[job.progress.stage] ?? job.progress.stage);
 }
 
+/** A duration in words. */
 export function duration(seconds) {
   if (seconds < 1) return "under 1 s";
   if (seconds < 90) return `${Math.round(seconds)} s`;
@@ -50,12 +52,13 @@ export function duration(seconds) {
   return `${(seconds / 3600).toFixed(1)} h`;
 }
 
-/** How long it ran, in seconds, or null. */
+/** The run time in seconds, or null before the job has ended. */
 export function runTime(job) {
   if (!job.started_at || !job.finished_at) return null;
   return (new Date(job.finished_at) - new Date(job.started_at)) / 1000;
 }
 
+/** A time of day, with the date unless it is today. */
 export function when(time) {
   const date = new Date(time);
   const today = date.toDateString() === new Date().toDateString();

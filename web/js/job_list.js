@@ -1,4 +1,4 @@
-// The list of jobs, live.
+// The list of jobs beside the page's main content.
 import { hasEnded, methodsOf, stateOf, STATUSES, titleOf, when } from "./job.js";
 import { html, useState } from "./preact.js";
 import { ProgressBar } from "./progress.js";
@@ -16,21 +16,21 @@ export function JobList({ store, openId }) {
       <div class="jobs-head">
         <h2>Jobs</h2>
         <label class="inline">Status
-          <select value=${store.status} onChange=${(event) => store.filter(event.target.value)}>
+          <select value=${store.status.value} onChange=${(event) => store.filter(event.target.value)}>
             <option value="">all</option>
             ${STATUSES.map((status) => html`<option value=${status}>${status}</option>`)}
           </select>
         </label>
         <a class="button" href=${formHash()}>New job</a>
       </div>
-      ${store.problem && html`<p class="error" role="alert">${store.problem.message}</p>`}
-      ${store.isLoaded && !store.list.length && html`<p class="muted">${store.status ? `No ${store.status} jobs.` : "No jobs yet."}</p>`}
-      ${store.earlier.length > 0 && html`
+      ${store.problem.value && html`<p class="error" role="alert">${store.problem.value.message}</p>`}
+      ${store.isLoaded.value && !store.list.value.length && html`<p class="muted">${store.status.value ? `No ${store.status.value} jobs.` : "No jobs yet."}</p>`}
+      ${store.earlier.value.length > 0 && html`
         <h3 id="earlier">Earlier, still under way</h3>
-        <${Entries} jobs=${store.earlier} openId=${openId} label="earlier" />
+        <${Entries} jobs=${store.earlier.value} openId=${openId} label="earlier" />
         <h3 id="newest">Newest</h3>`}
-      <${Entries} jobs=${store.list} openId=${openId} label=${store.earlier.length > 0 ? "newest" : undefined} />
-      ${store.cursor && html`<button onClick=${more} disabled=${isLoading}>Load more</button>`}
+      <${Entries} jobs=${store.list.value} openId=${openId} label=${store.earlier.value.length > 0 ? "newest" : undefined} />
+      ${store.cursor.value && html`<button onClick=${more} disabled=${isLoading}>Load more</button>`}
     </aside>
   `;
 }

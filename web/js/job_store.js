@@ -1,102 +1,108 @@
-// The jobs that the page knows: pages of the list, kept live. Knows nothing of how they are shown.
+// The jobs that the page knows: pages of the list, kept up to date by events and polling. Its state is signals, so a
+// component that reads their `.value` follows them. Knows nothing of how jobs are shown.
+import { batch, computed, effect, signal } from "../vendor/signals-core.js";
 import { call, getJson, withQuery } from "./api.js";
-import { watch } from "./events.js";
 import { hasEnded } from "./job.js";
+import { watch } from "./job_events.js";
 
-const PAGE = 20;
-const MOST_EARLIER = 100; // of those that run, and of those that wait
-const POLL = 4000; // milliseconds between two looks for jobs of other clients
-// A browser opens six connections to a server, and the page needs some for itself: further active jobs are polled.
-const STREAMS = 3;
+const PAGE_SIZE = 20;
+const MAX_EARLIER = 100; // running jobs behind the first page, and as many pending ones
+const POLL_INTERVAL = 4000; // milliseconds; finds the jobs of other clients
+// A browser opens at most six connections to a server, and the page needs some for other calls. Active jobs beyond
+// these are only polled.
+const MAX_STREAMS = 3;
 
 export class JobStore {
-  #jobs = new Map();
-  #order = [];
-  #active = [];
-  #listeners = new Set();
-  #watches = new Map();
+  #jobs = signal(new Map()); // by id
+  #order = signal([]); // ids of the listed jobs, newest first
+  #active = signal([]); // ids of jobs that were running or pending behind the first page
+  #opened = signal(null); // id of the job that the page shows
+  #watches = new Map(); // id of a job to the AbortController of its event stream
   #timer = null;
-  #generation = 0;
-  #opened = null;
-  status = "";
-  cursor = null;
-  isLoaded = false;
-  problem = null;
+  #stopWatching = null;
+  #filterChanges = 0;
 
-  get list() {
-    return this.#order.map((id) => this.#jobs.get(id));
-  }
+  /** The status that the list is filtered by, or an empty string. */
+  status = signal("");
+  /** The cursor of the next page, or null. */
+  cursor = signal(null);
+  isLoaded = signal(false);
+  /** The problem of the last request for the list, or null. */
+  problem = signal(null);
 
-  /** Jobs older than those of the list that run or wait. */
-  get earlier() {
-    const listed = new Set(this.#order);
-    const unlisted = this.#active.filter((id) => !listed.has(id)).flatMap((id) => this.#jobs.get(id) ?? []);
+  /** The jobs of the list, newest first. */
+  list = computed(() => this.#order.value.map((id) => this.#jobs.value.get(id)));
+
+  /** Running and pending jobs that are older than those of the list. */
+  earlier = computed(() => {
+    const listed = new Set(this.#order.value);
+    const unlisted = this.#active.value.filter((id) => !listed.has(id)).flatMap((id) => this.#jobs.value.get(id) ?? []);
     return unlisted.filter((job) => !hasEnded(job));
-  }
+  });
 
   get(id) {
-    return this.#jobs.get(id);
-  }
-
-  subscribe(listener) {
-    this.#listeners.add(listener);
-    return () => this.#listeners.delete(listener);
+    return this.#jobs.value.get(id);
   }
 
   start() {
+    this.#stopWatching = effect(() => this.#watchActive());
     this.refresh();
-    this.#timer = setInterval(() => document.hidden || this.refresh(), POLL);
+    this.#timer = setInterval(() => document.hidden || this.refresh(), POLL_INTERVAL);
   }
 
   stop() {
     clearInterval(this.#timer);
+    this.#stopWatching?.();
     for (const watching of this.#watches.values()) watching.abort();
     this.#watches.clear();
   }
 
   filter(status) {
-    this.status = status;
-    this.#order = [];
-    this.#active = [];
-    this.isLoaded = false;
-    this.#generation += 1;
+    this.#filterChanges += 1;
+    batch(() => {
+      this.status.value = status;
+      this.#order.value = [];
+      this.#active.value = [];
+      this.isLoaded.value = false;
+    });
     return this.refresh();
   }
 
-  /** Read the first page again; what was loaded of older jobs stays. And which jobs behind it run or wait. */
+  /** Read the first page again and keep the older jobs that were loaded; find the active jobs behind it. */
   async refresh() {
     const isWhole = await this.#load({}, (page) => {
       const oldest = page.jobs.at(-1)?.job_id;
-      const known = this.#order.indexOf(oldest);
-      const older = page.next_cursor && known >= 0 ? this.#order.slice(known + 1) : [];
-      if (!older.length) this.cursor = page.next_cursor;
-      this.#order = [...page.jobs.map((job) => job.job_id), ...older];
-      if (!page.next_cursor) this.#active = []; // nothing is behind it any more
+      const known = this.#order.value.indexOf(oldest);
+      const older = page.next_cursor && known >= 0 ? this.#order.value.slice(known + 1) : [];
+      if (!older.length) this.cursor.value = page.next_cursor;
+      this.#order.value = [...page.jobs.map((job) => job.job_id), ...older];
+      if (!page.next_cursor) this.#active.value = []; // there are no jobs behind this page
       return !page.next_cursor;
     });
-    if (isWhole !== false || this.status) return;
+    if (isWhole !== false || this.status.value) return;
     const found = {};
     const read = (status) =>
-      this.#load({ status, limit: MOST_EARLIER }, (page) => (found[status] = page.jobs.map((job) => job.job_id)));
+      this.#load({ status, limit: MAX_EARLIER }, (page) => (found[status] = page.jobs.map((job) => job.job_id)));
     await Promise.all(["running", "pending"].map(read));
-    if (found.running && found.pending) this.#active = [...new Set([...found.running, ...found.pending])];
-    this.#changed();
+    if (found.running && found.pending) this.#active.value = [...new Set([...found.running, ...found.pending])];
   }
 
+  /** Read the next page. */
   more() {
-    return this.#load({ cursor: this.cursor }, (page) => {
-      const seen = new Set(this.#order);
-      this.#order.push(...page.jobs.map((job) => job.job_id).filter((id) => !seen.has(id)));
-      this.cursor = page.next_cursor;
+    return this.#load({ cursor: this.cursor.value }, (page) => {
+      const seen = new Set(this.#order.value);
+      const added = page.jobs.map((job) => job.job_id).filter((id) => !seen.has(id));
+      this.#order.value = [...this.#order.value, ...added];
+      this.cursor.value = page.next_cursor;
     });
   }
 
-  /** Read a job that is shown, and watch it before all others. */
+  /** Read the job that the page shows; its event stream comes before those of all others. */
   async open(id) {
-    this.#opened = id;
+    this.#opened.value = id;
     if (!id) return;
     this.put(await getJson(`/attribution/jobs/${encodeURIComponent(id)}`));
-    if (!this.#order.includes(id)) this.refresh(); // it may be newer than the list
+    if (!this.#order.value.includes(id)) this.refresh(); // it may be newer than the list
   }
 
   async cancel(job) {
@@ -105,50 +111,52 @@ export class JobStore {
 
   async remove(job) {
     await call(job.links.self, { method: "DELETE" });
-    this.#order = this.#order.filter((id) => id !== job.job_id);
-    this.#jobs.delete(job.job_id);
-    this.#changed();
+    batch(() => {
+      this.#order.value = this.#order.value.filter((id) => id !== job.job_id);
+      const others = new Map(this.#jobs.value);
+      others.delete(job.job_id);
+      this.#jobs.value = others;
+    });
   }
 
   put(job) {
-    this.#jobs.set(job.job_id, job);
-    this.#changed();
+    this.#jobs.value = new Map(this.#jobs.value).set(job.job_id, job);
   }
 
-  /** A job of a page, unless an event has told something newer while the page was under way. */
-  #keep(job) {
-    const known = this.#jobs.get(job.job_id);
-    const isOlder = known && (hasEnded(known) ? !hasEnded(job) : known.progress.fraction > job.progress.fraction);
-    if (!isOlder || job.attempt > known.attempt) this.#jobs.set(job.job_id, job);
+  /** Take over the jobs of a page, except those of which an event brought a newer state while the page was read. */
+  #merge(jobs) {
+    const merged = new Map(this.#jobs.value);
+    for (const job of jobs) {
+      const known = merged.get(job.job_id);
+      const isOlder = known && (hasEnded(known) ? !hasEnded(job) : known.progress.fraction > job.progress.fraction);
+      if (!isOlder || job.attempt > known.attempt) merged.set(job.job_id, job);
+    }
+    this.#jobs.value = merged;
   }
 
+  /** Read a page of the list and give it to `take`, whose value it returns; undefined if that failed. */
   async #load(parameters, take) {
-    const generation = this.#generation;
+    const filterChanges = this.#filterChanges;
     try {
-      const query = { limit: PAGE, status: this.status, ...parameters };
+      const query = { limit: PAGE_SIZE, status: this.status.value, ...parameters };
       const page = await getJson(withQuery("/attribution/jobs", query));
-      if (generation !== this.#generation) return; // the filter has changed meanwhile
-      page.jobs.forEach((job) => this.#keep(job));
-      const taken = take(page);
-      this.isLoaded = true;
-      this.problem = null;
-      this.#changed();
-      return taken;
+      if (filterChanges !== this.#filterChanges) return; // the page answers an older filter
+      return batch(() => {
+        this.#merge(page.jobs);
+        this.isLoaded.value = true;
+        this.problem.value = null;
+        return take(page);
+      });
     } catch (problem) {
-      this.problem = problem;
-      this.#changed();
+      this.problem.value = problem;
     }
   }
 
-  #changed() {
-    this.#watchActive();
-    for (const listener of this.#listeners) listener();
-  }
-
+  /** Open event streams for the active jobs that matter most, and close the others. */
   #watchActive() {
-    const active = [...this.#jobs.values()].filter((job) => !hasEnded(job));
-    const rank = (job) => (job.job_id === this.#opened ? 0 : job.status === "running" ? 1 : 2);
-    const wanted = active.sort((a, b) => rank(a) - rank(b)).slice(0, STREAMS);
+    const active = [...this.#jobs.value.values()].filter((job) => !hasEnded(job));
+    const rank = (job) => (job.job_id === this.#opened.value ? 0 : job.status === "running" ? 1 : 2);
+    const wanted = active.sort((a, b) => rank(a) - rank(b)).slice(0, MAX_STREAMS);
     const ids = new Set(wanted.map((job) => job.job_id));
     for (const [id, watching] of this.#watches) {
       if (!ids.has(id)) {

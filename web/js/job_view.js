@@ -1,16 +1,16 @@
-// One job: what it was asked, how far it is, what came of it.
+// One job: its facts, progress, actions and result.
 import { duration, hasEnded, methodsOf, phaseOf, runTime, titleOf, when } from "./job.js";
-import { Notice, useReadProblem } from "./notice.js";
 import { html, useEffect, useState } from "./preact.js";
+import { Notice, useReadProblem } from "./problem_notice.js";
 import { ProgressBar } from "./progress.js";
 import { ResultView } from "./result_view.js";
 import { formHash, go } from "./route.js";
 
 export function JobView({ id, parameters, store, catalogue }) {
-  const open = () => store.open(id).catch(setUnread);
-  const [unread, setUnread] = useReadProblem(() => store.get(id) ?? open());
-  const [undone, setUndone] = useState(null); // what became of a click
-  const problem = undone ?? unread;
+  const open = () => store.open(id).catch(setReadProblem);
+  const [readProblem, setReadProblem] = useReadProblem(() => store.get(id) ?? open());
+  const [actionProblem, setActionProblem] = useState(null); // of the last button that was clicked
+  const problem = actionProblem ?? readProblem;
   useEffect(() => {
     open();
     return () => store.open(null);
@@ -20,11 +20,11 @@ export function JobView({ id, parameters, store, catalogue }) {
   if (problem && !job) return html`<${Notice} problem=${problem}><p><a href=${formHash()}>Submit a job</a></p><//>`;
   if (!job) return html`<p class="muted" role="status">Loading…</p>`;
   const attempt = (action) => async () => {
-    setUndone(null);
+    setActionProblem(null);
     try {
       await action();
     } catch (problem) {
-      setUndone(problem);
+      setActionProblem(problem);
     }
   };
   const cancel = attempt(() => store.cancel(job));
@@ -57,7 +57,7 @@ export function JobView({ id, parameters, store, catalogue }) {
   `;
 }
 
-/** Whether there may be something to show, if only the tokens that are done. */
+/** Whether there may be scores to show. A running job has those of the tokens that are attributed so far. */
 function hasScores({ status, progress, expired_at }) {
   return !expired_at && status !== "pending" && (status === "completed" || progress.steps_done > 0) && progress.stage !== "generating";
 }

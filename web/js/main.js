@@ -1,4 +1,4 @@
-// Puts the page into the document.
+// Entry point: renders the page into the document.
 import { App } from "./app.js";
 import { html, render } from "./preact.js";
 

@@ -1,23 +1,24 @@
-// All scores as a table: attributed tokens by generated ones, and the step scores beneath.
+// The table of all scores (attributed tokens by generated tokens) and the table of step scores.
+import { arrowKeyNavigation } from "./arrow_key_navigation.js";
+import { heat, scaleOf, short } from "./number_scale.js";
 import { html, useMemo, useState } from "./preact.js";
-import { roving } from "./roving.js";
-import { heat, scaleOf, short } from "./scores.js";
+import { directionOf, quoted } from "./shown_tokens.js";
+import { TokenText } from "./token_text.js";
 import { sentence } from "./token_view.js";
-import { directionOf, quoted, TokenText } from "./tokens.js";
 
-const MANY = 20_000; // cells that a browser draws without a pause
+const MAX_CELLS = 20_000; // more would make the browser pause
 
-export function Matrix({ table, scale, selection, onSelect, onSay }) {
+export function Matrix({ table, scale, selection, onSelect, onHover }) {
   const [isAsked, setAsked] = useState(false);
   const cells = table.rows.length * table.columns.length;
-  if (cells > MANY && !isAsked) {
-    return html`<p>The table has ${cells.toLocaleString()} cells. <button onClick=${() => setAsked(true)}>Show it all the same</button></p>`;
+  if (cells > MAX_CELLS && !isAsked) {
+    return html`<p>The table has ${cells.toLocaleString()} cells. <button onClick=${() => setAsked(true)}>Show it anyway</button></p>`;
   }
-  const sayOf = ({ target }) => {
+  const hover = ({ target }) => {
     const cell = target.closest("td[data-row]");
     if (!cell) return;
     const { row, column } = cell.dataset;
-    onSay(sentence(table.rows[row].token, table.columns[column].token, table.scores[row][column]));
+    onHover(sentence(table.rows[row].token, table.columns[column].token, table.scores[row][column]));
   };
   const body = useMemo(() => table.rows.map((row, index) => html`
     <tr key=${index}>
@@ -32,7 +33,7 @@ export function Matrix({ table, scale, selection, onSelect, onSay }) {
     <div class="scroll" role="region" aria-label="Table of scores" tabindex="0">
       <table class="matrix" role="grid" aria-label="Scores of each attributed token (rows) for each generated token (columns)"
         dir=${directionOf(table.columns.map(({ token }) => token))}
-        onKeyDown=${roving("td[data-row]")} onPointerOver=${sayOf} onFocusIn=${sayOf}>
+        onKeyDown=${arrowKeyNavigation("td[data-row]")} onPointerOver=${hover} onFocusIn=${hover}>
         <thead>
           <tr>
             <th scope="col"><span class="hidden">Attributed token</span></th>
@@ -51,7 +52,7 @@ export function Matrix({ table, scale, selection, onSelect, onSay }) {
   `;
 }
 
-export function StepScores({ sequence, columns, onSay }) {
+export function StepScores({ sequence, columns, onHover }) {
   const entries = Object.entries(sequence.step_scores ?? {});
   if (!entries.length) return null;
   return html`
@@ -66,7 +67,7 @@ export function StepScores({ sequence, columns, onSay }) {
             </tr>
           </thead>
           <tbody>
-            ${entries.map(([name, values]) => html`<${StepScore} name=${name} values=${values} columns=${columns} onSay=${onSay} />`)}
+            ${entries.map(([name, values]) => html`<${StepScore} name=${name} values=${values} columns=${columns} onHover=${onHover} />`)}
           </tbody>
         </table>
       </div>
@@ -74,7 +75,7 @@ export function StepScores({ sequence, columns, onSay }) {
   `;
 }
 
-function StepScore({ name, values, columns, onSay }) {
+function StepScore({ name, values, columns, onHover }) {
   const { largest } = scaleOf(values);
   return html`
     <tr>
@@ -82,7 +83,7 @@ function StepScore({ name, values, columns, onSay }) {
       ${values.map((value, column) => html`
         <td class="bar" data-value=${value ?? undefined}
           style=${{ "--w": largest && value !== null ? (Math.abs(value) / largest).toFixed(4) : 0 }}
-          onPointerEnter=${() => onSay(`${name} of ${quoted(columns[column]?.token ?? { token: "" })}: ${value}`)}>${short(value)}</td>`)}
+          onPointerEnter=${() => onHover(`${name} of ${quoted(columns[column]?.token ?? { token: "" })}: ${value}`)}>${short(value)}</td>`)}
     </tr>
   `;
 }

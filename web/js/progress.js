@@ -1,4 +1,4 @@
-// How far a job is, as a bar and in words.
+// The progress of a job, as a bar and in words.
 import { stateOf } from "./job.js";
 import { html } from "./preact.js";
 

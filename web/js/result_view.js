@@ -1,26 +1,26 @@
-// The result of a job, in the view that the address names.
+// The result of a job, with the aggregation, text and selection that the address names.
 import { getJson, onAnswer, withQuery } from "./api.js";
 import { Comparison } from "./comparison.js";
 import { Downloads } from "./downloads.js";
 import { methodsOf } from "./job.js";
-import { Notice } from "./notice.js";
 import { html, useEffect, useRef, useState } from "./preact.js";
+import { Notice } from "./problem_notice.js";
 import { show } from "./route.js";
 import { SequenceView } from "./sequence_view.js";
 import { queryOf, ViewControls } from "./view_controls.js";
 
-/** Of a job that has not completed, the tokens that are done; nothing where there are none. */
+/** The result; for a job that has not completed, the tokens attributed so far, or nothing if there are none. */
 export function ResultView({ job, parameters, catalogue }) {
   const query = { ...queryOf(parameters), partial: job.status === "completed" ? undefined : true };
   const path = withQuery(job.links.results, { ...query, format: "json", decode_tokens: true });
   const [{ result, ...last }, setAnswer] = useState({});
   const problem = last.path === path ? last.problem : undefined;
   const [tries, setTries] = useState(0);
-  useEffect(() => (problem?.isSilence ? onAnswer(() => setTries(tries + 1)) : undefined), [problem]);
+  useEffect(() => (problem?.isUnanswered ? onAnswer(() => setTries(tries + 1)) : undefined), [problem]);
   const asked = useRef(null);
   const isHidden = query.partial && problem?.status === 409;
   useEffect(() => {
-    // One look at a time at a job that runs, and no more where its method shows nothing before its end.
+    // One request at a time. None once the server has answered that this method has no partial result (409).
     if (asked.current === path || isHidden) return;
     asked.current = path;
     const answer = (given) => {
@@ -30,7 +30,7 @@ export function ResultView({ job, parameters, catalogue }) {
     getJson(path).then((result) => answer({ result }), (problem) => answer(({ result }) => ({ result, problem, path })));
   }, [path, tries, query.partial && job.progress.steps_done]);
   if (isHidden || (query.partial && !result && !problem)) return null;
-  const isComparison = methodsOf(job.request).length > 1 && !query.method; // whose other formats are each method's
+  const isComparison = methodsOf(job.request).length > 1 && !query.method; // only JSON holds all methods
   const onShow = (changes) => show(job.job_id, { ...parameters, ...changes });
   return html`
     <section class="result" aria-label="Result">
@@ -56,13 +56,13 @@ function Shown({ result, parameters, onShow }) {
   const choose = (seq) => onShow({ seq: seq ? String(seq) : "", pos: "", row: "" });
   return html`
     ${sequences.length > 1 && html`<${SequenceSwitch} sequences=${sequences} index=${index} onChange=${choose} />`}
-    ${info.partial && html`<p class="muted">The tokens that are done: ${info.partial.steps_done} of ${info.partial.steps_total}.</p>`}
+    ${info.partial && html`<p class="muted">Tokens attributed so far: ${info.partial.steps_done} of ${info.partial.steps_total}.</p>`}
     ${warnings.length > 0 && html`<${Warnings} warnings=${warnings} />`}
     ${result.comparison
       ? html`<${Comparison} result=${result} index=${index} parameters=${parameters} onShow=${onShow} />`
       : html`<${SequenceView} key=${index} sequence=${sequences[index]} parameters=${parameters} onShow=${onShow} />`}
     <details class="info">
-      <summary>What it takes to get these numbers again</summary>
+      <summary>How to get these numbers again</summary>
       <pre tabindex="0" aria-label="Information on the result">${JSON.stringify(info, null, 2)}</pre>
     </details>
   `;

@@ -1,4 +1,4 @@
-// Where the page is, in the address: `#/` is the form, `#/jobs/ID?seq=1` a job and what is shown of it.
+// The page's place in the address: `#/` is the form, `#/jobs/ID?seq=1` is a job and the view of its result.
 import { useEffect, useState } from "./preact.js";
 
 function read() {
@@ -21,7 +21,7 @@ export function go(hash) {
   location.hash = hash;
 }
 
-/** Change what is shown of a job without a step in the history. */
+/** Change the view of a job's result without a new entry in the browser's history. */
 export function show(id, parameters) {
   history.replaceState(null, "", jobHash(id, parameters));
   dispatchEvent(new HashChangeEvent("hashchange"));

@@ -1,20 +1,20 @@
-// Scores of a sequence beside the attributions, such as the self-attention of an encoder: a table each.
-import { Fold } from "./fold.js";
+// Further scores of a sequence, such as the self-attention of an encoder: one table for each.
+import { LazyDetails } from "./lazy_details.js";
 import { Matrix } from "./matrix.js";
+import { scaleOf } from "./number_scale.js";
 import { html } from "./preact.js";
-import { scaleOf } from "./scores.js";
 
-export function SequenceScores({ sequence, onSay }) {
+export function SequenceScores({ sequence, onHover }) {
   const tables = Object.entries(sequence.sequence_scores ?? {}).map(([name, scores]) => [name, tableOf(name, scores, sequence)]);
   return tables.map(([name, table]) => table && html`
-    <${Fold} key=${name} className="all" summary=${name}>
-      ${() => html`<${Matrix} table=${table} scale=${scaleOf(table.scores.flat())} selection=${{}} onSay=${onSay} />`}
+    <${LazyDetails} key=${name} className="all" summary=${name}>
+      ${() => html`<${Matrix} table=${table} scale=${scaleOf(table.scores.flat())} selection=${{}} onHover=${onHover} />`}
     <//>`);
 }
 
 /**
- * Rows are attended to, columns attend: an encoder's source tokens each other, a decoder's steps what it was given before.
- * Other shapes are not shown: nothing tells whose they are.
+ * Rows are the tokens attended to; columns are the attending ones: source tokens in an encoder, generated tokens in a
+ * decoder. False for scores of another shape, because it is unknown which tokens they belong to.
  */
 function tableOf(name, scores, { source, target, attr_pos_start: start, attr_pos_end: end }) {
   const isOfSource = name.startsWith("encoder");

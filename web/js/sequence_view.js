@@ -1,14 +1,17 @@
-// One sequence of a result: its tokens lit up, the numbers under the pointer, the strongest, the table, the step scores.
+// One sequence of a result: its text with coloured tokens, the score under the pointer, the strongest scores, the table
+// of all scores and the step scores.
 import { Matrix, StepScores } from "./matrix.js";
+import { scaleOf, short } from "./number_scale.js";
 import { html, useMemo, useState } from "./preact.js";
-import { scaleOf, short, tableOf } from "./scores.js";
+import { tableOf } from "./score_table.js";
 import { SequenceScores } from "./sequence_scores.js";
-import { quoted, TokenText } from "./tokens.js";
+import { quoted } from "./shown_tokens.js";
+import { TokenText } from "./token_text.js";
 import { TokenView } from "./token_view.js";
 
-const STRONGEST = 5;
+const STRONGEST_COUNT = 5;
 
-/** What is selected, as the address has it: `{pos}` a generated token, `{row}` an attributed one. */
+/** The selection in the address: `{pos}` is a generated token (a column), `{row}` an attributed token. */
 export function selectionOf({ pos, row }, table) {
   const within = (text, length) => (/^\d+$/.test(text ?? "") && Number(text) < length ? Number(text) : undefined);
   const chosen = within(row, table.rows.length);
@@ -21,13 +24,13 @@ export const selectionParameters = ({ column, row }) =>
 export function SequenceView({ sequence, parameters, onShow }) {
   const table = useMemo(() => tableOf(sequence), [sequence]);
   const scale = useMemo(() => scaleOf(table.scores.flat(table.depth)), [table]);
-  const [said, setSaid] = useState("");
+  const [hovered, setHovered] = useState(""); // the score under the pointer, as a sentence
   const selection = selectionOf(parameters, table);
-  const shared = { table, scale, selection, onSay: setSaid, onSelect: (chosen) => onShow(selectionParameters(chosen)) };
+  const shared = { table, scale, selection, onHover: setHovered, onSelect: (chosen) => onShow(selectionParameters(chosen)) };
   if (!table.rows.length) {
     return html`
-      <p class="muted">This method attributes nothing; it reports step scores.</p>
-      <${StepScores} sequence=${sequence} columns=${table.columns} onSay=${setSaid} />
+      <p class="muted">This method gives no attributions, only step scores.</p>
+      <${StepScores} sequence=${sequence} columns=${table.columns} onHover=${setHovered} />
     `;
   }
   if (table.depth !== 1) {
@@ -38,21 +41,21 @@ export function SequenceView({ sequence, parameters, onShow }) {
       </p>
     `;
   }
-  const fold = ({ target }) => target.open === (parameters.table !== "no") || onShow({ table: target.open ? "" : "no" });
+  const onToggle = ({ target }) => target.open === (parameters.table !== "no") || onShow({ table: target.open ? "" : "no" });
   return html`
     <div class="bar-of-numbers">
       <${Legend} scale=${scale} />
       <${PerToken} parameters=${parameters} onShow=${onShow} />
-      <p class="said" aria-hidden="true">${said || "Point at a token or a cell for its number."}</p>
+      <p class="hovered-score" aria-hidden="true">${hovered || "Point at a token or a cell for its score."}</p>
     </div>
     <${TokenView} sequence=${sequence} perToken=${parameters.scale === "token"} ...${shared} />
     <${Strongest} table=${table} selection=${selection} />
-    <details class="all" open=${parameters.table !== "no"} onToggle=${fold}>
+    <details class="all" open=${parameters.table !== "no"} onToggle=${onToggle}>
       <summary>Table of all scores</summary>
       <${Matrix} ...${shared} />
     </details>
-    <${StepScores} sequence=${sequence} columns=${table.columns} onSay=${setSaid} />
-    ${!parameters.agg && html`<${SequenceScores} sequence=${sequence} onSay=${setSaid} />`}
+    <${StepScores} sequence=${sequence} columns=${table.columns} onHover=${setHovered} />
+    ${!parameters.agg && html`<${SequenceScores} sequence=${sequence} onHover=${setHovered} />`}
   `;
 }
 
@@ -80,12 +83,12 @@ export function Strongest({ table, selection }) {
   const chosen = isColumn ? table.columns[selection.column]?.token : table.rows[selection.row].token;
   const others = isColumn ? table.rows.map((row) => [row.token, row.scores[selection.column]])
     : table.columns.map(({ token }, column) => [token, table.rows[selection.row].scores[column]]);
-  const top = others.filter(([, value]) => value !== null).sort((a, b) => Math.abs(b[1]) - Math.abs(a[1])).slice(0, STRONGEST);
+  const top = others.filter(([, value]) => value !== null).sort((a, b) => Math.abs(b[1]) - Math.abs(a[1])).slice(0, STRONGEST_COUNT);
   if (!chosen) return null;
   return html`
     <p class="strongest" aria-live="polite">
-      <span>${quoted(chosen)} ${isColumn ? "depended most on" : "had most part in"}</span>
-      ${top.map(([token, value]) => html`<span class="pair-of"><${TokenText} token=${token} /> <span class="number">${short(value)}</span></span>`)}
+      <span>${quoted(chosen)} ${isColumn ? "depended most on" : "contributed most to"}</span>
+      ${top.map(([token, value]) => html`<span class="token-score"><${TokenText} token=${token} /> <span class="number">${short(value)}</span></span>`)}
     </p>
   `;
 }

@@ -1,12 +1,13 @@
-// A sequence as running text: choose a generated token and what it depended on lights up, or an attributed token and
-// what it had a part in.
+// A sequence as running text. Selecting a generated token colours the tokens by their scores for it; selecting an
+// attributed token colours the generated tokens by its scores for them.
+import { arrowKeyNavigation } from "./arrow_key_navigation.js";
+import { heat, scaleOf, short } from "./number_scale.js";
 import { html } from "./preact.js";
-import { roving } from "./roving.js";
-import { heat, scaleOf, short } from "./scores.js";
-import { directionOf, quoted, TokenText } from "./tokens.js";
+import { directionOf, quoted } from "./shown_tokens.js";
+import { TokenText } from "./token_text.js";
 
-/** `selection` is `{column}` or `{row}`; `perToken` scales colours to the selection alone. */
-export function TokenView({ sequence, table, scale, selection, perToken, onSelect, onSay }) {
+/** `selection` is `{column}` or `{row}`; `perToken` scales the colours to the largest score of the selection. */
+export function TokenView({ sequence, table, scale, selection, perToken, onSelect, onHover }) {
   const { attr_pos_start: start, attr_pos_end: end } = sequence;
   const chosen = selection.column !== undefined ? table.scores.map((row) => row[selection.column]) : (table.scores[selection.row] ?? []);
   const used = perToken ? { ...scaleOf(chosen), isSigned: scale.isSigned } : scale;
@@ -19,7 +20,7 @@ export function TokenView({ sequence, table, scale, selection, perToken, onSelec
     return { token, row, column, value, isShown, isChosen: column !== undefined ? selection.column === column : selection.row === row };
   };
   const hasSource = table.rows.some((row) => row.side === "source");
-  const texts = { selection, table, onSelect, onSay, scale: used };
+  const texts = { selection, table, onSelect, onHover, scale: used };
   return html`
     <div class="texts">
       ${hasSource && html`<${Line} ...${texts} label="Source" entries=${sequence.source.map((token, index) => entry("source", index, token))} />`}
@@ -35,18 +36,18 @@ function Line({ label, entries, ...shared }) {
     <section class="line">
       <h3>${label}</h3>
       <div class="tokens" role="group" aria-label=${`${label}: tokens`} dir=${directionOf(entries.map(({ token }) => token))}
-        onKeyDown=${roving(".token")}>
+        onKeyDown=${arrowKeyNavigation(".token")}>
         ${entries.map((entry, index) => html`<${Token} key=${index} ...${entry} ...${shared} isStop=${index === stop} />`)}
       </div>
     </section>
   `;
 }
 
-function Token({ token, row, column, value, isShown, isChosen, isStop, scale, selection, table, onSelect, onSay }) {
+function Token({ token, row, column, value, isShown, isChosen, isStop, scale, selection, table, onSelect, onHover }) {
   const isChoice = row >= 0 || column !== undefined;
   const colour = isShown ? heat(value, scale) : { class: "" };
   const kind = column !== undefined ? "generated" : "given";
-  const say = () => onSay(!isShown ? quoted(token)
+  const hover = () => onHover(!isShown ? quoted(token)
     : selection.column !== undefined ? sentence(token, table.columns[selection.column].token, value)
     : sentence(table.rows[selection.row].token, token, value));
   const number = isShown && value !== null && value !== undefined && html`<span class="hidden">, ${short(value)}</span>`;
@@ -55,9 +56,10 @@ function Token({ token, row, column, value, isShown, isChosen, isStop, scale, se
   return html`
     <button type="button" class="token ${kind} ${colour.class}" style=${colour.style} tabindex=${isStop ? 0 : -1} aria-pressed=${isChosen}
       data-kind=${kind} data-value=${value ?? undefined}
-      onClick=${() => onSelect(column !== undefined ? { column } : { row })} onPointerEnter=${say} onFocus=${say}>${content}</button>
+      onClick=${() => onSelect(column !== undefined ? { column } : { row })} onPointerEnter=${hover} onFocus=${hover}>${content}</button>
   `;
 }
 
+/** A score between two tokens as a sentence. */
 export const sentence = (from, to, value) =>
   value === null || value === undefined ? `${quoted(from)} → ${quoted(to)}: no score` : `${quoted(from)} → ${quoted(to)}: ${value}`;

@@ -1,18 +1,19 @@
-// How a result is aggregated and which sequence is shown: Inseq's aggregators in order, each with its function.
-import { Field } from "./field.js";
+// Controls for the method, aggregation and normalisation of the shown result. An aggregation is a list of Inseq's
+// aggregators in order, each with a function.
+import { parse, specOfParameter, toText } from "./field_specs.js";
+import { Field } from "./form_field.js";
 import { html, useState } from "./preact.js";
-import { parse, specOfParameter, toText } from "./spec.js";
-import { aggregatorsOfWords } from "./words.js";
+import { aggregatorsOfWords } from "./word_aggregation.js";
 
 const split = (text) => (text ? text.split(",") : []);
 
-/** The stages that the address names. */
+/** The aggregators in the address, in order. */
 export function stagesOf({ agg, fn }) {
   const functions = split(fn);
   return split(agg).map((name, index) => ({ name, fn: functions[index] ?? "" }));
 }
 
-/** The query of the results route that the address stands for. */
+/** The query for the results route, from the parameters of the address. */
 export const queryOf = ({ agg, fn, args, norm, method }) => ({
   method,
   aggregator: agg,
@@ -36,7 +37,7 @@ export function ViewControls({ resultsPath, methods, parameters, catalogue, onSh
       onShow({ agg: await aggregatorsOfWords(resultsPath) });
     } catch (problem) {
       const isComparison = methods.length > 1 && !parameters.method;
-      setProblem(isComparison ? { message: "No one way merges the words of all these methods: choose one of them." } : problem);
+      setProblem(isComparison ? { message: "No single aggregation merges the words of all these methods. Choose one method." } : problem);
     }
   };
   const edit = (index, change) => put(stages.map((stage, other) => (other === index ? { ...stage, ...change } : stage)));
@@ -70,9 +71,9 @@ export function ViewControls({ resultsPath, methods, parameters, catalogue, onSh
       ${problem && html`<p class="error" role="alert">${problem.message}</p>`}
       <label class="inline">Normalise
         <select value=${parameters.norm ?? ""} onChange=${(event) => onShow({ norm: event.target.value })}>
-          <option value="">as Inseq does</option>
+          <option value="">Inseq’s default</option>
           <option value="true">to sum 1</option>
-          <option value="false">not</option>
+          <option value="false">off</option>
         </select>
       </label>
       <${Arguments} key=${`${parameters.agg} ${parameters.args}`} stages=${stages} parameters=${parameters} catalogue=${catalogue} onShow=${onShow} />

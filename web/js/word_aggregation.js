@@ -1,11 +1,14 @@
-// Which aggregators make one score a word of a result: its methods differ in what they leave to be summed up.
+// Finds the aggregators that give one score per word. They depend on the dimensions of a method's scores.
 import { getJson, Problem, withQuery } from "./api.js";
-import { tableOf } from "./scores.js";
+import { tableOf } from "./score_table.js";
 
-// Scores of embedding dimensions, of tokens, of layers and heads.
+// For scores per embedding dimension, per token, and per layer and head.
 const CANDIDATES = ["subwords,scores", "subwords", "subwords,mean,mean"];
 
-/** The aggregators, in order. Throws a `Problem` where words cannot be told, or where there is no one way. */
+/**
+ * The aggregators in order, as the `aggregator` parameter of the results. Throws a `Problem` if the words of this
+ * result are unknown, or if no aggregation fits all its methods.
+ */
 export async function aggregatorsOfWords(resultsPath) {
   let last;
   for (const aggregator of CANDIDATES) {
@@ -17,5 +20,5 @@ export async function aggregatorsOfWords(resultsPath) {
       last = problem;
     }
   }
-  throw last ?? new Problem({ detail: "No aggregation leaves one score a word." }, 0);
+  throw last ?? new Problem({ detail: "No aggregation gives one score per word." }, 0);
 }

@@ -1,18 +1,19 @@
-// A problem, told kindly, and for as long as it is true.
+// Shows a problem. The problem of a failed read disappears when the server answers again.
 import { onAnswer } from "./api.js";
 import { html, useEffect, useState } from "./preact.js";
 
 /**
- * The problem of a read, and how to set it. That the server did not answer is forgotten when it does; then `again`
- * repeats the read. What a person did and nobody answered is not for here: it is not done by itself, so it stays said.
+ * State that holds the problem of a read, and its setter. When the server answers again after it did not answer, the
+ * problem is cleared and `retry` repeats the read. Do not use it for actions such as Cancel: they are not repeated by
+ * themselves, so their problem must stay visible.
  */
-export function useReadProblem(again) {
+export function useReadProblem(retry) {
   const [problem, setProblem] = useState(null);
   useEffect(() => {
-    if (!problem?.isSilence) return;
+    if (!problem?.isUnanswered) return;
     return onAnswer(() => {
       setProblem(null);
-      again();
+      retry();
     });
   }, [problem]);
   return [problem, setProblem];

@@ -1,7 +1,7 @@
-// What is wrong with a request, all in one place; each goes to its field.
+// The list of all errors of a refused request. A click on an error moves the focus to its field.
 import { html } from "./preact.js";
 
-export function Problems({ problem, form }) {
+export function FormProblems({ problem, form }) {
   const visit = (pointer) => {
     const field = fieldAt(form.current, pointer);
     const folded = field?.closest("details");
@@ -25,7 +25,7 @@ export function Problems({ problem, form }) {
 
 const nameOf = (pointer) => pointer.slice(1).replaceAll("/", " › ");
 
-/** The field at a pointer, or the one that holds it. */
+/** The field at a pointer, or the nearest field that contains it. */
 function fieldAt(form, pointer) {
   for (let path = pointer; path; path = path.slice(0, path.lastIndexOf("/"))) {
     const field = form.querySelector(`[data-pointer="${CSS.escape(path)}"]`);

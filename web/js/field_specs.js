@@ -1,11 +1,12 @@
-// What a field takes, from Inseq's type names and from JSON Schema; and what was typed, as JSON.
+// Specs of form fields, made from Inseq's type names and from JSON Schema; and the conversion of a field's text to
+// JSON.
 //
-// A spec is {pointer, name, kind, type, default, choices?, help?, isRequired?}. What cannot be read as its type goes to
-// the server as it was typed: the server says best what it expects.
+// A spec is {pointer, name, kind, type, default, choices?, help?, isRequired?}. A text that does not fit its type is
+// sent to the server unchanged, because the server's error explains best which values it accepts.
 
 const KINDS = { int: "integer", float: "number", bool: "boolean", str: "text" };
 
-/** The spec of a parameter of the catalogue, at `pointer` of the request. */
+/** The spec of a parameter in the catalogue. `pointer` is its place in the request. */
 export function specOfParameter(parameter, pointer) {
   const type = parameter.type.replace(/^Optional\[(.+)\]$/, "$1 | None");
   const literal = /^Literal\[(.+)\]$/.exec(type);
@@ -22,7 +23,7 @@ export function specOfParameter(parameter, pointer) {
   };
 }
 
-/** The specs of a property of a JSON Schema: one, or those of the object that it is. */
+/** The specs of a property in a JSON Schema: one, or one for each property of an object. */
 export function specsOfProperty(name, property, schemas, pointer = `/${name}`) {
   const found = resolve(property, schemas);
   if (found.properties) {
@@ -51,20 +52,20 @@ function resolve(schema, schemas) {
   return schema.$ref ? { ...schemas[schema.$ref.split("/").at(-1)], default: schema.default } : schema;
 }
 
-/** What stands in an untouched field. */
+/** The value of a field that the user has not changed. */
 export function shownDefault(spec) {
   if (spec.kind === "boolean") return Boolean(spec.default);
   return toText(spec.default);
 }
 
-/** A JSON value as it is typed into a field. */
+/** A JSON value as the text of a field. */
 export function toText(value) {
   if (value === null || value === undefined) return "";
   if (typeof value !== "object") return String(value);
   return Object.keys(value).length ? JSON.stringify(value) : "";
 }
 
-/** What was typed as JSON, or undefined where it says no more than the default. */
+/** The JSON value of a field's text, or undefined if it equals the default. */
 export function parse(spec, raw) {
   if (raw === undefined || raw === shownDefault(spec)) return undefined;
   if (typeof raw === "boolean") return raw;

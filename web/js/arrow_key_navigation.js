@@ -1,7 +1,8 @@
-// Arrow keys among elements of which only one is a stop of the Tab key (the roving tabindex of the ARIA practices).
+// Moves the focus with the arrow keys within a group of elements that the Tab key enters only once: the "roving
+// tabindex" of the ARIA Authoring Practices.
 
-/** A keydown handler for a group of elements that match `selector`, in one line or in rows of a table. */
-export function roving(selector) {
+/** A keydown handler for a group whose elements match `selector`, either in lines of text or in the rows of a table. */
+export function arrowKeyNavigation(selector) {
   return (event) => {
     const current = event.target.closest(selector);
     if (!current || event.altKey || event.ctrlKey || event.metaKey) return;
@@ -15,9 +16,9 @@ export function roving(selector) {
 }
 
 function nextOf(current, key, group, selector) {
-  const isTurned = getComputedStyle(group).direction === "rtl";
+  const isRightToLeft = getComputedStyle(group).direction === "rtl";
   const all = [...(current.closest("tr") ?? group).querySelectorAll(selector)];
-  const step = { ArrowLeft: isTurned ? 1 : -1, ArrowRight: isTurned ? -1 : 1 }[key];
+  const step = { ArrowLeft: isRightToLeft ? 1 : -1, ArrowRight: isRightToLeft ? -1 : 1 }[key];
   if (step) return all[all.indexOf(current) + step];
   if (key === "Home") return all[0];
   if (key === "End") return all.at(-1);
@@ -29,7 +30,7 @@ function nextOf(current, key, group, selector) {
   return rows[rows.indexOf(row) + down]?.querySelectorAll(selector)[all.indexOf(current)];
 }
 
-/** In wrapped text: the nearest element of the line above or below. */
+/** The nearest element in the line above or below, in wrapped text. */
 function nextLine(current, all, down) {
   const here = current.getBoundingClientRect();
   const middle = here.left + here.width / 2;

@@ -1,21 +1,21 @@
-// One field of a form, for whatever a spec says it takes, with its errors beside it.
+// One field of a form, with its label, help and errors. field_specs.js describes the specs that fields are made from.
+import { shownDefault } from "./field_specs.js";
 import { html, useId } from "./preact.js";
-import { shownDefault } from "./spec.js";
 
-/** The errors that belong to a field: at its pointer, or inside what stands there. */
+/** The errors at a field's pointer or inside its value. */
 export const errorsAt = (errors, pointer) =>
   errors.filter((error) => error.pointer === pointer || error.pointer?.startsWith(`${pointer}/`));
 
-/** The errors of one field among several: each belongs to the field whose pointer comes nearest. */
+/** The errors of one field among several. An error belongs to the field with the longest pointer that contains it. */
 export function errorsAmong(errors, pointer, pointers) {
   return errorsAt(errors, pointer).filter((error) =>
     pointers.every((other) => other.length <= pointer.length || !errorsAt([error], other).length));
 }
 
-/** A description, with what stands between backticks as code. */
+/** A description in which text between backticks becomes code. */
 export const prose = (text) => text.split("`").map((part, index) => (index % 2 ? html`<code>${part}</code>` : part));
 
-/** Label, control and messages. `control` gets the attributes that tie them together. */
+/** A label, a control and messages. `control(attributes)` draws the control with the ids that connect the three. */
 export function Labelled({ label, type, help, errors = [], pointer, control, isInline = false }) {
   const id = useId();
   const described = [help && `${id}-help`, errors.length && `${id}-error`].filter(Boolean).join(" ") || undefined;

@@ -1,10 +1,10 @@
-// A job that is being written: what the fields hold, and the request that it makes. Knows nothing of how it is shown.
+// The state of the form, called a draft, and its conversion from and to a request. Knows nothing of how it is shown.
 //
-// `values` has what was typed, by the JSON pointer of its field: the server's errors come with the same pointers.
-import { parse, specOfParameter, specsOfProperty, toText } from "./spec.js";
+// `values` maps the JSON pointer of a field to the text in it. The server's errors name fields by the same pointers.
+import { parse, specOfParameter, specsOfProperty, toText } from "./field_specs.js";
 
-// Fields of the request that the form shows in a place of their own.
-const OWN_PLACE = new Set([
+// Fields of the request that have their own place in the form, outside the advanced options.
+const PLACED_FIELDS = new Set([
   "model", "method", "methods", "input_text", "generated_text", "step_scores", "attributed_fn", "attribution_args",
   "attributed_fn_args", "step_scores_args",
   "n_steps", "internal_batch_size", // shorthands of the method's own arguments
@@ -15,7 +15,7 @@ export function emptyDraft() {
   return { model: "", methods: ["saliency"], inputs: [{ text: "", target: "" }], stepScores: [], attributedFn: "", values: {} };
 }
 
-/** The draft that makes this request again. */
+/** The draft that produces this request. */
 export function draftOf(request, catalogue) {
   const methods = request.methods ?? [request.method];
   const texts = [request.input_text ?? ""].flat();
@@ -38,7 +38,7 @@ export function draftOf(request, catalogue) {
   return draft;
 }
 
-/** The fields of the method at this place of the list. */
+/** The fields of a method's arguments. */
 export function methodSpecs(draft, name, catalogue) {
   const pointer = draft.methods.length > 1 ? `/attribution_args/${name}` : "/attribution_args";
   const parameters = catalogue.methods[name]?.parameters ?? [];
@@ -59,15 +59,15 @@ function functionSpecs(names, pointer, catalogue) {
   return unique.map((each) => specOfParameter(each, `${pointer}/${each.name}`));
 }
 
-/** The rest of the request's fields, read from the OpenAPI document. */
+/** The fields of the advanced options, read from the OpenAPI document. */
 export function advancedSpecs(catalogue) {
   return Object.entries(catalogue.request)
-    .filter(([name]) => !OWN_PLACE.has(name))
+    .filter(([name]) => !PLACED_FIELDS.has(name))
     .flatMap(([name, property]) => specsOfProperty(name, property, catalogue.schemas));
 }
 
 export function maxNewTokensSpec() {
-  return { pointer: MAX_NEW_TOKENS, name: "max_new_tokens", kind: "integer", type: "int", default: null, help: "New tokens at most." };
+  return { pointer: MAX_NEW_TOKENS, name: "max_new_tokens", kind: "integer", type: "int", default: null, help: "Maximum number of new tokens." };
 }
 
 function specsOf(draft, catalogue) {
@@ -75,12 +75,12 @@ function specsOf(draft, catalogue) {
     ...draft.methods.flatMap((name) => methodSpecs(draft, name, catalogue)),
     ...attributedFnSpecs(draft, catalogue),
     ...stepScoreSpecs(draft, catalogue),
-    ...advancedSpecs(catalogue), // before what goes inside generation_args
+    ...advancedSpecs(catalogue), // before max_new_tokens, which is set inside generation_args
     maxNewTokensSpec(),
   ];
 }
 
-/** The body of the request, without what is its default. */
+/** The body of the request, without values that equal their defaults. */
 export function requestOf(draft, catalogue) {
   const request = { model: draft.model.trim() };
   if (draft.methods.length > 1) request.methods = draft.methods;
@@ -111,7 +111,7 @@ function set(document, pointer, value) {
   const last = keys.pop();
   let part = document;
   for (const key of keys) {
-    // A text that should have been an object stays, for the server to say so.
+    // Keep a text where an object belongs: the server then explains the error.
     if (typeof (part[key] ??= {}) !== "object") return;
     part = part[key];
   }

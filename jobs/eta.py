@@ -1,0 +1,175 @@
+"""Every ETA: of a running job, of a waiting job, and of a free place in the queue (`Retry-After`).
+
+All times are seconds by one monotonic clock, which the caller injects. Knows no threads, no store and no engine.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from models import Progress, Stage
+
+Kind = tuple[str, str]  # model and method names: jobs of one kind take about equally long
+
+_EXTRAPOLATE_FROM = 0.05  # fraction attributed from which elapsed time predicts better than the prior estimate
+_OVERDUE = 2.0  # seconds a job may exceed its ETA at least before the ETA is withdrawn
+_SMOOTHING = 0.2  # weight of the newest duration in an exponential moving average
+_MAX_KINDS = 1000  # kinds whose durations are remembered
+_QUEUE_MAX_AGE = 1.0  # seconds for which a count of the waiting jobs is reused
+
+
+@dataclass(frozen=True)
+class RunningEta:
+    """The ETA of one running job as of its latest progress report, and what the next one is computed from."""
+
+    kind: Kind
+    started_at: float
+    reported_at: float
+    seconds_left: float | None = None  # at `reported_at`
+    stage: Stage = Stage.QUEUED
+    attributing_seconds: float = 0.0  # spent in stage ATTRIBUTING up to `reported_at`
+    first_fraction: float | None = None  # the fraction at the first report of stage ATTRIBUTING
+
+    @classmethod
+    def of_new(cls, kind: Kind, now: float) -> RunningEta:
+        """Return the ETA of a job that starts now and has reported nothing."""
+        return cls(kind, started_at=now, reported_at=now)
+
+    def updated(self, progress: Progress, now: float) -> RunningEta:
+        """Return the ETA after this report. `progress.eta_seconds` is the engine's prior for the rest, or None."""
+        seconds, first = self.attributing_seconds, self.first_fraction
+        if self.stage is Stage.ATTRIBUTING:
+            seconds += now - self.reported_at
+        if progress.stage is Stage.LOADING_MODEL:  # the engine starts again, for example after running out of memory
+            seconds, first = 0.0, None
+        left = progress.eta_seconds
+        if progress.stage is Stage.ATTRIBUTING:
+            first = progress.fraction if first is None else first
+            left = _seconds_left(progress, first, seconds)
+        return replace(
+            self,
+            reported_at=now,
+            seconds_left=None if left is None else round(left, 3),
+            stage=progress.stage,
+            attributing_seconds=seconds,
+            first_fraction=first,
+        )
+
+
+def _seconds_left(progress: Progress, first_fraction: float, elapsed: float) -> float | None:
+    """Return the seconds until attributing is done: extrapolated from `elapsed`, or the prior, or None."""
+    done = (progress.fraction - first_fraction) / (1 - first_fraction) if first_fraction < 1 else 1.0
+    if done >= _EXTRAPOLATE_FROM or (progress.eta_seconds is None and done > 0):
+        return elapsed * (1 - done) / done
+    return progress.eta_seconds
+
+
+class JobDurations:
+    """Moving averages of the seconds that completed jobs ran, for each kind and over all kinds. Safe for threads."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._means: dict[Kind, float] = {}
+        self._overall: float | None = None
+
+    def add(self, kind: Kind, seconds: float) -> None:
+        """Learn that a job of this kind completed after running for so many seconds."""
+        with self._guard:
+            self._means[kind] = _moving_average(self._means.pop(kind, None), seconds)
+            self._overall = _moving_average(self._overall, seconds)
+            while len(self._means) > _MAX_KINDS:
+                del self._means[next(iter(self._means))]
+
+    def typical(self, kind: Kind) -> float | None:
+        """Return the mean seconds of this kind; the overall mean if unknown; None before any job has completed."""
+        return self._means.get(kind, self._overall)
+
+    def overall(self) -> float | None:
+        """Return the mean seconds over all kinds; None before any job has completed."""
+        return self._overall
+
+    def mean_of(self, waiting: Mapping[Kind, int]) -> float | None:
+        """Return the mean seconds of these jobs, given as a count for each kind; None before any has completed."""
+        total, count = 0.0, 0
+        for kind, number in waiting.items():
+            seconds = self.typical(kind)
+            if seconds is None:
+                return None
+            total, count = total + number * seconds, count + number
+        return total / count if count else self._overall
+
+
+def _moving_average(mean: float | None, value: float) -> float:
+    return value if mean is None else mean + _SMOOTHING * (value - mean)
+
+
+class EtaEstimator:
+    """Computes ETAs from the running jobs, the waiting jobs and the durations of completed jobs.
+
+    workers: jobs that can run at once, over all devices. running: returns the ETA state of each running job.
+    waiting: returns how many jobs of each kind wait. clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        running: Callable[[], Iterable[RunningEta]],
+        waiting: Callable[[], Mapping[Kind, int]],
+        clock: Callable[[], float],
+    ) -> None:
+        self._workers = workers
+        self._running = running
+        self._waiting = waiting
+        self._clock = clock
+        self._waiting_cache: tuple[float, Mapping[Kind, int]] = (-math.inf, {})  # when it was read, and the counts
+        self.durations = JobDurations()
+
+    def of_running(self, job: RunningEta) -> float | None:
+        """Return the seconds until a running job ends: as last reported, else typical, less the time since then.
+
+        None if neither is known, and None for a job that is overdue: no estimate is possible any more.
+        """
+        expected, since = job.seconds_left, job.reported_at
+        if expected is None:
+            expected, since = self.durations.typical(job.kind), job.started_at
+        if expected is None:
+            return None
+        left = expected - (self._clock() - since)
+        return None if left < -max(expected, _OVERDUE) else round(max(0.0, left), 3)
+
+    def of_waiting(self, kind: Kind, ahead: int) -> float | None:
+        """Return the seconds until a job of this kind with `ahead` jobs before it ends; None if unknown."""
+        wait, run = self.until_start(ahead), self.durations.typical(kind)
+        return None if wait is None or run is None else round(wait + run, 3)
+
+    def until_start(self, ahead: int) -> float | None:
+        """Return the seconds until a worker takes a job that has `ahead` waiting jobs before it; None if unknown."""
+        left = self._seconds_left()
+        if not ahead and len(left) < self._workers:
+            return 0.0
+        known = [each for each in left if each is not None]
+        # A running job without an ETA counts like the mean of those that have one.
+        running = sum(known) / len(known) * len(left) if known else self.durations.overall()
+        mean = self.durations.mean_of(self._waiting_counts()) if ahead else 0.0
+        if running is None or mean is None:
+            return None
+        if not ahead:
+            return min(known, default=running / max(1, len(left)))  # the first job that ends frees a worker
+        return (running + ahead * mean) / self._workers
+
+    def retry_after(self) -> int:
+        """Return the whole seconds, at least 1, until the next running job should end and a place becomes free."""
+        known = [each for each in self._seconds_left() if each is not None]
+        return max(1, math.ceil(min(known, default=1.0)))
+
+    def _seconds_left(self) -> list[float | None]:
+        return [self.of_running(job) for job in self._running()]
+
+    def _waiting_counts(self) -> Mapping[Kind, int]:
+        now = self._clock()
+        if now - self._waiting_cache[0] > _QUEUE_MAX_AGE:
+            self._waiting_cache = (now, self._waiting())
+        return self._waiting_cache[1]
