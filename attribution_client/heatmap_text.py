@@ -75,11 +75,6 @@ def _print_sequence(sequence: SequenceAttribution, out: Console) -> None:
         out.print(table)
 
 
-def _scores_of(sequence: SequenceAttribution, side: str) -> Scores:
-    rows = getattr(sequence, f"{side}_attributions") or []
-    return [[math.nan if score is None else score for score in row] for row in rows] if any(rows) else []
-
-
 def _column_width(token: Token) -> int:
     return max(_CELL, cell_len(label(token)) + 3)
 

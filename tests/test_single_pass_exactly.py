@@ -82,14 +82,14 @@ def test_equals_first_principles(folder, tmp_path, monkeypatch, family, method):
     if plain.unknown is None:
         plain.unknown = plain.tokenizer.pad_token_id
     found = []
-    steps_of = engine_calls.steps_of
+    steps_of = engine_calls.step_results
 
     def recorded(*given):
         for column in steps_of(*given):
             found.append(column.scores[0][0])
             yield column
 
-    monkeypatch.setattr(engine_calls, "steps_of", recorded)
+    monkeypatch.setattr(engine_calls, "step_results", recorded)
     engine = AttributionEngine(Settings(data_dir=tmp_path, model_dirs=(str(folder),)))
     request = engine.check(
         AttributionRequest(

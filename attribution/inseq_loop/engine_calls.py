@@ -70,7 +70,11 @@ def by_single_pass(setup: Setup, steps: FinishedSteps, on_progress: ProgressCall
         return builder.output(results, steps.append), identity
 
 
-def by_loop(setup: Setup, steps: FinishedSteps, on_progress: ProgressCallback) -> Attributed:  # noqa: ARG001 - an `EngineCall`
+def by_loop(
+    setup: Setup,
+    steps: FinishedSteps,
+    on_progress: ProgressCallback,  # noqa: ARG001 - an `EngineCall`
+) -> Attributed:
     """Inseq's own loop; each step has the forward for its step scores, or reads them off its own (`ReadOff`)."""
     return _loop(setup, steps, scores=None)
 
