@@ -32,6 +32,24 @@ def test_imports_point_one_way():
     assert done.returncode == 0, done.stdout
 
 
+# import-linter reads packages only; these are the modules at the root, each with the rooms that it may import.
+ROOT_MODULES = {
+    "main.py": {"api", "attribution", "attribution_schema", "job_manager", "jobs", "models", "settings"},
+    "job_manager.py": {"jobs", "models", "problems"},
+    "models.py": {"attribution_schema"},
+    "problems.py": {"models"},
+    "settings.py": set(),
+}
+
+
+def test_the_modules_at_the_root_import_downward():
+    rooms = {path.name.removesuffix(".py") for path in ROOT.iterdir() if path.suffix == ".py" or path.is_dir()}
+    for name, allowed in ROOT_MODULES.items():
+        imported = set(re.findall(r"^\s*(?:from|import) (\w+)", (ROOT / name).read_text(), re.MULTILINE))
+        assert imported & rooms <= allowed, name
+    assert {path.name for path in MODULES if path.parent == ROOT} == set(ROOT_MODULES)
+
+
 def test_torch_loads_only_behind_attribution():
     code = "import sys, main, job_manager, jobs.store.job_store; sys.exit(any(n in sys.modules for n in ('torch', 'inseq')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
