@@ -21,6 +21,7 @@ from attribution_schema.result import (
     SequenceAttribution,
     Token,
 )
+from attribution_schema.view_options import ViewOptions
 
 __all__ = [
     "METHOD_ALIASES",
@@ -49,4 +50,5 @@ __all__ = [
     "SequenceAttribution",
     "Stage",
     "Token",
+    "ViewOptions",
 ]

@@ -1,9 +1,8 @@
-"""Documents that clients receive, made from records; and query parameters (cursors, tags, lists, JSON), parsed."""
+"""Documents that clients receive, made from records; cursors and tags of a listing, parsed."""
 
 from __future__ import annotations
 
 import base64
-import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -83,19 +82,3 @@ def read_tag(text: str) -> tuple[str, str | None]:
     """Parse `name` or `name:value`; without a value it is None."""
     name, colon, value = text.partition(":")
     return name, value if colon else None
-
-
-def names(value: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in value.split(",") if name.strip()) if value else ()
-
-
-def json_object(value: str | None) -> dict[str, Any]:
-    if value is None:
-        return {}
-    try:
-        parsed = json.loads(value)
-    except ValueError:
-        parsed = None
-    if not isinstance(parsed, dict):
-        raise InvalidRequest('aggregator_args must be a JSON object, such as {"source_spans": [[0, 2]]}.')
-    return parsed

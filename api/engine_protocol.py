@@ -6,13 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from jobs.run import Run
-from models import AttributionRequest, Estimate
-
-if TYPE_CHECKING:
-    from attribution.results.stored_form import ViewOptions
+from models import AttributionRequest, Estimate, ViewOptions
 
 
 class AttributionEngineProtocol(Protocol):

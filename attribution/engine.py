@@ -17,27 +17,35 @@ import torch
 from inseq.data import FeatureAttributionOutput
 from transformers.utils import logging as transformers_logging
 
-from attribution.catalogue import inseq_catalogue
+from attribution.catalogue import comparison_checks, inseq_catalogue
 from attribution.corrections import registry
 from attribution.estimates.estimator import Estimator, check_weights, route_of
 from attribution.estimates.passes import Shape
 from attribution.estimates.rates import Rates
 from attribution.model_cache.loading import LoadedModel, ModelCache, bundled_models
-from attribution.results import comparison_view, heatmap_view, inseq_html_view, stored_form, table_views
-from attribution.results.comparison_view import JointProgress
-from attribution.results.stored_form import ViewOptions
+from attribution.results import (
+    aggregation,
+    comparison_view,
+    heatmap_view,
+    inseq_html_view,
+    json_views,
+    stored_form,
+    table_views,
+)
 from attribution.run import record
+from attribution.run.comparison_progress import JointProgress
 from attribution.run.method_run import Runner
 from attribution.single_pass.batch_sizes import is_out_of_memory, smaller_pieces
 from attribution.text.generation import Written
+from attribution_schema.view_options import ViewOptions
 from models import AttributionRequest, Estimate, Progress, ResultPart, Stage
 from problems import OutOfMemory
 from settings import Settings
 
 Partial = Callable[[], list[ResultPart]]
 _VIEWS = {
-    ("json", "heatmap"): stored_form.json_view,
-    ("inseq", "heatmap"): stored_form.inseq_view,
+    ("json", "heatmap"): json_views.json_view,
+    ("inseq", "heatmap"): json_views.inseq_view,
     ("csv", "heatmap"): table_views.csv_view,
     ("parquet", "heatmap"): table_views.parquet_view,
     ("html", "heatmap"): heatmap_view.html_view,
@@ -64,7 +72,7 @@ class AttributionEngine:
         """The request as it will run. Raises `InvalidRequest` for what can be known not to work."""
         self._models.check_allowed(request.model)
         kind = self._models.is_encoder_decoder(request.model)
-        checked = comparison_view.resolve(request, self._settings, is_encoder_decoder=kind)
+        checked = comparison_checks.resolve(request, self._settings, is_encoder_decoder=kind)
         if source := self._models.on_this_machine(request.model):
             check_weights(source, checked, self._place(checked, self.devices()[0]))
         return checked
@@ -182,10 +190,12 @@ class AttributionEngine:
 
     def view(self, raw: bytes, view_format: str, options: ViewOptions) -> bytes:
         """A view of a stored result. Raises `InvalidRequest` where the scores cannot be shown as asked."""
+        aggregation.check_options(options)
         return _VIEWS[view_format, options.style](stored_form.decode(raw), options)
 
     def comparison(self, raw: Mapping[str, bytes], options: ViewOptions) -> bytes:
         """A comparison's methods, by name, as one JSON document. Raises `InvalidRequest`."""
+        aggregation.check_options(options)
         return comparison_view.json_view({name: stored_form.decode(each) for name, each in raw.items()}, options)
 
     def page_policy(self, options: ViewOptions) -> str:

@@ -19,7 +19,7 @@ _ROW, _CELL = 0.26, 0.4  # inches
 
 @dataclass(frozen=True)
 class MethodComparison:
-    """What `compare_methods` found and drew."""
+    """The tables of `compare_methods`, `[methods, methods]`, and its axes: a heatmap a method, two of agreement."""
 
     rank_correlation: pd.DataFrame
     top_token_overlap: pd.DataFrame
@@ -29,11 +29,10 @@ class MethodComparison:
 
 
 def compare_methods(results: Results, k: int = 3, *, sequence: int = 0, side: str | None = None) -> MethodComparison:
-    """Heatmaps of several results of one text side by side, and below them how far they agree: Spearman's correlation
-    of absolute scores, and the share of the `k` top tokens that two methods have in common (means over generated
-    tokens).
+    """Draw heatmaps of several results of one text side by side, and below them how far the methods agree.
 
-    Raises `ValueError` unless the results are of the same tokens.
+    Agreement is Spearman's correlation of absolute scores, and the share of the `k` top tokens that two methods have
+    in common, both means over generated tokens. Raises `ValueError` unless the results have the same tokens.
     """
     found = named(results)
     chosen = same_tokens(found, sequence)
@@ -61,7 +60,7 @@ def compare_methods(results: Results, k: int = 3, *, sequence: int = 0, side: st
 
 
 def _matrix(ax: Axes, values: pd.DataFrame, title: str) -> None:
-    """Below the diagonal, where each pair stands once."""
+    """Draw the part of the matrix below the diagonal, which has each pair once."""
     shown = np.tri(len(values), k=-1, dtype=bool)
     signed = bool((values.to_numpy()[shown] < 0).any())
     sns.heatmap(

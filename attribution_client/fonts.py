@@ -1,4 +1,4 @@
-"""Fonts that have the letters of any token, as far as this machine has them."""
+"""Fonts with the letters of many scripts, of those that this machine has."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import matplotlib.font_manager
 from matplotlib.text import Text
 
-# After matplotlib's own: those that have what it lacks, where they are installed.
+# matplotlib's own font first, then fonts with the scripts that it lacks.
 _FONTS = (
     "DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei",
     "PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Microsoft YaHei", "Malgun Gothic", "Arial Unicode MS",
@@ -18,7 +18,7 @@ _FONTS = (
 
 
 def set_token_font(texts: Iterable[Text]) -> None:
-    """Let these texts show tokens of any script, and nothing in them be taken for mathematics (`$`)."""
+    """Give these texts fonts for tokens of any script, and switch off mathematics, which `$` would start."""
     for text in texts:
         text.set_fontfamily(_installed())
         text.set_parse_math(False)

@@ -11,16 +11,17 @@ from matplotlib.axes import Axes
 from attribution_client.fonts import set_token_font
 from attribution_client.frames import to_frame
 from attribution_client.labels import label
-from attribution_client.plots import ACCENT, INK, new_axes
+from attribution_client.plots import ACCENT, INK, LESS, new_axes
 from attribution_schema.result import AttributionResult
 
-_LESS = "#4878b8"
 _ROW = 0.3  # inches
 
 
 def attribution_graph(result: AttributionResult, sequence: int = 0) -> nx.DiGraph[tuple[str, int]]:
-    """Nodes are `(side, position)` of attributed tokens and `("generated", position)`, with `token` and `label`; edges
-    have the signed `score` and its absolute `weight`.
+    """Return a result as a graph.
+
+    Nodes are attributed tokens, `(side, position)`, and generated ones, `("generated", position)`; they have `token`
+    and `label`. Edges have the signed `score` and its absolute value, `weight`.
     """
     chosen = result.sequence_attributions[sequence]
     frame = to_frame(result)
@@ -41,8 +42,9 @@ def attribution_graph(result: AttributionResult, sequence: int = 0) -> nx.DiGrap
 
 
 def plot_attribution_graph(result: AttributionResult, sequence: int = 0, *, k: int = 3, ax: Axes | None = None) -> Axes:
-    """Attributed tokens on the left, generated ones on the right, and between them each one's `k` strongest edges: the
-    wider and darker, the larger the score; blue where it is negative.
+    """Draw attributed tokens on the left, generated ones on the right, and each generated one's `k` strongest edges.
+
+    The larger the absolute score, the wider and darker the edge; negative scores are blue.
     """
     graph = attribution_graph(result, sequence)
     left = [node for node in graph if node[0] != "generated"]
@@ -69,7 +71,7 @@ def plot_attribution_graph(result: AttributionResult, sequence: int = 0, *, k: i
             arrows=False,
             width=0.4 + 3.2 * share,
             alpha=0.12 + 0.8 * share,
-            edge_color=_LESS if data["score"] < 0 else ACCENT,
+            edge_color=LESS if data["score"] < 0 else ACCENT,
         )
     sides: tuple[tuple[list[tuple[str, int]], Literal["left", "right"]], ...] = ((left, "right"), (right, "left"))
     for nodes, side in sides:
@@ -91,6 +93,6 @@ def plot_attribution_graph(result: AttributionResult, sequence: int = 0, *, k: i
 
 
 def _spread(count: int, height: float) -> list[float]:
-    """Places from 0 to `height`; a shorter column stands in the middle."""
+    """Return `count` places between 0 and `height`, one apart, centred."""
     start = (height - (count - 1)) / 2
     return [float(each) for each in start + np.arange(count)]

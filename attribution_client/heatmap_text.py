@@ -1,4 +1,4 @@
-"""A result as coloured tables of text, for a terminal: as many columns beside each other as it is wide."""
+"""A result as coloured tables of text, each as wide as the terminal allows."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from attribution_client.frames import Scores, scores_of
 from attribution_client.labels import label, readable
+from attribution_client.scores import scores_of
+from attribution_reading.number_scale import power_of_ten, scaled
+from attribution_reading.scored_sequence import SIDES, Scores, not_yet_generated
 from attribution_schema.result import AttributionResult, ComparisonResult, SequenceAttribution, Token
 
-# The colours of the service's heatmap; text turns white where that is the better contrast.
+# The colours of the service's heatmap. From this share of the largest score on, white text has more contrast.
 _ZERO, _MORE, _LESS = (251, 248, 245), (143, 45, 4), (15, 80, 144)
 _WHITE_FROM = 0.7
-_SMALL, _LARGE = 0.01, 1000  # what two decimals show well
-_SIDES = {"source": "source tokens", "target": "prompt and prefix"}
+_TITLES = {"source": "source tokens", "target": "prompt and prefix"}
 _LABEL, _CELL = 20, 7  # letters
 
 
 def print_comparison(compared: ComparisonResult, out: Console) -> None:
-    """Each method's result, and how far each two agree."""
+    """Print each method's result, and how far each two agree."""
     for result in compared.comparison:
         print_result(result, out)
     table = Table(box=box.SIMPLE_HEAD if out.is_terminal else None, pad_edge=False, header_style="bold")
@@ -40,7 +41,7 @@ def print_comparison(compared: ComparisonResult, out: Console) -> None:
 
 
 def print_result(result: AttributionResult, out: Console) -> None:
-    """Each sequence: its text, its scores, its step scores."""
+    """Print each sequence: its text, its scores, its step scores."""
     info = result.info
     head = f"{info.get('attribution_method', 'attribution')} of {info.get('model_name', 'a model')}"
     out.print(Text(head, "bold"))
@@ -53,14 +54,14 @@ def print_result(result: AttributionResult, out: Console) -> None:
 
 
 def _print_sequence(sequence: SequenceAttribution, out: Console) -> None:
-    sides = [(side, scores) for side in _SIDES if (scores := scores_of(sequence, side)).size]
+    sides = [(side, scores) for side in SIDES if (scores := scores_of(sequence, side)).size]
     generated = sequence.target[sequence.attr_pos_start : sequence.attr_pos_end]
     largest = max((abs(float(each)) for _, scores in sides for each in scores.flat if math.isfinite(each)), default=0.0)
-    power = 0 if not largest or _SMALL <= largest < _LARGE else math.floor(math.log10(largest))
+    power = power_of_ten(largest)
     if power:
         out.print(Text(f"scores are x 10^{power}", "dim"))
     for columns in _blocks([_column_width(each) for each in generated], out.width - _LABEL):
-        # Cells touch, as in a heatmap; the blank between two labels belongs to the cell.
+        # Without padding the cells touch, as in a heatmap; the space between two labels is part of the cell.
         table = Table(box=box.SIMPLE_HEAD if out.is_terminal else None, pad_edge=False, padding=0)
         table.add_column("", justify="right", no_wrap=True)
         for column in columns:
@@ -79,7 +80,7 @@ def _column_width(token: Token) -> int:
 
 
 def _blocks(widths: list[int], room: int) -> Iterator[range]:
-    """Columns that fit beside each other, at least one at a time."""
+    """Yield ranges of columns that fit into `room` letters, at least one column each."""
     first = used = 0
     for column, width in enumerate(widths):
         if used and used + width > room:
@@ -101,12 +102,13 @@ def _add_rows(
     is_titled: bool,
 ) -> None:
     if is_titled:
-        table.add_row(Text(f"{_SIDES[side]} ", "dim italic"))
+        table.add_row(Text(f"{_TITLES[side]} ", "dim italic"))
     tokens: list[Token] = getattr(sequence, side)
     generated = sequence.target[sequence.attr_pos_start : sequence.attr_pos_end]
     widths = [_column_width(each) for each in generated]
-    for token, row in zip(tokens, scores, strict=True):
-        if any(math.isfinite(each) for each in row):
+    is_later = not_yet_generated(scores, side, sequence.attr_pos_start)
+    for token, row, later in zip(tokens, scores, is_later, strict=True):
+        if not later.all():
             cells = (_cell(float(row[each]), largest, power, widths[each]) for each in columns)
             table.add_row(Text(f"{label(token)} "), *cells)
     table.add_section()
@@ -119,6 +121,4 @@ def _cell(score: float, largest: float, power: int, width: int) -> Text:
     end = _LESS if score < 0 else _MORE
     mixed = [round(a + (b - a) * share) for a, b in zip(_ZERO, end, strict=True)]
     ink = "#ffffff" if share > _WHITE_FROM else "#000000"
-    return Text(
-        f"{score / 10.0**power:.2f} ".rjust(width), Style(color=ink, bgcolor=f"rgb({','.join(map(str, mixed))})")
-    )
+    return Text(f"{scaled(score, power)} ".rjust(width), Style(color=ink, bgcolor=f"rgb({','.join(map(str, mixed))})"))

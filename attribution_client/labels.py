@@ -1,42 +1,35 @@
-"""Tokens as people read them: without the tokenizer's marks, with blanks and invisible characters made visible."""
+"""Tokens as labels: without the tokenizer's marks, and with signs or codes for invisible characters."""
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable
 
+from attribution_reading.shown_tokens import EMPTY, code_point, is_invisible, shown_characters
 from attribution_schema.result import Token
 
 _SPACE_MARKS, _NEWLINE_MARK = ("Ġ", "▁"), "Ċ"
-_VISIBLE = {" ": "␣", "\n": "⏎", "\r": "␍", "\t": "⇥"}
-_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zs", "Zl", "Zp"}
-_LONGEST = 18  # letters
+_LONGEST = 18  # characters
 
 
 def label(token: Token) -> str:
-    """What to write for a token: its `text` where the result was asked for `decode_tokens`, else without the marks."""
+    """Return a token's label, at most 18 characters: its decoded text if it has one, or the token without the marks.
+
+    Spaces at the ends are left out, except of a token that has nothing else.
+    """
     text = token.text
     if text is None:
         text = token.token.replace(_NEWLINE_MARK, "\n")
         for mark in _SPACE_MARKS:
             text = text.replace(mark, " ")
-    shown = text.strip(" ") or text or "∅"
-    if not shown.strip():
-        shown = "".join(_VISIBLE.get(each, f"U+{ord(each):04X}") for each in shown)
-    shown = "".join(_VISIBLE.get(each, each) if each != " " else each for each in shown)
-    shown = "".join(f"U+{ord(each):04X}" if each != " " and _is_unseen(each) else each for each in shown)
+    shown = "".join(each for each, _ in shown_characters(text.strip(" ") or text)) or EMPTY
     return shown if len(shown) <= _LONGEST else shown[: _LONGEST - 1] + "…"
 
 
 def labels(tokens: Iterable[Token]) -> list[str]:
-    """The labels of tokens, in order."""
+    """Return the labels of tokens, in order."""
     return [label(token) for token in tokens]
 
 
-def _is_unseen(character: str) -> bool:
-    return unicodedata.category(character) in _UNSEEN
-
-
 def readable(text: str) -> str:
-    """A text in which nothing is invisible, so that none of it can command a terminal."""
-    return "".join(each if each in " \n" or not _is_unseen(each) else f"U+{ord(each):04X}" for each in text)
+    """Return a text with codes for invisible characters, so that no control sequence in it reaches a terminal."""
+    return "".join(each if each in " \n" or not is_invisible(each) else code_point(each) for each in text)

@@ -1,4 +1,4 @@
-"""Pictures of a result, fit for a paper: each draws on the `ax` that it is given, or on one of its own, and returns it.
+"""Pictures of a result, fit for a paper: each draws on the `ax` given, or on a new one, and returns it.
 
 Colours are seaborn's perceptually uniform scales, which colour-blind readers can tell apart: `rocket_r` from 0 for
 scores that are not negative, `vlag` around 0 for signed ones. No global style is changed.
@@ -15,17 +15,19 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from attribution_client.fonts import set_token_font
-from attribution_client.frames import Scores, scores_of
 from attribution_client.labels import label, labels
+from attribution_client.scores import scores_of
 from attribution_client.tables import top_tokens
+from attribution_reading.number_scale import power_of_ten
+from attribution_reading.scored_sequence import Scores, not_yet_generated
 from attribution_schema.result import AttributionResult, SequenceAttribution, Token
 
-CELL, MARGIN = 0.42, 1.4  # inches: a cell, and the labels beside them
+CELL, MARGIN = 0.42, 1.4  # inches: a cell, and the labels beside the cells
 _ROW = 0.26
-_MOST_NUMBERS = 200  # cells in which numbers can still be read
-_LEVEL, _ROOM = 5, 14  # letters of a column's label, or of all, up to which they are written level
-SMALL, LARGE = 0.01, 1000  # what two decimals show well; a power of ten is written once otherwise
+_MOST_NUMBERS = 200  # cells; numbers cannot be read in more
+_LEVEL, _ROOM = 5, 14  # labels are horizontal up to this many letters in the longest one, or in all together
 INK, ACCENT = "#333338", "#b5367a"
+LESS = "#4878b8"  # of negative scores
 
 
 def plot_attribution_heatmap(
@@ -39,12 +41,13 @@ def plot_attribution_heatmap(
     limit: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Scores of one sequence: a row for each attributed token, a column for each generated one.
+    """Draw the scores of one sequence: a row for each attributed token, a column for each generated one.
 
     `side` is `source` or `target` (the prompt and prefix of a decoder-only model); by default the source, if it has
-    scores. Numbers are written into up to 200 cells, or as `annotate` says. `limit` is the score of the darkest colour.
+    scores. Numbers are written into the cells where there are at most 200, or if `annotate` says so. `limit` is the
+    score of the darkest colour.
 
-    Raises `ValueError` where there are no such scores, or more than one for a pair of tokens.
+    Raises `ValueError` where there are no such scores, and for granular ones.
     """
     chosen = result.sequence_attributions[sequence]
     side = side or ("source" if chosen.source_attributions is not None else "target")
@@ -54,7 +57,7 @@ def plot_attribution_heatmap(
         ax = new_axes(CELL * len(columns) + MARGIN + (0.9 if colorbar else 0), _ROW * len(rows) + 0.9)
     largest = limit or (float(np.nanmax(np.abs(scores))) or 1.0)
     is_signed = bool(np.nanmin(scores) < 0)
-    power = 0 if SMALL <= largest < LARGE else int(np.floor(np.log10(largest)))
+    power = power_of_ten(largest)
     scores, largest = scores / np.float32(10.0**power), largest / 10.0**power
     unit = rf"score ($\times 10^{{{power}}}$)" if power else "score"
     sns.heatmap(
@@ -95,9 +98,9 @@ def plot_attribution_heatmap(
 def plot_step_scores(
     result: AttributionResult, score: str | None = None, sequence: int = 0, *, ax: Axes | None = None
 ) -> Axes:
-    """One step score (the first, if none is named) of each generated token.
+    """Draw one step score of each generated token: the first one, if `score` names none.
 
-    Raises `ValueError` where the result has none.
+    Raises `ValueError` where the result does not have it.
     """
     chosen = result.sequence_attributions[sequence]
     if not chosen.step_scores:
@@ -130,14 +133,16 @@ def plot_step_scores(
 def plot_top_tokens(
     result: AttributionResult, k: int = 5, generated: int = 0, sequence: int = 0, *, ax: Axes | None = None
 ) -> Axes:
-    """Bars of the `k` tokens, with their positions, that matter most to one generated token; the first, if not said."""
+    """Draw bars of the `k` attributed tokens with the largest absolute scores for one generated token.
+
+    `generated` is its index among the generated tokens. Each label has the attributed token's position.
+    """
     chosen = result.sequence_attributions[sequence]
     found = top_tokens(result, k, generated=generated, sequence=sequence)
     if ax is None:
         ax = new_axes(3.2, _ROW * len(found) + 0.7)
     places = np.arange(len(found))
-    less, more = "#4878b8", ACCENT
-    ax.barh(places, found["score"], color=[less if value < 0 else more for value in found["score"]], height=0.62)
+    ax.barh(places, found["score"], color=[LESS if value < 0 else ACCENT for value in found["score"]], height=0.62)
     names = [
         f"{label(getattr(chosen, side)[position])} ({position})"
         for side, position in zip(found["side"], found["attributed_position"], strict=True)
@@ -159,22 +164,25 @@ def plot_top_tokens(
 
 
 def new_axes(width: float, height: float) -> Axes:
-    """Axes in a figure of their own, of this size in inches."""
+    """Return axes in a new figure, of this size in inches, at most 24 each way."""
     _, ax = plt.subplots(figsize=(min(width, 24), min(height, 24)), layout="constrained", dpi=150)
     return ax
 
 
 def visible_scores(sequence: SequenceAttribution, side: str) -> tuple[Scores, list[Token]]:
-    """The scores and tokens of one side, without the rows at the end that nothing could depend on."""
+    """Return the scores, `[attributed, generated]`, and attributed tokens of one side.
+
+    Tokens after which nothing was generated are left out. Raises `ValueError` where the side has no scores.
+    """
     scores = scores_of(sequence, side)
     if not scores.size or np.isnan(scores).all():
         raise ValueError(f"This result has no {side} scores for this sequence.")
-    last = int(np.flatnonzero(~np.isnan(scores).all(axis=1))[-1]) + 1
-    return scores[:last], getattr(sequence, side)[:last]
+    count = int((~not_yet_generated(scores, side, sequence.attr_pos_start).all(axis=1)).sum())  # they come first
+    return scores[:count], getattr(sequence, side)[:count]
 
 
 def write_columns(ax: Axes, tokens: list[Token], offset: float = 0.5) -> None:
-    """Generated tokens along the horizontal axis: level where they are short, else upright."""
+    """Write generated tokens along the horizontal axis: horizontally if they are short, else vertically."""
     names = labels(tokens)
     longest = max(map(len, names), default=0)
     is_level = longest <= _LEVEL or longest * len(names) <= _ROOM

@@ -1,14 +1,18 @@
-"""Numbers about results: the tokens that matter most, and how far methods agree. Draws nothing."""
+"""Tables about results: the tokens with the largest scores, and how far methods agree."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
-from attribution_client.frames import Scores, scores_of, to_frame
+from attribution_client.frames import to_frame
+from attribution_client.scores import scored_sequence
+from attribution_reading.agreement import TOP, absolute_scores, spearman, top_overlap
+from attribution_reading.scored_sequence import Scores
 from attribution_schema.result import AttributionResult, ComparisonResult, SequenceAttribution
 
 Results = Mapping[str, AttributionResult] | Sequence[AttributionResult] | ComparisonResult
@@ -17,7 +21,9 @@ Results = Mapping[str, AttributionResult] | Sequence[AttributionResult] | Compar
 def top_tokens(
     result: AttributionResult, k: int = 5, *, generated: int | None = None, sequence: int = 0
 ) -> pd.DataFrame:
-    """The `k` attributed tokens with the largest absolute scores, for each generated token or the one of this index.
+    """Return the `k` attributed tokens with the largest absolute scores, for each generated token.
+
+    With `generated`, for the generated token of this index only.
 
     Columns: generated_position, generated_token, rank (1 is the first), side, attributed_position, attributed_token,
     score. Of equal scores the earlier token comes first.
@@ -45,7 +51,7 @@ def top_tokens(
 
 
 def named(results: Results) -> dict[str, AttributionResult]:
-    """Results by the name of their method, or by the names that they have."""
+    """Return results by the names given to them, or else by method. Raises `ValueError` for two of one method."""
     if isinstance(results, ComparisonResult):
         return {each.method: each for each in results.comparison}
     if isinstance(results, Mapping):
@@ -57,7 +63,7 @@ def named(results: Results) -> dict[str, AttributionResult]:
 
 
 def same_tokens(results: Mapping[str, AttributionResult], sequence: int) -> list[SequenceAttribution]:
-    """The sequence of each result. Raises `ValueError` unless all are of the same tokens."""
+    """Return the sequence of each result. Raises `ValueError` unless all have the same tokens."""
     chosen = [each.sequence_attributions[sequence] for each in results.values()]
     if len(chosen) < 2:  # noqa: PLR2004
         raise ValueError("There is nothing to compare: give two results or more.")
@@ -76,51 +82,37 @@ def same_tokens(results: Mapping[str, AttributionResult], sequence: int) -> list
 
 
 def rank_correlation(results: Results, sequence: int = 0) -> pd.DataFrame:
-    """Spearman's correlation of absolute scores for each pair of results: over the attributed tokens of a generated
-    token, then the mean over generated tokens. NaN where a method's scores are all equal.
+    """Return Spearman's rank correlation of absolute scores for each pair of results, `[results, results]`.
+
+    Each is over the attributed tokens of a generated token, then the mean over generated tokens; NaN where it is
+    defined for none, because a method gives all tokens the same score. Raises `ValueError` for results of other tokens.
     """
-    return _pairwise(named(results), sequence, _spearman)
+    return _pairwise(named(results), sequence, spearman)
 
 
-def top_token_overlap(results: Results, k: int = 3, sequence: int = 0) -> pd.DataFrame:
-    """How many of the `k` tokens with the largest absolute scores two results share: a share, the mean over generated
-    tokens.
+def top_token_overlap(results: Results, k: int = TOP, sequence: int = 0) -> pd.DataFrame:
+    """Return the share of the `k` largest absolute scores that each pair of results shares, `[results, results]`.
+
+    Each is a mean over the generated tokens with more than `k` attributed tokens; NaN where there are none. Raises
+    `ValueError` for results of other tokens.
     """
-
-    def overlap(a: Scores, b: Scores) -> float:
-        size = min(k, len(a))
-        tops = [set(np.argsort(-each, kind="stable")[:size]) for each in (a, b)]
-        return len(tops[0] & tops[1]) / size
-
-    return _pairwise(named(results), sequence, overlap)
+    return _pairwise(named(results), sequence, partial(top_overlap, k=k))
 
 
-def _pairwise(results: dict[str, AttributionResult], sequence: int, measure: object) -> pd.DataFrame:
-    assert callable(measure)
-    matrices = [absolute_scores(each) for each in same_tokens(results, sequence)]
+def _pairwise(
+    results: dict[str, AttributionResult], sequence: int, measure: Callable[[Scores, Scores], float | None]
+) -> pd.DataFrame:
+    """Return a measure of each pair of results, with ones on the diagonal and NaN where it is None."""
+    matrices = [_absolute_scores(each) for each in same_tokens(results, sequence)]
     found = pd.DataFrame(np.eye(len(results)), index=list(results), columns=list(results))
     for (i, a), (j, b) in combinations(enumerate(matrices), 2):
-        values = []
-        for one, other in zip(a.T, b.T, strict=True):
-            both = ~np.isnan(one) & ~np.isnan(other)
-            if both.any():
-                values.append(measure(one[both], other[both]))
-        known = [value for value in values if not np.isnan(value)]
-        found.iloc[i, j] = found.iloc[j, i] = float(np.mean(known)) if known else np.nan
+        value = measure(a, b)
+        found.iloc[i, j] = found.iloc[j, i] = np.nan if value is None else value
     return found
 
 
-def absolute_scores(sequence: SequenceAttribution) -> Scores:
-    """Absolute scores of both sides, [attributed, generated]: the source's rows before the target's."""
-    sides = [scores_of(sequence, side) for side in ("source", "target")]
-    present = [np.abs(each) for each in sides if each.size]
-    if not present:
+def _absolute_scores(sequence: SequenceAttribution) -> Scores:
+    found = absolute_scores(scored_sequence(sequence))
+    if found is None:
         raise ValueError("This result has no scores, only step scores.")
-    return np.concatenate(present)
-
-
-def _spearman(a: Scores, b: Scores) -> float:
-    ranks = [pd.Series(each).rank().to_numpy() for each in (a, b)]
-    deviations = [each - each.mean() for each in ranks]
-    scale = float(np.sqrt((deviations[0] ** 2).sum() * (deviations[1] ** 2).sum()))
-    return float((deviations[0] * deviations[1]).sum()) / scale if scale else np.nan
+    return found

@@ -1,4 +1,4 @@
-"""What crosses the wire, as Pydantic models: request, job, problem, estimate, result.
+"""What crosses the wire, as Pydantic models: request, job, problem, estimate, result, view options.
 
 Imports Pydantic and nothing else.
 """

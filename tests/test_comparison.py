@@ -7,12 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from inseq.data.attribution import FeatureAttributionSequenceOutput
 from scipy import stats
 
 from attribution.engine import AttributionEngine
 from attribution.results import stored_form
-from attribution.results.comparison_view import JointProgress, agreement
+from attribution.run.comparison_progress import JointProgress
+from attribution_client import AttributionClient, rank_correlation, top_token_overlap
+from attribution_reading.agreement import kendall, spearman, top_overlap
 from models import AttributionRequest, Progress, Stage
 from problems import Cancelled
 from settings import Settings
@@ -106,26 +107,46 @@ def test_agreement_is_worked_out_again_from_the_numbers(server):
     assert (told["top_overlap"], told["k"], told["sequence"]) == (pytest.approx(np.mean(overlaps)), 3, 0)
 
 
-def sequence(columns):
-    scores = torch.tensor(columns, dtype=torch.float32).T
-    return FeatureAttributionSequenceOutput(source=[], target=[], source_attributions=scores, attr_pos_start=0)
+def test_server_and_client_find_the_same_agreement(server):
+    """On the same numbers, also where a text is so short that there are no more tokens than the top ones."""
+    source, target = "the cat", ["le chat", "le"]
+    body = {"model": PHRASEBOOK, "input_text": [SENTENCE, source], "generated_text": ["il gatto rosso", target[0]]}
+    with AttributionClient(server.url) as client:
+        job = client.wait(client.submit(**body, methods=["saliency", "attention", "occlusion"]))
+        found = client.comparison(job)
+    assert {pair.sequence for pair in found.agreement} == {0, 1}
+    for pair in found.agreement:
+        rho, overlap = rank_correlation(found, pair.sequence), top_token_overlap(found, sequence=pair.sequence)
+        for ours, theirs in ((rho.loc[pair.methods], pair.spearman), (overlap.loc[pair.methods], pair.top_overlap)):
+            assert theirs is None if math.isnan(ours) else ours == theirs
+    assert any(pair.top_overlap is None for pair in found.agreement)
+    assert any(pair.top_overlap is not None for pair in found.agreement)
+
+
+def scores(columns):
+    """Absolute scores, [attributed, generated], from those of each generated token."""
+    return np.array(columns, np.float32).T
 
 
 def test_agreement_by_hand():
     nan = math.nan
-    rising, falling = sequence([[1, 2, 3, 4, nan], [1, 2, 3, 4, 5]]), sequence([[4, 3, -2, 1, nan], [5, 4, 3, 2, 1]])
-    told = agreement(rising, falling)
-    assert told["spearman"] == told["kendall"] == pytest.approx(-1)
-    assert told["top_overlap"] == pytest.approx((2 / 3 + 1 / 3) / 2)
-    assert agreement(rising, rising) == {
-        "spearman": pytest.approx(1),
-        "kendall": pytest.approx(1),
-        "top_overlap": 1,
-        "k": 3,
-    }
-    flat = sequence([[1, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
-    assert (agreement(rising, flat)["spearman"], agreement(rising, flat)["kendall"]) == (None, None)
-    assert agreement(rising, sequence([[1, 2]]))["top_overlap"] is None  # of another shape
+    rising, falling = scores([[1, 2, 3, 4, nan], [1, 2, 3, 4, 5]]), scores([[4, 3, 2, 1, nan], [5, 4, 3, 2, 1]])
+    assert spearman(rising, falling) == kendall(rising, falling) == pytest.approx(-1)
+    assert top_overlap(rising, falling) == pytest.approx((2 / 3 + 1 / 3) / 2)
+    assert spearman(rising, rising) == kendall(rising, rising) == pytest.approx(1)
+    assert top_overlap(rising, rising) == 1
+    flat = scores([[1, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
+    assert (spearman(rising, flat), kendall(rising, flat)) == (None, None)
+    assert top_overlap(rising, scores([[1, 2]])) is None  # of another shape
+
+
+def test_the_overlap_counts_only_where_tokens_are_left_out():
+    """The 3 largest of 3 scores are all of them, in whatever order two methods rank them."""
+    three, four = [1, 2, 3, math.nan], [1, 2, 3, 4]
+    reverse = [3, 2, 1, math.nan], [4, 3, 2, 1]
+    assert top_overlap(scores([three]), scores([reverse[0]]), k=3) is None
+    assert top_overlap(scores([three, four]), scores(reverse), k=3) == pytest.approx(2 / 3)
+    assert top_overlap(scores([three]), scores([reverse[0]]), k=2) == pytest.approx(1 / 2)
 
 
 def test_a_comparison_that_stops_keeps_the_methods_that_are_done(engine):

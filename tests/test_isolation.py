@@ -19,9 +19,9 @@ from inseq.models import AttributionModel, HuggingfaceModel
 from attribution import isolation
 from attribution.engine import AttributionEngine
 from attribution.model_cache import loading
-from attribution.results import stored_form
-from attribution.results.stored_form import ViewOptions
+from attribution.results import inseq_fields, json_views, stored_form
 from attribution.run import method_run
+from attribution_schema.view_options import ViewOptions
 from models import AttributionRequest, Progress
 from problems import AttributionFailed, Cancelled, JobError
 from settings import Settings
@@ -57,7 +57,7 @@ def run(engine, model, method, *, cancel_at=None, on_forward=lambda: None, repor
 
 
 def scores(parts):
-    view = orjson.loads(stored_form.json_view(stored_form.decode(parts[0].content), ViewOptions(granular=True)))
+    view = orjson.loads(json_views.json_view(stored_form.decode(parts[0].content), ViewOptions(granular=True)))
     return view["sequence_attributions"]
 
 
@@ -205,7 +205,7 @@ def test_one_methods_default_aggregation_is_not_anothers(engine, monkeypatch):
     by_mean = engine.view(parts[0].content, "json", ViewOptions(aggregators=("mean", "mean")))
     assert orjson.loads(by_mean)["sequence_attributions"] == expected
 
-    with without(monkeypatch, stored_form, "_own_functions", lambda sequence: None):
+    with without(monkeypatch, inseq_fields, "set_own_functions", lambda sequence: None):
         run(engine, LOOKUP, "saliency")
         assert orjson.loads(attention_by_scores())["sequence_attributions"] != expected
 

@@ -193,7 +193,7 @@ def test_nothing_to_draw_is_said(client):
 
 LABELS = {
     "Ġtea": "tea", "▁gatto": "gatto", "Ċ": "⏎", " ": "␣", "": "∅", "a b": "a b", "\u202e": "U+202E", "漢字": "漢字",
-    "x" * 40: "x" * 17 + "…", "$x$": "$x$",
+    "🏳\u200d🌈": "🏳\u200d🌈", "a\u00a0b": "a⍽b", "ĠĠ": "␣␣", "ĠĠa": "a", "x" * 40: "x" * 17 + "…", "$x$": "$x$",
 }  # fmt: skip
 
 

@@ -23,7 +23,8 @@ from inseq.data.attribution import CoarseFeatureAttributionSequenceOutput
 from inseq.utils.typing import TokenWithId
 
 from attribution.results import heatmap_view, inseq_html_view, table_views
-from attribution.results.stored_form import ViewOptions, json_view
+from attribution.results.json_views import json_view
+from attribution_schema.view_options import ViewOptions
 from problems import InvalidRequest
 from tests.conftest import LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 
@@ -385,6 +386,8 @@ def test_no_token_can_be_anything_but_text(source, target):
 SHOWN = {
     " the": '<i class="mark">␣</i>the',
     " ": '<i class="mark">␣</i>',
+    "  ": '<i class="mark">␣</i><i class="mark">␣</i>',
+    "  a b": '<i class="mark">␣</i><i class="mark">␣</i>a b',
     "\n": '<i class="mark">⏎</i>',
     "a b": "a b",
     "": '<i class="mark">∅</i>',

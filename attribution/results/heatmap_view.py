@@ -1,7 +1,8 @@
 """The heatmap view: one HTML document without scripts or requests, a table for each sequence.
 
 Safe for hostile tokens: Jinja escapes every text, each token is isolated from its neighbours' writing direction, and
-characters that nobody sees are named. `POLICY` is the content security policy that it needs: nothing but its own style.
+invisible characters get a sign or their code. `POLICY` is the page's content security policy: it allows the page's own
+style and nothing else.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,30 +21,33 @@ import orjson
 from inseq.data import FeatureAttributionOutput
 from inseq.data.attribution import FeatureAttributionSequenceOutput
 from markupsafe import Markup, escape
+from numpy.typing import NDArray
 
-from attribution.results.stored_form import NOTES, ViewOptions, aggregate
+from attribution.results.aggregation import aggregate
+from attribution.results.inseq_fields import token_notes, without_notes
+from attribution.results.scored_sequences import numbers
 from attribution.text.readable_tokens import Note
+from attribution_reading.number_scale import LARGE, SMALL, power_of_ten, scaled
+from attribution_reading.scored_sequence import Scores, not_yet_generated
+from attribution_reading.shown_tokens import EMPTY, shown_characters
+from attribution_schema.view_options import ViewOptions
 from problems import InvalidRequest
 
-MOST_CELLS = 100_000  # more is no picture, and tens of megabytes for the browser
+MOST_CELLS = 100_000  # more cannot be read, and are tens of megabytes for the browser
 _LEVELS = 50  # shades on each side of zero
-# Text is black up to a level on the light page, and from a level on the dark one, so that its contrast is always 4.5.
+# Numbers are black up to the first level on the light page, and from the second level on the dark page; this keeps the
+# contrast at 4.5 or more.
 _BLACK_UNTIL, _BLACK_FROM = 37, 28
-SMALL, LARGE = 0.01, 1000  # what two decimals show well
 _MINUS = "\u2212"  # as wide as a digit
-_WIDE = 12  # columns from which on their tokens are written upwards
+_WIDE = 12  # with more columns than this, their tokens are written upwards
 _MATRIX = 2  # dimensions
 _SIDES = {"source": "Source", "target": "Target prefix"}
-_SPACES = {" ": "␣", "\n": "⏎", "\r": "␍", "\t": "⇥", "\u00a0": "⍽", "\u3000": "□"}
-_INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zs", "Zl", "Zp"}
-_JOINERS = {"\u200c", "\u200d"}  # which belong to words and emoji
 
-Scores = np.ndarray[Any, np.dtype[np.float32]]
 _HERE = Path(__file__).parent
 
 
 def _levels() -> str:
-    """The style's shades: a class for each, and with its text colour, so that no cell has a style of its own."""
+    """Return a style class for each shade, so that no cell needs a `style` attribute, which the policy forbids."""
     shades = (f".s{level}{{--share:{100 * level / _LEVELS:g}%}}" for level in range(_LEVELS + 1))
     return "\n".join(shades)
 
@@ -61,12 +64,14 @@ _TEMPLATE = jinja2.Environment(
 
 
 def html_view(output: FeatureAttributionOutput, options: ViewOptions) -> bytes:
-    """The document, in UTF-8. Raises `InvalidRequest` for scores that are no matrix, or too many to look at."""
+    """Return the document in UTF-8.
+
+    Raises `InvalidRequest` for scores that are not `[attributed, generated]`, and for more than `MOST_CELLS` of them.
+    """
     aggregated = aggregate(output, options)
-    notes = aggregated.info.get(NOTES) or [{}] * len(aggregated.sequence_attributions)
     _check_size(aggregated)
-    pictures = [_picture(*each) for each in zip(aggregated.sequence_attributions, notes, strict=True)]
-    info = {name: value for name, value in output.info.items() if name != NOTES}
+    pictures = [_picture(*each) for each in zip(aggregated.sequence_attributions, token_notes(aggregated), strict=True)]
+    info = without_notes(output.info)
     model, method = info.get("model_name", "a model"), info.get("attribution_method", "attribution")
     document = _TEMPLATE.render(
         style=Markup(_STYLE),  # noqa: S704 - our own
@@ -80,7 +85,7 @@ def html_view(output: FeatureAttributionOutput, options: ViewOptions) -> bytes:
 
 
 def _check_size(output: FeatureAttributionOutput) -> None:
-    """Before a cell is written. Raises `InvalidRequest`."""
+    """Raise `InvalidRequest` for scores of another shape, or too many, before any cell is written."""
     tensors = [
         tensor
         for sequence in output.sequence_attributions
@@ -100,11 +105,11 @@ def _check_size(output: FeatureAttributionOutput) -> None:
 
 @dataclass(frozen=True)
 class _Token:
-    """A token's place, what is shown of it, and what it is exactly."""
+    """A token: its position, what the page shows of it, and its exact description for titles."""
 
     position: int
     shown: Markup
-    told: Markup
+    exact: Markup
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Picture:
-    """One sequence: its text, its table, and what its colours mean."""
+    """One sequence: its text, its table, and the scale of its colours."""
 
     before: str
     generated: str
@@ -153,16 +158,14 @@ def _picture(sequence: FeatureAttributionSequenceOutput, notes: dict[str, list[N
     start, end = sequence.attr_pos_start, sequence.attr_pos_end
     columns = tokens["target"][start:end]
     matrices = {
-        side: tensor.detach().float().numpy()
-        for side in _SIDES
-        if (tensor := getattr(sequence, f"{side}_attributions")) is not None
+        side: numbers(tensor) for side in _SIDES if (tensor := getattr(sequence, f"{side}_attributions")) is not None
     }
-    numbers = np.concatenate([each.reshape(-1) for each in matrices.values()] or [np.zeros(0, np.float32)])
-    numbers = numbers[np.isfinite(numbers)]
-    scale = _Scale(float(np.abs(numbers).max(initial=0.0)))
-    is_signed = bool((numbers < 0).any())
+    every = np.concatenate([each.reshape(-1) for each in matrices.values()] or [np.zeros(0, np.float32)])
+    every = every[np.isfinite(every)]
+    scale = _Scale(float(np.abs(every).max(initial=0.0)))
+    is_signed = bool((every < 0).any())
     groups = [
-        _Group(_SIDES[side], _rows(tokens[side], columns, matrix, scale, start if side == "target" else None))
+        _Group(_SIDES[side], _rows(tokens[side], columns, matrix, scale, not_yet_generated(matrix, side, start)))
         for side, matrix in matrices.items()
     ]
     return _Picture(
@@ -171,39 +174,36 @@ def _picture(sequence: FeatureAttributionSequenceOutput, notes: dict[str, list[N
         columns=columns,
         groups=groups,
         step_scores=[
-            (name, [_step_cell(value, name, column) for value, column in zip(scores, columns, strict=False)])
-            for name, scores in _numbers(sequence.step_scores)
+            (name, [_step_cell(value, name, column) for value, column in zip(numbers(scores), columns, strict=False)])
+            for name, scores in (sequence.step_scores or {}).items()
         ],
         is_signed=is_signed,
         low=scale.write(-scale.largest) if is_signed else "0",
         high=scale.write(scale.largest),
-        power=scale.exponent,
+        power=scale.power,
     )
 
 
-def _numbers(scores: dict[str, Any] | None) -> Iterable[tuple[str, Scores]]:
-    return ((name, each.detach().float().numpy()) for name, each in (scores or {}).items())
-
-
 def _rows(
-    tokens: Sequence[_Token], columns: Sequence[_Token], matrix: Scores, scale: _Scale, start: int | None
+    tokens: Sequence[_Token], columns: Sequence[_Token], matrix: Scores, scale: _Scale, later: NDArray[np.bool_]
 ) -> list[_Row]:
-    """A row for each attributed token; those of the target that came after everything are left out."""
+    """Return a row for each attributed token, without those that came after every generated token.
+
+    `matrix` and `later` are `[attributed, generated]`; `later` marks the cells of tokens that did not exist yet.
+    """
     rows = []
-    for token, scores in zip(tokens, matrix, strict=False):
-        if start is not None and token.position >= start + len(columns) - 1 and np.isnan(scores).all():
+    for token, scores, is_later in zip(tokens, matrix, later, strict=False):
+        if is_later.all() and is_later.size:
             continue
         cells = [
-            _LATER
-            if start is not None and score != score and token.position >= column.position  # noqa: PLR0124 - NaN
-            else _cell(score, exact, scale, f"{token.told} → {column.told}")
-            for score, exact, column in zip(scores.tolist(), scores, columns, strict=True)
+            _LATER if skipped else _cell(score, exact, scale, f"{token.exact} → {column.exact}")
+            for score, exact, skipped, column in zip(scores.tolist(), scores, is_later, columns, strict=True)
         ]
         rows.append(_Row(token, cells))
     return rows
 
 
-# Cells are many: what is written into them is escaped once for each token, and the rest are numbers and our own words.
+# There are many cells, so their markup is not escaped again: tokens are escaped already, and the rest is numbers.
 _LATER = Markup('<td class="later"></td>')
 
 
@@ -216,18 +216,18 @@ def _cell(score: float, exact: np.float32, scale: _Scale, places: str) -> Markup
 
 
 def ink(level: int) -> str:
-    """The class that says in which colour a number is written on a shade."""
+    """Return the style class for the colour of a number on the shade of this level."""
     return "high" if level > _BLACK_UNTIL else "middle" if level >= _BLACK_FROM else "low"
 
 
 def _step_cell(score: np.float32, name: str, column: _Token) -> Markup:
     return Markup('<td class="step" title="{} of {}: {}">{}</td>').format(
-        name, column.told, score, _short(float(score))
+        name, column.exact, score, _short(float(score))
     )
 
 
 def _short(number: float) -> str:
-    """A step score in three digits or so."""
+    """Return a step score with two decimals, or as a power of ten where it is very small or large."""
     if number == 0 or SMALL <= abs(number) < LARGE:
         return f"{number:.2f}".replace("-", _MINUS)
     return f"{number:.1e}" if math.isfinite(number) else "-"
@@ -235,17 +235,17 @@ def _short(number: float) -> str:
 
 @dataclass(frozen=True)
 class _Scale:
-    """What a table's numbers and colours are relative to: its largest absolute score."""
+    """The scale of a table's numbers and colours, from its largest absolute score."""
 
     largest: float
 
     @property
-    def exponent(self) -> int:
-        """The power of ten that is written once, beside the colours, where the scores are very small or large."""
-        return 0 if not self.largest or SMALL <= self.largest < LARGE else math.floor(math.log10(self.largest))
+    def power(self) -> int:
+        """The power of ten that is written once, beside the colours."""
+        return power_of_ten(self.largest)
 
     def write(self, number: float) -> str:
-        return f"{number / 10.0**self.exponent:.2f}".replace("-0.00", "0.00").replace("-", _MINUS)
+        return scaled(number, self.power).replace("-", _MINUS)
 
     def level(self, number: float) -> int:
         return round(_LEVELS * abs(number) / self.largest) if self.largest else 0
@@ -272,18 +272,10 @@ def _tokens(tokens: Sequence[Any], notes: Sequence[Note]) -> list[_Token]:
 
 
 def visible(text: str) -> Markup:
-    """A token in which spaces and invisible characters can be seen."""
+    """Return a token in which spaces at its ends and invisible characters are marked."""
     if not text:
-        return Markup('<i class="mark">∅</i>')
-    shown = Markup("")
-    for index, character in enumerate(text):
-        is_inside = 0 < index < len(text) - 1
-        if is_inside and (character == " " or character in _JOINERS):
-            shown += character
-        elif character in _SPACES:
-            shown += Markup('<i class="mark">{}</i>').format(_SPACES[character])
-        elif unicodedata.category(character) in _INVISIBLE:
-            shown += Markup('<i class="code">U+{}</i>').format(f"{ord(character):04X}")
-        else:
-            shown += character
-    return shown
+        return _MARKS["sign"].format(EMPTY)
+    return Markup("").join(_MARKS[kind].format(shown) for shown, kind in shown_characters(text))
+
+
+_MARKS = {"plain": Markup("{}"), "sign": Markup('<i class="mark">{}</i>'), "code": Markup('<i class="code">{}</i>')}

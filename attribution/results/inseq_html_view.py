@@ -16,7 +16,8 @@ import numpy as np
 from inseq.data import FeatureAttributionOutput
 from inseq.utils.typing import TokenWithId
 
-from attribution.results.stored_form import ViewOptions, aggregate
+from attribution.results.aggregation import aggregate
+from attribution_schema.view_options import ViewOptions
 from problems import InvalidRequest
 
 _NO_SCRIPTS = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'; sandbox"

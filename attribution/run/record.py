@@ -14,10 +14,10 @@ from inseq.data import FeatureAttributionOutput
 from attribution.catalogue import inseq_catalogue
 from attribution.corrections.registry import Ledger
 from attribution.model_cache.loading import LoadedModel
-from attribution.results import comparison_view, stored_form
-from attribution.results.stored_form import ViewOptions
+from attribution.results import comparison_view, inseq_fields, json_views, stored_form
 from attribution.run.method_run import Runner
 from attribution.text.readable_tokens import Note
+from attribution_schema.view_options import ViewOptions
 from models import AttributionRequest, ResultPart
 
 RAW, SUMMARY = "raw", "summary"
@@ -27,9 +27,9 @@ def with_record(
     output: FeatureAttributionOutput, runner: Runner, loaded: LoadedModel, notes: list[dict[str, list[Note]]]
 ) -> FeatureAttributionOutput:
     """A run's output with all that is known of it in its `info`, in plain JSON types: what is read back equals it."""
-    output.info |= _record(runner, loaded) | {stored_form.NOTES: notes}
+    output.info |= _record(runner, loaded) | {inseq_fields.NOTES: notes}
     output.info = orjson.loads(orjson.dumps(output.info, option=orjson.OPT_SERIALIZE_NUMPY, default=str))
-    return stored_form.with_own_functions(output)
+    return inseq_fields.with_own_functions(output)
 
 
 def encode(request: AttributionRequest, outputs: Mapping[str, FeatureAttributionOutput]) -> list[ResultPart]:
@@ -39,7 +39,7 @@ def encode(request: AttributionRequest, outputs: Mapping[str, FeatureAttribution
     """
     parts = []
     for name, output in outputs.items():
-        summary = stored_form.json_view(output, ViewOptions())
+        summary = json_views.json_view(output, ViewOptions())
         parts += [
             ResultPart(part_of(request, RAW, name), stored_form.RAW_CODEC, stored_form.encode(output)),
             ResultPart(part_of(request, SUMMARY, name), stored_form.JSON_CODEC, stored_form.compress(summary)),
