@@ -50,7 +50,7 @@ def main(create_app: CreateApp, arguments: list[str] | None = None) -> None:
 @click.option("--port", type=int, help="Port to listen on (default: 8000).")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Directory of jobs and results (default: data/).")
 @click.pass_context
-def _serve(context: click.Context, **options: Any) -> None:
+def _serve(context: click.Context, /, **options: Any) -> None:
     """Serve feature attribution jobs over HTTP, unless a command is given."""
     invocation: _Invocation = context.obj
     given = {name: value for name, value in options.items() if value is not None}
