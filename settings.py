@@ -26,8 +26,7 @@ class Settings(BaseSettings):
     # Address, and who may connect
     host: str = Field(
         "127.0.0.1",
-        description="Address to listen on; if other machines can reach it, API keys or `INSEQ_API_ALLOW_PUBLIC` are "
-        "needed.",
+        description="Address to listen on. A public one needs API keys or `INSEQ_API_ALLOW_PUBLIC`.",
     )
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
     allow_public: bool = Field(

@@ -1,4 +1,4 @@
-"""Records as clients see them: a job's document, why there is no result, cursors and tags of a listing."""
+"""Documents that clients receive, made from records; cursors and tags of a listing, parsed."""
 
 from __future__ import annotations
 
