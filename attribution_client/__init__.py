@@ -1,4 +1,4 @@
-"""A client of the attribution service: submit, wait, look. `attribution attribute ...` does it at a terminal.
+"""A client of the attribution service: submits jobs, waits for them, and reads and draws their results.
 
     from attribution_client import AttributionClient, plot_attribution_heatmap
 
@@ -6,8 +6,8 @@
         result = client.attribute("lookup-gpt2", "saliency", "Anna likes tea. Ben likes milk. Anna likes")
     plot_attribution_heatmap(result)
 
-Needs no torch, and of the server only `attribution_schema`. What is slow to import (pandas,
-matplotlib) loads when it is used.
+Needs neither torch nor the server. Tables and pictures need the extra `plots`; they import pandas and matplotlib at
+first use. The same is available on the command line as `attribution`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from attribution_client.client import AsyncAttributionClient, AttributionClient
+from attribution_client.async_client import AsyncAttributionClient
+from attribution_client.client import AttributionClient
 from attribution_client.errors import (
     AttributionCancelled,
     AttributionFailed,
@@ -32,6 +33,7 @@ from attribution_client.errors import (
     Unauthorized,
     WaitTimedOut,
 )
+from attribution_client.extras import needs_extra
 from attribution_schema.estimate import Estimate
 from attribution_schema.job import Job, JobStatus
 from attribution_schema.request import AttributionRequest
@@ -80,23 +82,16 @@ __all__ = [
     "top_tokens",
 ]
 
-_LAZY = {
-    "MethodComparison": "comparisons",
-    "compare_methods": "comparisons",
-    "to_frame": "frames",
-    "attribution_graph": "graphs",
-    "plot_attribution_graph": "graphs",
-    "plot_attribution_heatmap": "plots",
-    "plot_step_scores": "plots",
-    "plot_top_tokens": "plots",
-    "rank_correlation": "tables",
-    "top_token_overlap": "tables",
-    "top_tokens": "tables",
-}
+# The modules of the extra `plots`, in the order of their import time: pandas, matplotlib, networkx.
+_PLOTS = ("frames", "tables", "plots", "comparisons", "graphs")
 
 
 def __getattr__(name: str) -> Any:
-    """Plots and frames, whose libraries take longer to import than the rest."""
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"attribution_client.{_LAZY[name]}"), name)
+    """Import tables and pictures when they are first used. Raises `ImportError` without the extra `plots`."""
+    if name in __all__:
+        with needs_extra("plots"):
+            for module in _PLOTS:
+                members = vars(importlib.import_module(f"{__name__}.{module}"))
+                if name in members:
+                    return members[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
-"""What each call sends and how its answer is read, and the operations made of several: no transport here.
+"""The HTTP requests of each client method and how their answers are read. Sends nothing itself.
 
-An operation is a generator that yields what is to be sent, is given the answer, and returns its outcome. So each is
-written once, and a blocking and an asynchronous client both drive it.
+An operation is a generator: it yields a `Call` or a `Follow`, receives the answer, and returns its outcome. The
+blocking and the asynchronous client both run the same generators.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import httpx
@@ -25,7 +25,7 @@ from attribution_schema.request import AttributionRequest
 from attribution_schema.result import AttributionResult, ComparisonResult
 
 JOBS = "/attribution/jobs"
-LONG_POLL = 5.0  # seconds that an answer is held back where the stream of events was cut
+LONG_POLL = 5.0  # seconds that the server may delay its answer to a poll, which replaces a broken event stream
 Report = Callable[[Job], None]
 
 
@@ -39,15 +39,15 @@ class Call:
     params: dict[str, Any] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
     body: Any = None
-    # The status that, at a second try, says that the first one was carried out although its answer was lost.
+    # On a retry this status means success: an earlier attempt was carried out, and only its answer was lost.
     done_if_repeated: int | None = None
 
 
 @dataclass(frozen=True)
 class Follow:
-    """Server-sent events of a job, given to `report` one by one until the stream ends; the answer is the last job.
+    """The event stream of a job. Calls `report` for each event; the answer is the last state of the job.
 
-    A stream that is cut ends as well, and so does one at `deadline` (of `time.monotonic`), give or take `LONG_POLL`.
+    Ends with the job, when the connection breaks, or at `deadline` (`time.monotonic` seconds) within `LONG_POLL`.
     """
 
     job: Job
@@ -56,7 +56,7 @@ class Follow:
 
     @property
     def path(self) -> str:
-        """The stream's address."""
+        """The path of the event stream."""
         return f"{JOBS}/{self.job.job_id}/events"
 
 
@@ -66,7 +66,7 @@ Operation = Generator[Call | Follow, Any, Outcome]
 
 
 def submit(request: AttributionRequest | None, fields: dict[str, Any], idempotency_key: str | None) -> Call:
-    """Accepts a job. The key is always there, so that a second try never makes a second job."""
+    """Submits a job. The idempotency key is always sent, so that a retry never creates a second job."""
     given = request.model_dump(mode="json", exclude_unset=True) if request is not None else {}
     key = idempotency_key or str(uuid.uuid4())
     return Call("POST", JOBS, _job, body=given | fields, headers={"Idempotency-Key": key})
@@ -75,45 +75,51 @@ def submit(request: AttributionRequest | None, fields: dict[str, Any], idempoten
 def fields_of(
     model: str, method: str | list[str], input_text: str | list[str] | None, more: dict[str, Any]
 ) -> dict[str, Any]:
-    """A request's fields, for a method or several; without a text where there are messages instead."""
+    """The request fields for one method or a list of methods; `input_text` is omitted if None (for `messages`)."""
     asked = {"method": method} if isinstance(method, str) else {"methods": method}
     return {"model": model} | asked | ({} if input_text is None else {"input_text": input_text}) | more
 
 
-def job(job_id: str, wait: float = 0) -> Call:
-    return Call("GET", f"{JOBS}/{job_id}", _job, {"wait": wait} if wait else {})
+def read_job(job: Job | str, wait: float = 0) -> Call:
+    """Reads a job; the server delays its answer for up to `wait` seconds, or until the job has ended."""
+    return Call("GET", _path(job), _job, {"wait": wait} if wait else {})
 
 
 def page(cursor: str | None, filters: dict[str, Any]) -> Call:
+    """Reads one page of jobs, the first if `cursor` is None."""
     asked = {name: value for name, value in (filters | {"cursor": cursor}).items() if value is not None}
     return Call("GET", JOBS, _read(JobList), asked)
 
 
-def delete(job_id: str) -> Call:
-    return Call("DELETE", f"{JOBS}/{job_id}", lambda _: None, done_if_repeated=httpx.codes.NOT_FOUND)
+def delete(job: Job | str) -> Call:
+    """Deletes an ended job; a retry that finds no job has succeeded."""
+    return Call("DELETE", _path(job), lambda _: None, done_if_repeated=httpx.codes.NOT_FOUND)
 
 
-def view(job_id: str, view_format: str, options: dict[str, Any]) -> Call:
-    """The bytes of a result's view."""
+def view(job: Job | str, view_format: str, options: dict[str, Any]) -> Call:
+    """Reads the result as the bytes of a file in this format."""
     params = {name: _text(value) for name, value in options.items() if value is not None} | {"format": view_format}
-    return Call("GET", f"{JOBS}/{job_id}/results", lambda answer: answer.content, params)
+    return Call("GET", f"{_path(job)}/results", lambda answer: answer.content, params)
 
 
-def results(job_id: str, options: dict[str, Any]) -> Call:
-    return Call("GET", f"{JOBS}/{job_id}/results", _read(AttributionResult), view(job_id, "json", options).params)
+def results(job: Job | str, options: dict[str, Any]) -> Call:
+    """Reads the result of one method."""
+    return replace(view(job, "json", options), read=_read(AttributionResult))
 
 
-def comparison(job_id: str, options: dict[str, Any]) -> Call:
-    return Call("GET", f"{JOBS}/{job_id}/results", _read(ComparisonResult), view(job_id, "json", options).params)
+def comparison(job: Job | str, options: dict[str, Any]) -> Call:
+    """Reads the results of all methods of a comparison."""
+    return replace(view(job, "json", options), read=_read(ComparisonResult))
 
 
 def estimate(request: AttributionRequest | None, fields: dict[str, Any]) -> Call:
+    """Estimates the cost of a request without submitting it."""
     given = request.model_dump(mode="json", exclude_unset=True) if request is not None else {}
     return Call("POST", "/attribution/estimate", _read(Estimate), body=given | fields)
 
 
 def listing(name: str) -> Call:
-    """`methods`, `step_functions`, `models`, ...: a catalogue, without the envelope that some have."""
+    """Reads a catalogue: `methods`, `step_functions` or `models`. Unwraps `{"methods": [...]}` to the list."""
 
     def read(answer: httpx.Response) -> Any:
         content = answer.json()
@@ -125,25 +131,28 @@ def listing(name: str) -> Call:
 # Operations
 
 
-def cancel(job_id: str) -> Operation[Job]:
-    """Give a job up; one that is already cancelled stays so. Raises `Conflict` where it ended in another way."""
+def cancel(job: Job | str) -> Operation[Job]:
+    """Cancels a job; succeeds if it is already cancelled. Raises `Conflict` if it ended in another way."""
     try:
-        cancelled: Job = yield Call("POST", f"{JOBS}/{job_id}/cancel", _job)
+        cancelled: Job = yield Call("POST", f"{_path(job)}/cancel", _job)
     except Conflict:
-        cancelled = yield job(job_id)
+        cancelled = yield read_job(job)
         if cancelled.status is not JobStatus.CANCELLED:
             raise
     return cancelled
 
 
-def wait(job_id: str, timeout: float | None, show: Callable[[Job], AbstractContextManager[Report]]) -> Operation[Job]:
-    """The job once it has completed; `show` opens a progress bar and gives what updates it.
+def wait(
+    job: Job | str, timeout: float | None, show: Callable[[Job], AbstractContextManager[Report]]
+) -> Operation[Job]:
+    """Waits until the job has completed, for at most `timeout` seconds. `show` opens a progress bar and returns the
+    function that updates it.
 
-    Raises `AttributionFailed`, `AttributionCancelled`, `WaitTimedOut`, and `JobEndedWithoutResult` for an end that this
-    client does not know.
+    Raises `AttributionFailed`, `AttributionCancelled`, `WaitTimedOut`, and `JobEndedWithoutResult` if the job ended
+    with a status that this client does not know.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    latest: Job = yield job(job_id)
+    latest: Job = yield read_job(job)
     with show(latest) as report:
         while not latest.has_ended:
             if deadline is None or deadline - time.monotonic() > LONG_POLL:
@@ -152,15 +161,19 @@ def wait(job_id: str, timeout: float | None, show: Callable[[Job], AbstractConte
             if not latest.has_ended and left <= 0:
                 raise WaitTimedOut(latest)
             if not latest.has_ended:
-                # The stream was cut by a restart of the server (which the job survives) or a proxy; or time runs out.
-                latest = yield job(job_id, wait=round(min(left, LONG_POLL), 3))
+                # Poll: the server restarted (the job survives that), a proxy closed the stream, or time runs out.
+                latest = yield read_job(job, wait=round(min(left, LONG_POLL), 3))
                 report(latest)
     return completed(latest)
 
 
 def read_as(document: type[Document], content: bytes | str) -> Document:
-    """An answer as this document; a newer server may say more than this client knows of, and other values."""
+    """Parse an answer. Ignores unknown fields and keeps unknown enum values: the server may be newer."""
     return document.model_validate_json(content, extra="ignore", context=TOLERANT)
+
+
+def _path(job: Job | str) -> str:
+    return f"{JOBS}/{job if isinstance(job, str) else job.job_id}"
 
 
 def _read(document: type[Document]) -> Callable[[httpx.Response], Document]:
@@ -171,7 +184,7 @@ _job = _read(Job)
 
 
 def _text(value: Any) -> str:
-    """A view's option as a query parameter: several names with commas, arguments as JSON."""
+    """A view option as a query parameter: lists joined by commas, objects and booleans as JSON."""
     if isinstance(value, bool | dict):
         return json.dumps(value)
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

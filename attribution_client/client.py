@@ -1,19 +1,17 @@
-"""The clients, blocking and asynchronous: each method is one call or operation of `attribution_client.calls`."""
+"""The blocking client. Each method sends one call or runs one operation of `attribution_client.calls`."""
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
 from attribution_client import calls
 from attribution_client.errors import naming
+from attribution_client.extras import needs_extra
 from attribution_client.progress import bar, no_bar
-from attribution_client.transport import AsyncSender, Sender, options
+from attribution_client.transport import RETRY_SECONDS, Sender, http_options
 from attribution_schema.estimate import Estimate
 from attribution_schema.job import Job, JobStatus
 from attribution_schema.request import AttributionRequest
@@ -23,18 +21,17 @@ if TYPE_CHECKING:
     import pandas as pd
     from inseq import FeatureAttributionOutput
 
-SERVER = "http://localhost:8000"
-SERVER_VARIABLE, KEY_VARIABLE = "INSEQ_API_URL", "INSEQ_API_KEY"
-RETRY_SECONDS = 60.0
-
 
 class AttributionClient:
-    """Blocking calls. May be shared by threads; `close` it, or use it in a `with`.
+    """Client with blocking calls. Threads may share it. Call `close`, or use it in a `with` statement.
 
-    `server` and `api_key` are those of the environment (`INSEQ_API_URL`, `INSEQ_API_KEY`) if not given. For
-    `retry_seconds` a call is tried again where the server does not answer or is busy; 0 for never. Every call raises
-    `RequestFailed` with the server's problem document, or `ServerUnreachable`. Bars appear where somebody looks, unless
-    `progress` is false. `more` is what `httpx.Client` is to know besides, of proxies or certificates.
+    `server` is the server's URL (by default `INSEQ_API_URL`, else http://localhost:8000), `api_key` its key (by default
+    `INSEQ_API_KEY`). If the connection fails or the server is busy, a call is retried for `retry_seconds`; 0 means no
+    retries. `progress` shows a progress bar while waiting in a terminal or notebook. `more` are further arguments of
+    `httpx.Client`, such as proxies or certificates.
+
+    Every method raises `RequestFailed` with the server's problem document, or `ServerUnreachable`. Where a method takes
+    a `job`, pass a `Job` or its id.
     """
 
     def __init__(
@@ -46,7 +43,7 @@ class AttributionClient:
         progress: bool = True,
         **more: Any,
     ) -> None:
-        self._http = httpx.Client(**options(*_place(server, api_key)) | more)
+        self._http = httpx.Client(**http_options(server, api_key) | more)
         self._sender = Sender(self._http, retry_seconds)
         self._show = bar if progress else no_bar
 
@@ -70,10 +67,11 @@ class AttributionClient:
         view: dict[str, Any] | None = None,
         **fields: Any,
     ) -> AttributionResult:
-        """Submit, wait, and return the result; `fields` are the request's, `view` the options of `results`.
+        """Submit a job, wait for it and return its result.
 
-        Raises what `wait` raises. When interrupted, or when the server is gone, the job goes on, and the exception's
-        note names it.
+        `fields` are further fields of the request, `view` the options of `results`, `timeout` is in seconds. Raises
+        what `wait` raises. If this call is interrupted or loses the server, the job continues; the exception's note
+        contains the job's id.
         """
         job = self.submit(**calls.fields_of(model, method, input_text, fields))
         with naming(job):
@@ -90,8 +88,9 @@ class AttributionClient:
         view: dict[str, Any] | None = None,
         **fields: Any,
     ) -> ComparisonResult:
-        """`attribute` by several methods, as one job: the target is generated once. `attribution_args` has each
-        method's arguments under its name. `compare_methods` draws what this returns.
+        """Attribute with several methods in one job, which generates the target once. Otherwise as `attribute`.
+
+        `attribution_args` maps each method to its arguments. `compare_methods` draws the result.
         """
         job = self.submit(**calls.fields_of(model, methods, input_text, fields))
         with naming(job):
@@ -101,23 +100,25 @@ class AttributionClient:
     def submit(
         self, request: AttributionRequest | None = None, /, *, idempotency_key: str | None = None, **fields: Any
     ) -> Job:
-        """Accept a job; what this returns is durable. A request as an object, as fields, or fields over an object.
+        """Submit a job and return it. Give a request object, fields, or an object and fields that replace its own.
 
-        However often it has to be tried, there is one job; with an `idempotency_key` of your own, also across runs.
+        The returned job is durable. Retries never create a second job; with your own `idempotency_key`, neither does
+        a second run of your program.
         """
         job: Job = self._sender.send(calls.submit(request, fields, idempotency_key))
         return job
 
     def wait(self, job: Job | str, *, timeout: float | None = None) -> Job:
-        """The job, once it has completed; it may be waited for again after a `WaitTimedOut` (seconds in `timeout`).
+        """Wait until the job has completed and return it.
 
-        Raises `AttributionFailed` with the job's problem, `AttributionCancelled`, `WaitTimedOut`.
+        Raises `AttributionFailed` with the job's problem, `AttributionCancelled`, or `WaitTimedOut` after `timeout`
+        seconds; the job then continues, and `wait` may be called again.
         """
-        return self._sender.run(calls.wait(_id(job), timeout, self._show))
+        return self._sender.run(calls.wait(job, timeout, self._show))
 
     def job(self, job: Job | str) -> Job:
-        """The job as it is now."""
-        found: Job = self._sender.send(calls.job(_id(job)))
+        """The current state of the job."""
+        found: Job = self._sender.send(calls.read_job(job))
         return found
 
     def jobs(
@@ -129,53 +130,69 @@ class AttributionClient:
         tag: str | list[str] | None = None,
         page_size: int = 50,
     ) -> Iterator[Job]:
-        """All jobs, newest first, page by page as they are read."""
+        """All jobs that match the filters, newest first. Reads the next page when the iteration reaches it.
+
+        A `tag` is `name` or `name:value`; a job must match all of a list.
+        """
         cursor = None
+        filters = {"status": status, "model": model, "method": method, "tag": tag, "limit": page_size}
         while True:
-            filters = {"status": status, "model": model, "method": method, "tag": tag, "limit": page_size}
             page = self._sender.send(calls.page(cursor, filters))
             yield from page.jobs
             if (cursor := page.next_cursor) is None:
                 return
 
     def cancel(self, job: Job | str) -> Job:
-        """Give the job up: it is `cancelled` once the device is free of it. Raises `Conflict` if it has ended."""
-        return self._sender.run(calls.cancel(_id(job)))
+        """Cancel the job and return it. Raises `Conflict` if it has ended.
+
+        A running job becomes `cancelled` once it has freed its device.
+        """
+        return self._sender.run(calls.cancel(job))
 
     def delete(self, job: Job | str) -> None:
-        """Forget an ended job and its result."""
-        self._sender.send(calls.delete(_id(job)))
+        """Delete an ended job and its result. Raises `Conflict` if it has not ended."""
+        self._sender.send(calls.delete(job))
 
     def results(self, job: Job | str, **view: Any) -> AttributionResult:
-        """The result, aggregated as asked: `aggregator="subwords,vnorm"` (or a list), `normalize`, `granular`, ..."""
-        result: AttributionResult = self._sender.send(calls.results(_id(job), view))
+        """The result of a completed job. `view`: `aggregator="subwords,vnorm"` (or a list), `normalize`, ...
+
+        Of a comparison, `method` chooses one method.
+        """
+        result: AttributionResult = self._sender.send(calls.results(job, view))
         return result
 
     def comparison(self, job: Job | str, **view: Any) -> ComparisonResult:
-        """The result of a comparison: each method's, and how well they agree. `results(job, method=...)` is one's."""
-        result: ComparisonResult = self._sender.send(calls.comparison(_id(job), view))
+        """The result of a comparison: the result of each method, and the agreement of each pair."""
+        result: ComparisonResult = self._sender.send(calls.comparison(job, view))
         return result
 
     def view(self, job: Job | str, view_format: str, **view: Any) -> bytes:
-        """The result in another format, as a file's content: `html`, `csv`, `parquet`, `inseq`."""
-        content: bytes = self._sender.send(calls.view(_id(job), view_format, view))
+        """The result as the content of a file. `view_format`: `json`, `html`, `csv`, `parquet` or `inseq`."""
+        content: bytes = self._sender.send(calls.view(job, view_format, view))
         return content
 
     def to_frame(self, job: Job | str, **view: Any) -> pd.DataFrame:
-        """The result as a tidy table, a row for each attributed and generated token; or `table="step_scores"`."""
-        from attribution_client.frames import read_parquet
+        """The result as a pandas table: one row for each pair of an attributed and a generated token.
 
+        `table="step_scores"` has one row for each generated token and step score. Raises `ImportError` without the
+        extra `plots`.
+        """
+        with needs_extra("plots"):
+            from attribution_client.frames import read_parquet
         return read_parquet(self.view(job, "parquet", **view))
 
     def to_inseq(self, job: Job | str, **view: Any) -> FeatureAttributionOutput:
-        """The result as Inseq's own object, raw unless an aggregator is asked for: `.show()`, `.aggregate()`, ...
+        """The result as Inseq's `FeatureAttributionOutput`, not aggregated unless `aggregator` is given.
 
-        Inseq's loader imports what a file names: use it with a server that you trust.
+        Inseq's loader imports the classes that a file names: use it only with a server that you trust. Raises
+        `ImportError` without the extra `server`, which contains Inseq.
         """
-        return _load_inseq(self.view(job, "inseq", **view))
+        with needs_extra("server"):
+            from attribution_client.inseq_output import load_inseq
+        return load_inseq(self.view(job, "inseq", **view))
 
     def estimate(self, request: AttributionRequest | None = None, /, **fields: Any) -> Estimate:
-        """What a request would take: tokens, passes, seconds, memory; nothing of its method is run."""
+        """The cost of a request: tokens, passes, seconds and memory. Runs no attribution."""
         found: Estimate = self._sender.send(calls.estimate(request, fields))
         return found
 
@@ -190,144 +207,6 @@ class AttributionClient:
         return found
 
     def models(self) -> dict[str, Any]:
-        """Bundled and loaded models, and what the server allows."""
+        """The bundled and the loaded models, and the model names that the server allows."""
         found: dict[str, Any] = self._sender.send(calls.listing("models"))
         return found
-
-
-class AsyncAttributionClient:
-    """The calls of `AttributionClient`, to be awaited: many jobs at once from one script."""
-
-    def __init__(
-        self,
-        server: str | None = None,
-        api_key: str | None = None,
-        *,
-        retry_seconds: float = RETRY_SECONDS,
-        progress: bool = False,
-        **more: Any,
-    ) -> None:
-        self._http = httpx.AsyncClient(**options(*_place(server, api_key)) | more)
-        self._sender = AsyncSender(self._http, retry_seconds)
-        self._show = bar if progress else no_bar
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        await self._http.aclose()
-
-    async def attribute(
-        self,
-        model: str,
-        method: str,
-        input_text: str | list[str] | None = None,
-        *,
-        timeout: float | None = None,  # noqa: ASYNC109 - the job goes on after it, which cancelling would not say
-        view: dict[str, Any] | None = None,
-        **fields: Any,
-    ) -> AttributionResult:
-        job = await self.submit(**calls.fields_of(model, method, input_text, fields))
-        with naming(job):
-            await self.wait(job, timeout=timeout)
-            return await self.results(job, **(view or {}))
-
-    async def compare(
-        self,
-        model: str,
-        methods: list[str],
-        input_text: str | list[str] | None = None,
-        *,
-        timeout: float | None = None,  # noqa: ASYNC109
-        view: dict[str, Any] | None = None,
-        **fields: Any,
-    ) -> ComparisonResult:
-        job = await self.submit(**calls.fields_of(model, methods, input_text, fields))
-        with naming(job):
-            await self.wait(job, timeout=timeout)
-            return await self.comparison(job, **(view or {}))
-
-    async def submit(
-        self, request: AttributionRequest | None = None, /, *, idempotency_key: str | None = None, **fields: Any
-    ) -> Job:
-        job: Job = await self._sender.send(calls.submit(request, fields, idempotency_key))
-        return job
-
-    async def wait(self, job: Job | str, *, timeout: float | None = None) -> Job:  # noqa: ASYNC109
-        return await self._sender.run(calls.wait(_id(job), timeout, self._show))
-
-    async def job(self, job: Job | str) -> Job:
-        found: Job = await self._sender.send(calls.job(_id(job)))
-        return found
-
-    async def jobs(self, *, page_size: int = 50, **filters: Any) -> AsyncIterator[Job]:
-        """`status`, `model`, `method`, `tag`, as for `AttributionClient.jobs`."""
-        cursor = None
-        while True:
-            page = await self._sender.send(calls.page(cursor, filters | {"limit": page_size}))
-            for job in page.jobs:
-                yield job
-            if (cursor := page.next_cursor) is None:
-                return
-
-    async def cancel(self, job: Job | str) -> Job:
-        return await self._sender.run(calls.cancel(_id(job)))
-
-    async def delete(self, job: Job | str) -> None:
-        await self._sender.send(calls.delete(_id(job)))
-
-    async def results(self, job: Job | str, **view: Any) -> AttributionResult:
-        result: AttributionResult = await self._sender.send(calls.results(_id(job), view))
-        return result
-
-    async def comparison(self, job: Job | str, **view: Any) -> ComparisonResult:
-        result: ComparisonResult = await self._sender.send(calls.comparison(_id(job), view))
-        return result
-
-    async def view(self, job: Job | str, view_format: str, **view: Any) -> bytes:
-        content: bytes = await self._sender.send(calls.view(_id(job), view_format, view))
-        return content
-
-    async def to_frame(self, job: Job | str, **view: Any) -> pd.DataFrame:
-        from attribution_client.frames import read_parquet
-
-        return read_parquet(await self.view(job, "parquet", **view))
-
-    async def to_inseq(self, job: Job | str, **view: Any) -> FeatureAttributionOutput:
-        return _load_inseq(await self.view(job, "inseq", **view))
-
-    async def estimate(self, request: AttributionRequest | None = None, /, **fields: Any) -> Estimate:
-        found: Estimate = await self._sender.send(calls.estimate(request, fields))
-        return found
-
-    async def methods(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = await self._sender.send(calls.listing("methods"))
-        return found
-
-    async def step_functions(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = await self._sender.send(calls.listing("step_functions"))
-        return found
-
-    async def models(self) -> dict[str, Any]:
-        found: dict[str, Any] = await self._sender.send(calls.listing("models"))
-        return found
-
-
-def _place(server: str | None, api_key: str | None) -> tuple[str, str | None]:
-    return server or os.environ.get(SERVER_VARIABLE) or SERVER, api_key or os.environ.get(KEY_VARIABLE) or None
-
-
-def _id(job: Job | str) -> str:
-    return job if isinstance(job, str) else job.job_id
-
-
-def _load_inseq(content: bytes) -> FeatureAttributionOutput:
-    from inseq import FeatureAttributionOutput
-
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "result.json"
-        file.write_bytes(content)
-        return FeatureAttributionOutput.load(file)

@@ -1,4 +1,4 @@
-"""A progress bar for a job, in a notebook or a terminal; none where the output is neither, or the job is quick."""
+"""A progress bar for a job in a notebook or terminal. None in a pipe, or if the job has already ended."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from contextlib import contextmanager
 from attribution_client.calls import Report
 from attribution_schema.job import Job, Stage
 
-_DELAY = 0.5  # seconds before a bar appears in a notebook, where it leaves an empty line behind
+_DELAY = 0.5  # seconds before the bar appears in a notebook, where a removed bar leaves an empty line
 
 
 @contextmanager
 def no_bar(_: Job) -> Iterator[Report]:
-    """Show nothing."""
+    """Show no progress bar."""
     yield lambda _: None
 
 
 @contextmanager
 def bar(first: Job) -> Iterator[Report]:
-    """Stage, place in the queue, and how much is done."""
+    """Show the stage, the position in the queue, the fraction done and the ETA."""
     if first.has_ended or not (sys.stderr.isatty() or "ipykernel" in sys.modules):
         yield lambda _: None
         return
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # without ipywidgets the bar is drawn as text, which is well
+        warnings.simplefilter("ignore")  # that ipywidgets is missing: the bar is then drawn as text
         from tqdm.auto import tqdm
     layout = "{desc} {percentage:3.0f}%|{bar}| {postfix}[{elapsed}]"
     delay = 0 if sys.stderr.isatty() else _DELAY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import subprocess
 import sys
@@ -144,7 +145,7 @@ def test_a_newer_server_may_say_more(client, done):
     document = job.model_dump(mode="json") | {"weather": "fine"}
     document["request"]["colour"] = "blue"
     answer = httpx.Response(200, json=document)
-    assert calls.job("x").read(answer) == job
+    assert calls.read_job("x").read(answer) == job
 
 
 def test_requests_as_objects_and_fields(client):
@@ -210,6 +211,24 @@ def test_top_tokens_are_the_largest(client):
 
 
 # Asynchronous
+
+
+def test_both_clients_have_the_same_methods():
+    """Names, parameters and documentation; only the words for blocking and awaited types differ."""
+
+    def surface(client):
+        members = vars(client).items()
+        public = {name: member for name, member in members if not name.startswith("_")}
+        return {
+            name: (inspect.getdoc(member), str(inspect.signature(member)).replace("AsyncIterator", "Iterator"))
+            for name, member in public.items()
+        }
+
+    blocking, awaited = surface(AttributionClient), surface(AsyncAttributionClient)
+    assert blocking == awaited
+    assert all(documentation for documentation, _ in blocking.values())
+    parameters = [list(inspect.signature(each).parameters) for each in (AttributionClient, AsyncAttributionClient)]
+    assert parameters[0] == parameters[1]
 
 
 def test_the_asynchronous_client_does_the_same(server, client):

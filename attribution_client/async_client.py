@@ -1,0 +1,207 @@
+"""The asynchronous client: the methods of `AttributionClient`, as coroutines. A test compares the two classes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, Self
+
+import httpx
+
+from attribution_client import calls
+from attribution_client.errors import naming
+from attribution_client.extras import needs_extra
+from attribution_client.progress import bar, no_bar
+from attribution_client.transport import RETRY_SECONDS, AsyncSender, http_options
+from attribution_schema.estimate import Estimate
+from attribution_schema.job import Job, JobStatus
+from attribution_schema.request import AttributionRequest
+from attribution_schema.result import AttributionResult, ComparisonResult
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from inseq import FeatureAttributionOutput
+
+
+class AsyncAttributionClient:
+    """Client to be awaited, for many jobs at once. Call `close`, or use it in an `async with` statement.
+
+    The arguments and methods are those of `AttributionClient`; `progress` is off by default.
+    """
+
+    def __init__(
+        self,
+        server: str | None = None,
+        api_key: str | None = None,
+        *,
+        retry_seconds: float = RETRY_SECONDS,
+        progress: bool = False,
+        **more: Any,
+    ) -> None:
+        self._http = httpx.AsyncClient(**http_options(server, api_key) | more)
+        self._sender = AsyncSender(self._http, retry_seconds)
+        self._show = bar if progress else no_bar
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def attribute(
+        self,
+        model: str,
+        method: str,
+        input_text: str | list[str] | None = None,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - when it is over the job continues; it is not cancelled
+        view: dict[str, Any] | None = None,
+        **fields: Any,
+    ) -> AttributionResult:
+        """Submit a job, wait for it and return its result.
+
+        `fields` are further fields of the request, `view` the options of `results`, `timeout` is in seconds. Raises
+        what `wait` raises. If this call is interrupted or loses the server, the job continues; the exception's note
+        contains the job's id.
+        """
+        job = await self.submit(**calls.fields_of(model, method, input_text, fields))
+        with naming(job):
+            await self.wait(job, timeout=timeout)
+            return await self.results(job, **(view or {}))
+
+    async def compare(
+        self,
+        model: str,
+        methods: list[str],
+        input_text: str | list[str] | None = None,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - when it is over the job continues; it is not cancelled
+        view: dict[str, Any] | None = None,
+        **fields: Any,
+    ) -> ComparisonResult:
+        """Attribute with several methods in one job, which generates the target once. Otherwise as `attribute`.
+
+        `attribution_args` maps each method to its arguments. `compare_methods` draws the result.
+        """
+        job = await self.submit(**calls.fields_of(model, methods, input_text, fields))
+        with naming(job):
+            await self.wait(job, timeout=timeout)
+            return await self.comparison(job, **(view or {}))
+
+    async def submit(
+        self, request: AttributionRequest | None = None, /, *, idempotency_key: str | None = None, **fields: Any
+    ) -> Job:
+        """Submit a job and return it. Give a request object, fields, or an object and fields that replace its own.
+
+        The returned job is durable. Retries never create a second job; with your own `idempotency_key`, neither does
+        a second run of your program.
+        """
+        job: Job = await self._sender.send(calls.submit(request, fields, idempotency_key))
+        return job
+
+    async def wait(self, job: Job | str, *, timeout: float | None = None) -> Job:  # noqa: ASYNC109
+        """Wait until the job has completed and return it.
+
+        Raises `AttributionFailed` with the job's problem, `AttributionCancelled`, or `WaitTimedOut` after `timeout`
+        seconds; the job then continues, and `wait` may be called again.
+        """
+        return await self._sender.run(calls.wait(job, timeout, self._show))
+
+    async def job(self, job: Job | str) -> Job:
+        """The current state of the job."""
+        found: Job = await self._sender.send(calls.read_job(job))
+        return found
+
+    async def jobs(
+        self,
+        *,
+        status: JobStatus | str | None = None,
+        model: str | None = None,
+        method: str | None = None,
+        tag: str | list[str] | None = None,
+        page_size: int = 50,
+    ) -> AsyncIterator[Job]:
+        """All jobs that match the filters, newest first. Reads the next page when the iteration reaches it.
+
+        A `tag` is `name` or `name:value`; a job must match all of a list.
+        """
+        cursor = None
+        filters = {"status": status, "model": model, "method": method, "tag": tag, "limit": page_size}
+        while True:
+            page = await self._sender.send(calls.page(cursor, filters))
+            for job in page.jobs:
+                yield job
+            if (cursor := page.next_cursor) is None:
+                return
+
+    async def cancel(self, job: Job | str) -> Job:
+        """Cancel the job and return it. Raises `Conflict` if it has ended.
+
+        A running job becomes `cancelled` once it has freed its device.
+        """
+        return await self._sender.run(calls.cancel(job))
+
+    async def delete(self, job: Job | str) -> None:
+        """Delete an ended job and its result. Raises `Conflict` if it has not ended."""
+        await self._sender.send(calls.delete(job))
+
+    async def results(self, job: Job | str, **view: Any) -> AttributionResult:
+        """The result of a completed job. `view`: `aggregator="subwords,vnorm"` (or a list), `normalize`, ...
+
+        Of a comparison, `method` chooses one method.
+        """
+        result: AttributionResult = await self._sender.send(calls.results(job, view))
+        return result
+
+    async def comparison(self, job: Job | str, **view: Any) -> ComparisonResult:
+        """The result of a comparison: the result of each method, and the agreement of each pair."""
+        result: ComparisonResult = await self._sender.send(calls.comparison(job, view))
+        return result
+
+    async def view(self, job: Job | str, view_format: str, **view: Any) -> bytes:
+        """The result as the content of a file. `view_format`: `json`, `html`, `csv`, `parquet` or `inseq`."""
+        content: bytes = await self._sender.send(calls.view(job, view_format, view))
+        return content
+
+    async def to_frame(self, job: Job | str, **view: Any) -> pd.DataFrame:
+        """The result as a pandas table: one row for each pair of an attributed and a generated token.
+
+        `table="step_scores"` has one row for each generated token and step score. Raises `ImportError` without the
+        extra `plots`.
+        """
+        with needs_extra("plots"):
+            from attribution_client.frames import read_parquet
+        return read_parquet(await self.view(job, "parquet", **view))
+
+    async def to_inseq(self, job: Job | str, **view: Any) -> FeatureAttributionOutput:
+        """The result as Inseq's `FeatureAttributionOutput`, not aggregated unless `aggregator` is given.
+
+        Inseq's loader imports the classes that a file names: use it only with a server that you trust. Raises
+        `ImportError` without the extra `server`, which contains Inseq.
+        """
+        with needs_extra("server"):
+            from attribution_client.inseq_output import load_inseq
+        return load_inseq(await self.view(job, "inseq", **view))
+
+    async def estimate(self, request: AttributionRequest | None = None, /, **fields: Any) -> Estimate:
+        """The cost of a request: tokens, passes, seconds and memory. Runs no attribution."""
+        found: Estimate = await self._sender.send(calls.estimate(request, fields))
+        return found
+
+    async def methods(self) -> list[dict[str, Any]]:
+        """The attribution methods and their parameters."""
+        found: list[dict[str, Any]] = await self._sender.send(calls.listing("methods"))
+        return found
+
+    async def step_functions(self) -> list[dict[str, Any]]:
+        """The step functions, for `step_scores` and `attributed_fn`."""
+        found: list[dict[str, Any]] = await self._sender.send(calls.listing("step_functions"))
+        return found
+
+    async def models(self) -> dict[str, Any]:
+        """The bundled and the loaded models, and the model names that the server allows."""
+        found: dict[str, Any] = await self._sender.send(calls.listing("models"))
+        return found
