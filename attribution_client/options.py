@@ -1,163 +1,199 @@
-"""The terminal's options, named as those of `inseq attribute`, and the request that they make."""
+"""The options of the command `attribution`, named like those of `inseq attribute`, and the request made from them."""
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
-_EACH = "; of several methods each in a file of its own: NAME.METHOD.SUFFIX"
-_TRUE, _FALSE = {"true", "yes", "1", "on"}, {"false", "no", "0", "off"}
+import click
 
-
-def parser() -> argparse.ArgumentParser:
-    """`attribute`, `show`, `jobs`, `cancel`, `methods`; every option is also understood with hyphens."""
-    made = argparse.ArgumentParser(
-        prog="attribution",
-        description="Attribution jobs from a terminal. The server is INSEQ_API_URL or http://localhost:8000, the API "
-        "key INSEQ_API_KEY. Exit status: 0 done, 1 failed, 2 refused as it was asked, 130 interrupted.",
-    )
-    made.add_argument("--server", help="where the server is")
-    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _attribute(commands.add_parser("attribute", help="submit a job, wait, and show what came out"))
-    shown = commands.add_parser("show", help="a job: its result, or where it is")
-    shown.add_argument("job_id")
-    shown.add_argument("--method", help="of a comparison: whose result")
-    _view(shown)
-    jobs = commands.add_parser("jobs", help="the newest jobs")
-    for name, text in (("status", "pending, running, completed, failed, cancelled"), ("model", ""), ("method", "")):
-        jobs.add_argument(f"--{name}", help=text or f"of this {name} only")
-    jobs.add_argument("--tag", action="append", help="NAME or NAME:VALUE; several must all hold")
-    jobs.add_argument("--limit", type=int, default=20, help="how many (default: 20)")
-    _json(jobs)
-    cancelled = commands.add_parser("cancel", help="give jobs up")
-    cancelled.add_argument("job_id", nargs="+")
-    _json(cancelled)
-    _json(commands.add_parser("methods", help="the attribution methods and their parameters"))
-    return made
+Function = TypeVar("Function", bound=Callable[..., Any])
+_EACH = "with several methods, one file each: NAME.METHOD.SUFFIX"
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options. Exits with 2 where they are wrong, as argparse does."""
-    return parser().parse_args([_with_underscores(each) for each in arguments])
+# Kinds of options
 
 
-def request_fields(given: argparse.Namespace) -> dict[str, Any]:
-    """The request of `attribute`, with only what was said."""
-    texts, targets = given.input_texts, given.generated_texts
-    fields = {
-        "model": given.model_name_or_path,
-        "method": None if given.methods else given.attribution_method,
-        "methods": given.methods,
-        "input_text": texts[0] if len(texts) == 1 else texts,
-        "generated_text": targets and (targets[0] if len(targets) == 1 else targets),
-        "step_scores": given.step_scores,
-        "attributed_fn": given.attributed_fn,
-        "attribution_args": given.attribution_kwargs,
-        "attributed_fn_args": given.attributed_fn_kwargs,
-        "step_scores_args": given.step_scores_kwargs,
-        "generation_args": given.generation_kwargs,
-        "tokenizer_args": given.tokenizer_kwargs,
-        "attr_pos_start": given.start_pos,
-        "attr_pos_end": given.end_pos,
-        "force_cpu": True if given.device == "cpu" else None,
-        "tags": dict(given.tag) if given.tag else None,
-        **{name: getattr(given, name) for name in (*_FLAGS, *_NUMBERS, "dtype")},
-    }
-    return {name: value for name, value in fields.items() if value is not None}
+class Values(click.Option):
+    """An option that takes one or more values after its name: `--methods saliency lime`. Needs `Command`."""
+
+    def __init__(self, names: Sequence[str], **more: Any) -> None:
+        super().__init__(names, **more | {"multiple": True})
 
 
-def view_options(given: argparse.Namespace) -> dict[str, Any]:
-    """How the result is aggregated."""
-    options = {"aggregator": given.attribution_aggregators, "normalize": given.normalize_attributions}
-    options["method"] = getattr(given, "method", None)  # of `show`
-    return {name: value for name, value in options.items() if value is not None}
+class Command(click.Command):
+    """A command that accepts several values after the name of a `Values` option.
+
+    click itself requires `--methods saliency --methods lime`, so the name is repeated before click parses.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat the names of `Values` options, then parse. Returns the arguments that are left."""
+        known = {name for each in self.params for name in each.opts}
+        repeatable = {name for each in self.params if isinstance(each, Values) for name in each.opts}
+        repeated: list[str] = []
+        name = None
+        for argument in args:
+            if _is_option(argument, known):
+                name = argument if _underscored(argument) in repeatable else None
+                repeated.append(argument)
+            elif name is None or repeated[-1] == name:
+                repeated.append(argument)
+            else:
+                repeated += [name, argument]
+        return super().parse_args(ctx, repeated)
 
 
-_FLAGS = {
-    "attribute_target": "attribute the generated prefix too, at every step",
-    "include_eos_baseline": "replace EOS by the baseline as well",
-    "output_step_attributions": "keep the attributions of each step",
-    "reuse": "answer from the stored result of the same request, if there is one",
-}
-_NUMBERS = {
-    "n_steps": "interpolation steps of integrated gradients and its like",
-    "internal_batch_size": "rows of one forward pass",
-    "seed": "seed of every random draw",
-    "priority": "among one's own waiting jobs the higher comes first",
-}
-_MAPPINGS = {
-    "attribution_kwargs": "arguments of the attribution method, as JSON",
-    "attributed_fn_kwargs": "arguments of the attributed function, as JSON",
-    "step_scores_kwargs": "arguments of the step scores, as JSON",
-    "generation_kwargs": "arguments of generation, as JSON",
-    "tokenizer_kwargs": "languages of a translation model, as JSON",
-}
+def _is_option(argument: str, known: set[str]) -> bool:
+    """Whether an argument is an option. Texts with spaces and negative numbers are values, as in argparse."""
+    if _underscored(argument.partition("=")[0]) in known or argument[:2] in known:
+        return True
+    return argument.startswith("-") and " " not in argument and not re.fullmatch(r"-\d*\.?\d+", argument)
 
 
-def _attribute(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--model_name_or_path", "--model", "-m", required=True, help="a bundled model or a Hub id")
-    sub.add_argument("--attribution_method", "--method", "-a", default="saliency", help="(default: saliency)")
-    sub.add_argument("--methods", nargs="+", metavar="METHOD", help="instead: several, compared on the same tokens")
-    sub.add_argument("--input_texts", "--input_text", "-i", nargs="+", required=True, metavar="TEXT")
-    sub.add_argument("--generated_texts", "--generated_text", "-g", nargs="+", metavar="TEXT", help="forced targets")
-    sub.add_argument("--step_scores", nargs="+", metavar="FUNCTION", help="reported for each generated token")
-    sub.add_argument("--attributed_fn", "-fn", metavar="FUNCTION", help="what is attributed (default: probability)")
-    for name, text in _MAPPINGS.items():
-        sub.add_argument(f"--{name}", type=_mapping, metavar="JSON", help=text)
-    for name, text in _NUMBERS.items():
-        sub.add_argument(f"--{name}", type=int, metavar="N", help=text)
-    for name, text in _FLAGS.items():
-        more = ["--eos"] if name == "include_eos_baseline" else []
-        sub.add_argument(f"--{name}", *more, type=_flag, nargs="?", const=True, metavar="true|false", help=text)
-    sub.add_argument("--start_pos", "-s", type=int, metavar="N", help="first target position to attribute")
-    sub.add_argument("--end_pos", "-e", type=int, metavar="N", help="target position to stop before")
-    sub.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="precision of weights and scores")
-    sub.add_argument(
-        "--device", "--dev", choices=("auto", "cpu"), default="auto", help="the server's choice, or its CPU"
-    )
-    sub.add_argument("--tag", action="append", type=_tag, metavar="NAME=VALUE", help="for finding the job again")
-    sub.add_argument("--detach", action="store_true", help="do not wait: print the job's id")
-    _view(sub)
+def _underscored(name: str) -> str:
+    return f"--{name[2:].replace('-', '_')}" if name.startswith("--") else name
 
 
-def _view(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--attribution_aggregators", nargs="+", metavar="NAME", help="in order, e.g. subwords vnorm")
-    sub.add_argument(
-        "--normalize_attributions", type=_flag, nargs="?", const=True, metavar="true|false", help="sum to 1 or not"
-    )
-    sub.add_argument("--hide_attributions", "--hide", action="store_true", help="print no table")
-    sub.add_argument("--save_path", "-o", metavar="FILE", help=f"save for inseq.FeatureAttributionOutput.load{_EACH}")
-    sub.add_argument("--viz_path", metavar="FILE", help=f"save the heatmap as HTML{_EACH}")
-    _json(sub)
+class _JsonObject(click.ParamType[dict[str, Any]]):
+    name = "json"
 
-
-def _json(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--json", action="store_true", help="print JSON, for other programs")
-
-
-def _with_underscores(argument: str) -> str:
-    name, equals, value = argument.partition("=")
-    return name[:2] + name[2:].replace("-", "_") + equals + value if name.startswith("--") else argument
-
-
-def _flag(text: str) -> bool:
-    if text.lower() in _TRUE | _FALSE:
-        return text.lower() in _TRUE
-    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-
-
-def _mapping(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise argparse.ArgumentTypeError(f'{text!r} is no JSON object, such as {{"n_samples": 20}}')
-    return found
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        try:
+            found = json.loads(value)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            self.fail(f'{value!r} is not a JSON object, such as {{"n_samples": 20}}', param, ctx)
+        return found
 
 
 def _tag(text: str) -> tuple[str, str]:
     name, _, value = text.partition("=")
     return name, value
+
+
+def _flag(*names: str, text: str) -> Callable[[Function], Function]:
+    """`--name` and `--name true` mean true, `--name false` means false; without the option the server decides."""
+    return click.option(*names, type=click.BOOL, is_flag=False, flag_value=True, metavar="[true|false]", help=text)
+
+
+def _all_of(*decorators: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """Add several options, in this order of the help."""
+
+    def add(function: Function) -> Function:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return add
+
+
+# Groups of options
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for other programs.")
+
+tag_filter = click.option("--tag", multiple=True, metavar="NAME[:VALUE]", help="Repeat it: all tags must match.")
+
+view_options = _all_of(
+    click.option("--attribution_aggregators", cls=Values, metavar="NAME...", help="In order, as in: subwords vnorm."),
+    _flag("--normalize_attributions", text="Scale the scores of each generated token to a sum of 1."),
+    click.option("--hide_attributions", "--hide", is_flag=True, help="Print no table."),
+    click.option(
+        "--save_path", "-o", metavar="FILE", help=f"Save the result for inseq.FeatureAttributionOutput.load; {_EACH}."
+    ),
+    click.option("--viz_path", metavar="FILE", help=f"Save the heatmap as HTML; {_EACH}."),
+    json_option,
+)
+
+_MAPPINGS = {
+    "attribution_kwargs": "Arguments of the attribution method.",
+    "attributed_fn_kwargs": "Arguments of the attributed function.",
+    "step_scores_kwargs": "Arguments of the step scores.",
+    "generation_kwargs": "Arguments of the generation.",
+    "tokenizer_kwargs": "Languages of a translation model.",
+}
+_NUMBERS = {
+    "n_steps": "Interpolation steps, for integrated gradients and similar methods.",
+    "internal_batch_size": "Rows of one forward pass.",
+    "seed": "Seed of all random numbers.",
+    "priority": "Among your own waiting jobs, those with a higher priority run first.",
+}
+_FLAGS = {
+    "attribute_target": "Attribute to the generated prefix as well, at every step.",
+    "include_eos_baseline": "Replace EOS in the baseline as well.",
+    "output_step_attributions": "Include the attributions of each step in the result.",
+    "reuse": "Return the stored result of an identical request, if there is one.",
+}
+
+request_options = _all_of(
+    click.option("--model_name_or_path", "--model", "-m", required=True, help="A bundled model or a Hub id."),
+    click.option("--attribution_method", "--method", "-a", default="saliency", show_default=True, metavar="METHOD"),
+    click.option("--methods", cls=Values, metavar="METHOD...", help="Compare several methods on the same tokens."),
+    click.option("--input_texts", "--input_text", "-i", cls=Values, required=True, metavar="TEXT..."),
+    click.option(
+        "--generated_texts", "--generated_text", "-g", cls=Values, metavar="TEXT...", help="Targets to force."
+    ),
+    click.option("--step_scores", cls=Values, metavar="FUNCTION...", help="Scores to report for each generated token."),
+    click.option(
+        "--attributed_fn", "-fn", metavar="FUNCTION", help="The function to attribute (default: probability)."
+    ),
+    *(click.option(f"--{name}", type=_JsonObject(), metavar="JSON", help=text) for name, text in _MAPPINGS.items()),
+    *(click.option(f"--{name}", type=int, metavar="N", help=text) for name, text in _NUMBERS.items()),
+    *(
+        _flag(f"--{name}", *(["--eos"] if name == "include_eos_baseline" else []), text=text)
+        for name, text in _FLAGS.items()
+    ),
+    click.option("--start_pos", "-s", type=int, metavar="N", help="First target position to attribute."),
+    click.option("--end_pos", "-e", type=int, metavar="N", help="Target position to stop before."),
+    click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Precision of the model."),
+    click.option(
+        "--device", "--dev", type=click.Choice(["auto", "cpu"]), default="auto", help="The server's choice, or its CPU."
+    ),
+    click.option("--tag", multiple=True, type=_tag, metavar="NAME=VALUE", help="A tag, for finding the job again."),
+    click.option("--detach", is_flag=True, help="Do not wait: print the job's id."),
+)
+
+
+# What the options mean
+
+
+def request_fields(given: dict[str, Any]) -> dict[str, Any]:
+    """The fields of the request, from the parameters of `attribute`; only those that were given."""
+    texts, targets = given["input_texts"], given["generated_texts"]
+    fields = {
+        "model": given["model_name_or_path"],
+        "method": None if given["methods"] else given["attribution_method"],
+        "methods": list(given["methods"]) or None,
+        "input_text": _one_or_all(texts),
+        "generated_text": _one_or_all(targets) if targets else None,
+        "step_scores": list(given["step_scores"]) or None,
+        "attributed_fn": given["attributed_fn"],
+        "attribution_args": given["attribution_kwargs"],
+        "attributed_fn_args": given["attributed_fn_kwargs"],
+        "step_scores_args": given["step_scores_kwargs"],
+        "generation_args": given["generation_kwargs"],
+        "tokenizer_args": given["tokenizer_kwargs"],
+        "attr_pos_start": given["start_pos"],
+        "attr_pos_end": given["end_pos"],
+        "force_cpu": True if given["device"] == "cpu" else None,
+        "tags": dict(given["tag"]) or None,
+        **{name: given[name] for name in (*_FLAGS, *_NUMBERS, "dtype")},
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def view_fields(given: dict[str, Any]) -> dict[str, Any]:
+    """The view options of the result, from the parameters of `attribute` or `show`; only those that were given."""
+    fields = {
+        "aggregator": list(given["attribution_aggregators"]) or None,
+        "normalize": given["normalize_attributions"],
+        "method": given.get("method"),  # of `show`
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _one_or_all(texts: tuple[str, ...]) -> str | list[str]:
+    return texts[0] if len(texts) == 1 else list(texts)

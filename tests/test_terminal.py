@@ -17,6 +17,7 @@ import time
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, fields
 
+import click
 import inseq
 import pytest
 from inseq.commands.attribute.attribute_args import AttributeWithInputsArgs
@@ -48,10 +49,7 @@ def run(server, *arguments, **more):
             patch.delenv(name, raising=False)
         for name, value in {"INSEQ_API_URL": server.url, "TERM": "xterm-256color", **more}.items():
             patch.setenv(name, value)
-        try:
-            code = terminal.main([str(each) for each in arguments])
-        except SystemExit as end:  # argparse's
-            code = end.code
+        code = terminal.main([str(each) for each in arguments])
     return Done(code, out.getvalue(), err.getvalue())
 
 
@@ -129,12 +127,19 @@ def test_colour_where_it_is_wanted(server):
     assert not re.search(r"\x1b\[[\d;]*(3|4|9|10)\d", colourless)
 
 
+def parsed(command, *arguments):
+    return terminal.commands.commands[command].make_context(command, list(arguments), parent=PARENT).params
+
+
+PARENT = click.Context(terminal.commands, **terminal.commands.context_settings)
+
+
 def test_options_are_those_of_inseq():
-    given = options.parse(
-        ["attribute", "-m", "m", "-a", "lime", "-i", "a", "b", "-g", "a c", "b d", "--step_scores", "probability",
-         "entropy", "-fn", "logit", "--n-steps", "7", "--attribution_kwargs", '{"n_samples": 3}', "--generation_kwargs",
-         '{"max_new_tokens": 2}', "--attribute_target", "--eos", "true", "--reuse", "no", "-s", "1", "-e", "4",
-         "--device", "cpu", "--seed=3", "--tag", "study=a=b"]
+    given = parsed(
+        "attribute", "-m", "m", "-a", "lime", "-i", "a", "b", "-g", "a c", "b d", "--step_scores", "probability",
+        "entropy", "-fn", "logit", "--n-steps", "7", "--attribution_kwargs", '{"n_samples": 3}', "--generation_kwargs",
+        '{"max_new_tokens": 2}', "--attribute_target", "--eos", "true", "--reuse", "no", "-s", "1", "-e", "4",
+        "--device", "cpu", "--seed=3", "--tag", "study=a=b",
     )  # fmt: skip
     assert options.request_fields(given) == {
         "model": "m", "method": "lime", "input_text": ["a", "b"], "generated_text": ["a c", "b d"],
@@ -143,14 +148,42 @@ def test_options_are_those_of_inseq():
         "include_eos_baseline": True, "reuse": False, "attr_pos_start": 1, "attr_pos_end": 4, "force_cpu": True,
         "seed": 3, "tags": {"study": "a=b"},
     }  # fmt: skip
-    choices = options.parser()._subparsers._group_actions[0].choices
-    known = set(re.findall(r"--(\w+)", choices["attribute"].format_help()))
+    known = {name.removeprefix("--") for each in terminal.attribute.params for name in each.opts}
     theirs = {field.name for field in fields(AttributeWithInputsArgs)}
     assert "attribution_aggregators" in theirs
     assert theirs - NOT_OURS <= known
 
 
-# What the server decides, does itself, or has another way for.
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        (["-i", "a", "b", "--hide"], ("a", "b")),
+        (["--input-texts", "a", "b", "-i", "c"], ("a", "b", "c")),
+        (["--input_texts=a b", "--hide"], ("a b",)),
+        (["-i", "a", "--input_texts=b c"], ("a", "b c")),
+        (["-i", "- a list", "-1", "-.5"], ("- a list", "-1", "-.5")),
+        (["-ia b"], ("a b",)),
+    ],
+)
+def test_an_option_takes_several_values(arguments, texts):
+    given = parsed("attribute", "-m", "m", "--methods", "lime", "saliency", *arguments)
+    assert (given["methods"], given["input_texts"]) == (("lime", "saliency"), texts)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [([], None), (["--reuse"], True), (["--reuse", "yes"], True), (["--reuse=0"], False)]
+)
+def test_a_flag_may_have_a_value(option, value):
+    assert parsed("attribute", "-m", "m", "-i", "a", *option, "--hide")["reuse"] is value
+
+
+def test_a_view_of_a_job():
+    given = parsed("show", "JOB", "--attribution_aggregators", "subwords", "vnorm", "--method", "lime")
+    assert given["job_id"] == "JOB"
+    assert options.view_fields(given) == {"aggregator": ["subwords", "vnorm"], "method": "lime"}
+
+
+# The server decides these or does them itself, or the request has another field for them.
 NOT_OURS = {
     "attribution_selectors", "rescale_attributions", "model_kwargs", "generate_from_target_prefix", "batch_size",
     "aggregate_output", "verbose", "very_verbose",
@@ -189,9 +222,10 @@ def test_jobs_show_and_cancel(slow):
         assert (again.returncode, again.stdout) == (1, "")
 
 
-def test_help_tells_of_the_files(server):
-    told = " ".join(run(server, "attribute", "--help").stdout.split())
-    assert told.count("of several methods each in a file of its own: NAME.METHOD.SUFFIX") == 2
+def test_help_names_the_files_of_a_comparison(server):
+    printed = run(server, "attribute", "--help")
+    assert printed.returncode == 0
+    assert " ".join(printed.stdout.split()).count("with several methods, one file each: NAME.METHOD.SUFFIX") == 2
 
 
 def test_methods(server):
@@ -202,7 +236,11 @@ def test_methods(server):
 
 def test_exit_statuses(server, slow):
     assert run(server, "attribute", "--model", LOOKUP).returncode == 2  # no text
-    assert run(server, *ATTRIBUTE, "--attribution_kwargs", "[1]").returncode == 2
+    assert run(server).returncode == 2  # no command
+    assert run(server, "jobs", "--limit", "many").returncode == 2
+    wrong = run(server, *ATTRIBUTE, "--attribution_kwargs", "[1]")
+    assert wrong.returncode == 2
+    assert "'[1]' is not a JSON object" in wrong.stderr
     refused = run(server, "attribute", "-m", LOOKUP, "-a", "nonsense", "-i", PROMPT)
     assert refused.returncode == 2
     assert "nonsense" in refused.stderr
