@@ -25,12 +25,12 @@ from api.routes.jobs import current_job, jobs
 from api.routes.pages import add_pages
 from api.routes.results import results
 from api.routes.service import meta
+from attribution_schema import __version__
 from job_manager import JobManager
 from jobs.retention import Retention
 from jobs.store.job_store import JobStore
 from settings import Settings
 
-VERSION = "0.1.0"
 log = structlog.get_logger(__name__)
 
 
@@ -89,7 +89,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     app = FastAPI(
         title="Attribution as a service",
         summary="Inseq feature attribution as durable jobs over HTTP.",
-        version=VERSION,
+        version=__version__,
         lifespan=lifespan,
         docs_url=None,  # Swagger is served by `page_routes`, from here
         redoc_url=None,

@@ -1,4 +1,7 @@
-"""A result as coloured tables of text, for a terminal: as many columns beside each other as it is wide."""
+"""Results as coloured tables for a terminal, split into blocks of columns that fit its width.
+
+Works without numpy and pandas, which a light installation does not have.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,20 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from attribution_client.frames import Scores, scores_of
 from attribution_client.labels import label, readable
 from attribution_schema.result import AttributionResult, ComparisonResult, SequenceAttribution, Token
 
-# The colours of the service's heatmap; text turns white where that is the better contrast.
+# The colours of the service's heatmap; text is white where that has the better contrast.
 _ZERO, _MORE, _LESS = (251, 248, 245), (143, 45, 4), (15, 80, 144)
 _WHITE_FROM = 0.7
-_SMALL, _LARGE = 0.01, 1000  # what two decimals show well
+_SMALL, _LARGE = 0.01, 1000  # the range of scores that two decimals show well
 _SIDES = {"source": "source tokens", "target": "prompt and prefix"}
 _LABEL, _CELL = 20, 7  # letters
+Scores = list[list[float]]  # [attributed, generated]; NaN if there is no score
 
 
 def print_comparison(compared: ComparisonResult, out: Console) -> None:
-    """Each method's result, and how far each two agree."""
+    """Print the result of each method, then the agreement of each pair."""
     for result in compared.comparison:
         print_result(result, out)
     table = Table(box=box.SIMPLE_HEAD if out.is_terminal else None, pad_edge=False, header_style="bold")
@@ -40,7 +43,7 @@ def print_comparison(compared: ComparisonResult, out: Console) -> None:
 
 
 def print_result(result: AttributionResult, out: Console) -> None:
-    """Each sequence: its text, its scores, its step scores."""
+    """Print the scores and step scores of each sequence."""
     info = result.info
     head = f"{info.get('attribution_method', 'attribution')} of {info.get('model_name', 'a model')}"
     out.print(Text(head, "bold"))
@@ -53,14 +56,16 @@ def print_result(result: AttributionResult, out: Console) -> None:
 
 
 def _print_sequence(sequence: SequenceAttribution, out: Console) -> None:
-    sides = [(side, scores) for side in _SIDES if (scores := scores_of(sequence, side)).size]
+    sides = [(side, scores) for side in _SIDES if (scores := _scores_of(sequence, side))]
     generated = sequence.target[sequence.attr_pos_start : sequence.attr_pos_end]
-    largest = max((abs(float(each)) for _, scores in sides for each in scores.flat if math.isfinite(each)), default=0.0)
+    largest = max(
+        (abs(each) for _, scores in sides for row in scores for each in row if math.isfinite(each)), default=0.0
+    )
     power = 0 if not largest or _SMALL <= largest < _LARGE else math.floor(math.log10(largest))
     if power:
         out.print(Text(f"scores are x 10^{power}", "dim"))
     for columns in _blocks([_column_width(each) for each in generated], out.width - _LABEL):
-        # Cells touch, as in a heatmap; the blank between two labels belongs to the cell.
+        # No padding: cells touch, as in a heatmap. The space between two labels is part of the cell.
         table = Table(box=box.SIMPLE_HEAD if out.is_terminal else None, pad_edge=False, padding=0)
         table.add_column("", justify="right", no_wrap=True)
         for column in columns:
@@ -74,12 +79,17 @@ def _print_sequence(sequence: SequenceAttribution, out: Console) -> None:
         out.print(table)
 
 
+def _scores_of(sequence: SequenceAttribution, side: str) -> Scores:
+    rows = getattr(sequence, f"{side}_attributions") or []
+    return [[math.nan if score is None else score for score in row] for row in rows] if any(rows) else []
+
+
 def _column_width(token: Token) -> int:
     return max(_CELL, cell_len(label(token)) + 3)
 
 
 def _blocks(widths: list[int], room: int) -> Iterator[range]:
-    """Columns that fit beside each other, at least one at a time."""
+    """Ranges of columns that fit into `room` letters; each has at least one column."""
     first = used = 0
     for column, width in enumerate(widths):
         if used and used + width > room:
@@ -107,7 +117,7 @@ def _add_rows(
     widths = [_column_width(each) for each in generated]
     for token, row in zip(tokens, scores, strict=True):
         if any(math.isfinite(each) for each in row):
-            cells = (_cell(float(row[each]), largest, power, widths[each]) for each in columns)
+            cells = (_cell(row[each], largest, power, widths[each]) for each in columns)
             table.add_row(Text(f"{label(token)} "), *cells)
     table.add_section()
 

@@ -1,4 +1,6 @@
-"""What crosses the wire, as Pydantic models: request, job, problem, estimate, result.
+"""The JSON documents of the HTTP API, as Pydantic models: request, job, problem, estimate, result.
 
-Imports Pydantic and nothing else.
+Imports Pydantic and nothing else. `__version__` is the version of the whole project; `pyproject.toml` reads it here.
 """
+
+__version__ = "0.1.0"
