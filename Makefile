@@ -57,23 +57,33 @@ pictures: $(VENV)/.browser-ready  ## the README's pictures of the page, again
 demo-models: $(VENV)/.ready  ## train the bundled models again
 	$(BIN)/python -m demo_models.train
 
-# Dependencies are pinned in requirements.lock (to run) and requirements-dev.lock (to run, check and test).
-lock: $(VENV)/.dev-ready  ## pin the newest versions that pyproject.toml allows
-	$(BIN)/python -m pip install --quiet pip-tools
-	$(BIN)/pip-compile --quiet --upgrade --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --output-file requirements.lock pyproject.toml
-	$(BIN)/pip-compile --quiet --upgrade --strip-extras --extra dev --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
+# Dependencies are pinned in requirements.lock (extras server and plots) and requirements-dev.lock (and dev).
+# `make lock UPGRADE=` keeps the versions that are pinned now, and adds or removes what pyproject.toml has changed.
+UPGRADE ?= --upgrade
+COMPILE = $(VENV)/locks/bin/pip-compile --quiet $(UPGRADE) --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --extra server --extra plots
+
+lock: | $(VENV)/bin/python  ## pin the newest versions that pyproject.toml allows
+	$(BIN)/python -m venv $(VENV)/locks
+	$(VENV)/locks/bin/python -m pip install --quiet --disable-pip-version-check pip-tools
+	$(COMPILE) --output-file requirements.lock pyproject.toml
+	$(COMPILE) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
 	sed -i 's/^\(torch==[0-9.]*\)+cpu/\1/' requirements.lock requirements-dev.lock  # any build of this version
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# The project itself is installed in place, for the command `attribution`.
 $(VENV)/.ready: requirements.lock | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(INSTALL) -r requirements.lock
+	$(INSTALL) --no-deps --editable .
 	@touch $@
 
 $(VENV)/.dev-ready: requirements-dev.lock | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	$(INSTALL) -r requirements-dev.lock
+	$(INSTALL) --no-deps --editable .
 	@touch $@ $(VENV)/.ready
 
 # The tests of the page run in a Chromium: the machine's own, else Debian's, else Playwright's.
@@ -82,4 +92,4 @@ $(VENV)/.browser-ready: $(VENV)/.dev-ready
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -19,8 +19,8 @@ _EACH = "with several methods, one file each: NAME.METHOD.SUFFIX"
 class Values(click.Option):
     """An option that takes one or more values after its name: `--methods saliency lime`. Needs `Command`."""
 
-    def __init__(self, *args: Any, **more: Any) -> None:
-        super().__init__(*args, multiple=True, **more)
+    def __init__(self, names: Sequence[str], **more: Any) -> None:
+        super().__init__(names, **more | {"multiple": True})
 
 
 class Command(click.Command):
@@ -57,7 +57,7 @@ def _underscored(name: str) -> str:
     return f"--{name[2:].replace('-', '_')}" if name.startswith("--") else name
 
 
-class _JsonObject(click.ParamType):
+class _JsonObject(click.ParamType[dict[str, Any]]):
     name = "json"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:

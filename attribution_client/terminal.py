@@ -99,7 +99,7 @@ def commands(context: click.Context, server: str | None) -> None:
 @request_options
 @view_options
 @click.pass_obj
-def attribute(client: AttributionClient, **given: Any) -> int:
+def attribute(client: AttributionClient, /, **given: Any) -> int:
     """Submit a job, wait for it and show its result."""
     job = client.submit(**request_fields(given))
     if given["detach"]:
@@ -119,7 +119,7 @@ def attribute(client: AttributionClient, **given: Any) -> int:
 @click.option("--method", help="Of a comparison: show only this method.")
 @view_options
 @click.pass_obj
-def show(client: AttributionClient, job_id: str, **given: Any) -> int:
+def show(client: AttributionClient, /, job_id: str, **given: Any) -> int:
     """Show the result of a job, or its status if it has none."""
     job = client.job(job_id)
     if job.status is JobStatus.COMPLETED:
@@ -141,7 +141,9 @@ def show(client: AttributionClient, job_id: str, **given: Any) -> int:
 @click.option("--limit", type=int, default=20, show_default=True, help="The largest number of jobs to show.")
 @json_option
 @click.pass_obj
-def jobs(client: AttributionClient, tag: tuple[str, ...], limit: int, *, as_json: bool, **filters: str | None) -> int:
+def jobs(
+    client: AttributionClient, /, tag: tuple[str, ...], limit: int, *, as_json: bool, **filters: str | None
+) -> int:
     """List the newest jobs."""
     found = client.jobs(tag=list(tag) or None, page_size=min(limit, 200), **filters)
     return _show_jobs(list(islice(found, limit)), as_json=as_json)
@@ -151,7 +153,7 @@ def jobs(client: AttributionClient, tag: tuple[str, ...], limit: int, *, as_json
 @click.argument("job_id", nargs=-1, required=True)
 @json_option
 @click.pass_obj
-def cancel(client: AttributionClient, job_id: tuple[str, ...], *, as_json: bool) -> int:
+def cancel(client: AttributionClient, /, job_id: tuple[str, ...], *, as_json: bool) -> int:
     """Cancel jobs."""
     return _show_jobs([client.cancel(each) for each in job_id], as_json=as_json)
 
@@ -159,7 +161,7 @@ def cancel(client: AttributionClient, job_id: tuple[str, ...], *, as_json: bool)
 @commands.command
 @json_option
 @click.pass_obj
-def methods(client: AttributionClient, *, as_json: bool) -> int:
+def methods(client: AttributionClient, /, *, as_json: bool) -> int:
     """List the attribution methods and their parameters."""
     found = client.methods()
     if as_json:

@@ -1,4 +1,4 @@
-"""`python -m attribution_client ...` as people and programs use it."""
+"""The command `attribution` as people and programs use it."""
 
 from __future__ import annotations
 
