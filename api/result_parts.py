@@ -1,4 +1,4 @@
-"""The parts of a job's result, wherever they are: in its files, or with the worker that still runs it."""
+"""The parts of a job's result: from its files, or from the worker that is running the job."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from problems import InvalidRequest, ResultNotReady
 
 @dataclass(frozen=True)
 class Content:
-    """One part of a result; `sha256` tells it from another."""
+    """One part of a result, and the checksum of its bytes."""
 
     sha256: str
     read: Callable[[], bytes]
@@ -25,7 +25,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a view is made of: one method's parts, or those of all methods of a comparison."""
+    """The parts that a view is made from: those of one method, or of all methods of a comparison."""
 
     summary: Content
     raw: dict[str, Content]  # by method
@@ -33,9 +33,9 @@ class Contents:
 
 
 def contents(record: JobRecord, manager: JobManager, store: JobStore, *, method: str | None, partial: bool) -> Contents:
-    """The parts of a job's result; with `partial`, of an unfinished one as well.
+    """Return the parts of a job's result; with `partial`, also what an unfinished job has attributed so far.
 
-    Raises `ResultNotReady`, `NoResult`, `ResultExpired`, and `InvalidRequest` for a method that the job has not.
+    Raises `ResultNotReady`, `NoResult`, `ResultExpired`, and `InvalidRequest` for a method that the job does not have.
     """
     methods, found = record.request.method_names, _parts(record, manager, store, partial=partial)
     if method is not None and method not in methods:
@@ -51,7 +51,7 @@ def contents(record: JobRecord, manager: JobManager, store: JobStore, *, method:
 
 
 def _parts(record: JobRecord, manager: JobManager, store: JobStore, *, partial: bool) -> dict[str, Content]:
-    """By kind."""
+    """Return the parts by kind: `raw`, `summary`, and in a comparison `raw.0`, `summary.0` and so on."""
     if partial and record.status is JobStatus.RUNNING:
         if parts := manager.partial(record):
             return {

@@ -12,7 +12,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from attribution_client.labels import label, readable
+from attribution_client.labels import SIDE_TITLES, label, readable
 from attribution_client.scores import scores_of
 from attribution_reading.number_scale import power_of_ten, scaled
 from attribution_reading.scored_sequence import SIDES, Scores, not_yet_generated
@@ -21,7 +21,6 @@ from attribution_schema.result import AttributionResult, ComparisonResult, Seque
 # The colours of the service's heatmap; text is white where that has the better contrast.
 _ZERO, _MORE, _LESS = (251, 248, 245), (143, 45, 4), (15, 80, 144)
 _WHITE_FROM = 0.7
-_TITLES = {"source": "source tokens", "target": "prompt and prefix"}
 _LABEL, _CELL = 20, 7  # letters
 
 
@@ -102,7 +101,7 @@ def _add_rows(
     is_titled: bool,
 ) -> None:
     if is_titled:
-        table.add_row(Text(f"{_TITLES[side]} ", "dim italic"))
+        table.add_row(Text(f"{SIDE_TITLES[side]} ", "dim italic"))
     tokens: list[Token] = getattr(sequence, side)
     generated = sequence.target[sequence.attr_pos_start : sequence.attr_pos_end]
     widths = [_column_width(each) for each in generated]

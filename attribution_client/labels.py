@@ -9,6 +9,7 @@ from attribution_schema.result import Token
 
 _SPACE_MARKS, _NEWLINE_MARK = ("Ġ", "▁"), "Ċ"
 _LONGEST = 18  # characters
+SIDE_TITLES = {"source": "source tokens", "target": "prompt and prefix"}
 
 
 def label(token: Token) -> str:

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from attribution_client.fonts import set_token_font
-from attribution_client.labels import label, labels
+from attribution_client.labels import SIDE_TITLES, label, labels
 from attribution_client.scores import scores_of
 from attribution_client.tables import top_tokens
 from attribution_reading.number_scale import power_of_ten
@@ -77,7 +77,7 @@ def plot_attribution_heatmap(
     )
     write_columns(ax, columns)
     ax.set_yticks(np.arange(len(rows)) + 0.5, labels(rows), rotation=0, size=8)
-    ax.set_ylabel("source tokens" if side == "source" else "prompt and prefix", color=INK, size=8)
+    ax.set_ylabel(SIDE_TITLES[side], color=INK, size=8)
     ax.set_xlabel("generated tokens", color=INK, size=8)
     ax.xaxis.set_label_position("top")
     ax.xaxis.tick_top()

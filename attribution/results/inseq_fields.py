@@ -8,6 +8,7 @@ from typing import Any
 from inseq.data import FeatureAttributionOutput
 from inseq.data.aggregation_functions import DEFAULT_ATTRIBUTION_AGGREGATE_DICT
 from inseq.data.attribution import FeatureAttributionSequenceOutput, GranularFeatureAttributionSequenceOutput
+from inseq.utils.typing import TokenWithId
 
 # The key of `info` whose value is the notes of each sequence's tokens, see `attribution.text.readable_tokens`.
 NOTES = "tokens"
@@ -19,6 +20,11 @@ TOKEN_FIELDS = ("source", "target", "prefix")
 # outputs of the process, so that it would become the default of other methods too. This copy is taken before any
 # output exists, and each sequence gets its own copy of it.
 _AGGREGATE_FUNCTIONS = copy.deepcopy(DEFAULT_ATTRIBUTION_AGGREGATE_DICT)
+
+
+def token_id(token: TokenWithId) -> int:
+    """Return a token's id, or -1 for one without a number: a merged token, or the pair of a contrastive step."""
+    return token.id if isinstance(token.id, int) else -1
 
 
 def token_notes(output: FeatureAttributionOutput) -> list[dict[str, list[dict[str, Any]]]]:

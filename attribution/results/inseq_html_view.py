@@ -1,6 +1,6 @@
-"""The HTML that Inseq's own `show` makes, for those who know it from their notebooks.
+"""The HTML of Inseq's own `show`, for readers who know it from notebooks.
 
-`POLICY` is the content security policy that it needs: styles on its elements, nothing else.
+`POLICY` is its content security policy: it allows `style` attributes and nothing else.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from problems import InvalidRequest
 _NO_SCRIPTS = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'; sandbox"
 POLICY = f"{_NO_SCRIPTS}; style-src 'unsafe-inline'"
 _MATRIX = 2  # dimensions
-# With NumPy 2 Inseq writes colours as rgba(np.float64(178.0), ...), which no browser reads.
+# With NumPy 2 Inseq writes colours as rgba(np.float64(178.0), ...), which no browser understands.
 _STYLE, _NUMPY = re.compile('style="background:rgba[^"]*"'), re.compile(r"np\.float(?:32|64)\(([^()]*)\)")
 _lock = Lock()
 
 
 def inseq_html_view(output: FeatureAttributionOutput, options: ViewOptions) -> bytes:
-    """The document, in UTF-8. Raises `InvalidRequest` for scores that are no matrix."""
+    """Return the document in UTF-8. Raises `InvalidRequest` for scores that are not `[attributed, generated]`."""
     aggregated = aggregate(output, options)
     parts = []
     with _lock, np.errstate(invalid="ignore"):
-        # Inseq draws its elements' names from Python's global generator, which is a running job's.
+        # Inseq draws its elements' names from Python's global generator, whose draws belong to the running job.
         inseq.data.viz.random = random.Random(0)  # noqa: S311
         for sequence in aggregated.sequence_attributions:
             tensors = (sequence.source_attributions, sequence.target_attributions)
@@ -47,6 +47,6 @@ def inseq_html_view(output: FeatureAttributionOutput, options: ViewOptions) -> b
 
 
 def _escaped(tokens: list[TokenWithId]) -> list[Any]:
-    # Inseq writes < and > as entities, but leaves & as it is: a token `&lt;` would read as `<`. Without quotes no token
-    # can look like a style.
+    # Inseq writes < and > as entities but not &, so that a token `&lt;` would read as `<`. Quotes become entities too,
+    # so that no token looks like a style.
     return [TokenWithId(each.token.replace("&", "&amp;").replace('"', "&quot;"), each.id) for each in tokens]

@@ -20,6 +20,7 @@ from attribution.results.inseq_fields import (
     TENSOR_DICTS,
     TENSOR_FIELDS,
     TOKEN_FIELDS,
+    token_id,
     token_notes,
     without_notes,
 )
@@ -102,7 +103,7 @@ def _step_json(step: FeatureAttributionStepOutput) -> dict[str, Any]:
 
 def _tokens_json(tokens: Any) -> Any:
     if isinstance(tokens, TokenWithId):
-        return {"token": tokens.token, "token_id": tokens.id if isinstance(tokens.id, int) else -1}
+        return {"token": tokens.token, "token_id": token_id(tokens)}
     return None if tokens is None else [_tokens_json(each) for each in tokens]
 
 

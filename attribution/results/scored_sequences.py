@@ -9,7 +9,7 @@ from inseq.data import FeatureAttributionOutput
 from inseq.data.attribution import FeatureAttributionSequenceOutput
 from inseq.utils.typing import TokenWithId
 
-from attribution.results.inseq_fields import token_notes
+from attribution.results.inseq_fields import token_id, token_notes
 from attribution.text.readable_tokens import Note
 from attribution_reading.scored_sequence import SIDES, ScoredSequence, Scores, Tokens
 
@@ -48,7 +48,7 @@ def numbers(tensor: torch.Tensor) -> Scores:
 def _tokens(tokens: Sequence[TokenWithId], notes: Sequence[Note], *, with_text: bool) -> Tokens:
     return Tokens(
         tokens=[each.token for each in tokens],
-        ids=[each.id if isinstance(each.id, int) else -1 for each in tokens],
+        ids=[token_id(each) for each in tokens],
         texts=([note.get("text") for note in notes] or [None] * len(tokens)) if with_text else None,
     )
 

@@ -108,8 +108,7 @@ def _unpack(entry: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Any:
 
 def _plain_tokens(tokens: Any) -> Any:
     if isinstance(tokens, TokenWithId):
-        # In Inseq, the "id" of a contrastive step is a token; a result stores numbers only.
-        return [tokens.token, tokens.id if isinstance(tokens.id, int) else -1]
+        return [tokens.token, inseq_fields.token_id(tokens)]
     return None if tokens is None else [_plain_tokens(each) for each in tokens]
 
 
