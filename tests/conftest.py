@@ -38,9 +38,22 @@ SENTENCE = "the red cat sees a dog"
 LONGEST = ("test_crashes", "test_models", "test_page_list", "test_chaos", "test_isolation", "test_disk", "test_partial")
 
 
+# Files that compare what one kernel computed with what another did.
+NUMERIC = {
+    "test_chat", "test_comparison", "test_completeness", "test_corrections", "test_corrections_methods",
+    "test_device_memory", "test_estimates", "test_exactness", "test_families", "test_isolation", "test_labels",
+    "test_languages", "test_memory", "test_partial", "test_single_pass", "test_single_pass_exactly",
+    "test_single_pass_half", "test_single_pass_long", "test_step_scores", "test_views",
+}  # fmt: skip
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items):
     """Files in the order of their length, as far as it matters; a file's own tests stay together."""
     places = {name: place for place, name in enumerate(LONGEST)}
+    for item in items:
+        if item.path.stem in NUMERIC:
+            item.add_marker("numeric")
     items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 
 

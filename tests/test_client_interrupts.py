@@ -9,11 +9,12 @@ import signal
 import threading
 import time
 
+import httpx
 import pytest
 
 from attribution_client import AsyncAttributionClient, AttributionClient, JobStatus, ServerUnreachable
 from tests.misbehaving import RESET, misbehaving
-from tests.serving import Server
+from tests.serving import Server, until
 
 BODY = {"model": "m", "input_text": "forever"}
 CALLS = [("attribute", "saliency"), ("compare", ["saliency", "lime"])]
@@ -56,7 +57,7 @@ def named(client, error):
 def test_ctrl_c_leaves_a_note(slow, other, call, methods):
     def interrupt():
         the_running(other)
-        time.sleep(0.2)
+        until(lambda: "inseq_api_watchers 1.0" in httpx.get(f"{slow.url}/metrics").text)  # it follows its job
         os.kill(os.getpid(), signal.SIGINT)
 
     with AttributionClient(slow.url) as client:

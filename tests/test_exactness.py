@@ -239,8 +239,13 @@ def test_final_step_methods_have_step_scores(server, model, method):
 
 def test_sampling_is_reproducible_by_seed(server, tmp_path):
     generation_args = {"do_sample": True, "temperature": 3.0, "max_new_tokens": 8}
-    body = {"model": LOOKUP, "method": "lime", "input_text": "Anna", "generation_args": generation_args}
-    theirs = reference.attribute(BUNDLED / LOOKUP, "Anna", "lime", seed=1, generation_args=generation_args)
+    arguments = SETTINGS["lime"]
+    body = {"model": LOOKUP, "method": "lime", "input_text": "Anna", "generation_args": generation_args,
+            "attribution_args": arguments}  # fmt: skip
+    theirs = reference.attribute(
+        BUNDLED / LOOKUP, "Anna", "lime", seed=1, generation_args=generation_args, attribution_args=dict(arguments)
+    )
+    theirs.info["attribution_args"] = arguments
     compare(server, tmp_path, server.run(**body, seed=1), theirs)
     first, again, other = (server.result(server.run(**body, seed=seed)) for seed in (1, 1, 2))
     assert first["sequence_attributions"] == again["sequence_attributions"]

@@ -339,7 +339,8 @@ def test_a_share_of_jobs_is_checked_again(engine, tmp_path, monkeypatch):
 def test_cancelled_between_the_pieces(engine, monkeypatch, method):
     """Products count as forwards do; the next job on the model is as it was."""
     monkeypatch.setattr(batch_sizes, "_CPU_POSITIONS", 1)
-    body = {"model": LOOKUP, "method": method, "input_text": PROMPT, "generated_text": PROMPT + " milk. Ben likes"}
+    body = {"model": LOOKUP, "method": method, "input_text": PROMPT, "generated_text": PROMPT + " milk. Ben likes",
+            "attribution_args": {"n_steps": 6} if method == "integrated_gradients" else {}}  # fmt: skip
     asked, clean = [], run(engine, "single_pass", **body)
 
     def counted():
