@@ -133,6 +133,29 @@ def test_a_parameter_of_another_view_is_told(server, one, query):
     assert MISFITS[query] in answer.json()["detail"]
 
 
+def test_an_error_in_a_query_names_its_parameter(server, one):
+    answer = get(server, one, aggregator="spans", aggregator_args="[1]")
+    assert answer.status_code == 422
+    assert [(error["parameter"], error["detail"]) for error in answer.json()["errors"]] == [
+        ("aggregator_args", 'must be a JSON object, such as {"source_spans": [[0, 2]]}.')
+    ]
+
+
+def test_the_openapi_document_has_the_options_as_texts_and_flags(server):
+    parameters = {
+        each["name"]: each["schema"]
+        for each in server.client.get("/openapi.json").json()["paths"]["/attribution/jobs/{job_id}/results"]["get"][
+            "parameters"
+        ]
+        if each["in"] == "query"
+    }
+    assert set(parameters) == {"format", "method", "partial", "aggregator", "aggregate_fn", "aggregator_args", "normalize",
+                               "granular", "decode_tokens", "table", "style"}  # fmt: skip
+    assert {name for name, schema in parameters.items() if schema.get("type") == "string" and "enum" not in schema} == {
+        "aggregator", "aggregate_fn", "aggregator_args"
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("view", ["html", "csv", "parquet"])
 def test_views_are_cached_and_compressed(server, one, view):
     url = f"/attribution/jobs/{one}/results?format={view}"
