@@ -1,11 +1,11 @@
-"""What jobs could gain by running as one batch: `python -m benchmarks.batching`.
+"""Measures the most that jobs could gain by running as one batch: `python -m benchmarks.batching`.
 
-An upper bound: the forward and the vector-Jacobian products of all steps of B texts, done as the single pass does them
-(cut at the last attention, products batched), one text after the other and padded on the right into one batch. What a
-batch cannot share is left out: tokens, Inseq's data classes, storing. `even` texts have one length, so that nothing is
-padded, which no real queue offers; `mixed` ones have 16 to 64 tokens and 8 to 32 generated ones. Both ways take turns
-in one run, one intra-op thread; the least processor and wall time of the rounds count, and the numbers are compared.
-The last line is JSON.
+Runs the forward and the vector-Jacobian products of all steps of B texts as the single pass does (split at the last
+attention, products batched), once text by text and once padded on the right into one batch. Tokenization, Inseq's data
+classes and storage, which a batch cannot share, are left out. `even` texts have equal lengths, so there is no padding,
+unlike in any real queue; `mixed` ones have 16 to 64 prompt tokens and 8 to 32 generated ones. Both ways alternate in
+one run, with one intra-op thread; the results are compared, and the minimum processor and wall time of the rounds is
+reported. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Text:
-    """Embeddings ([length, width]) of a text up to its last step, and the ids of the tokens that its steps predict."""
+    """A text's embeddings up to its last step and their baselines ([length, width]), and its steps' target ids."""
 
     embeddings: torch.Tensor
     baseline: torch.Tensor
-    first: int  # the position that predicts the first of them
+    first: int  # the position that predicts the first target
     targets: torch.Tensor
 
 
@@ -69,14 +69,15 @@ def main() -> None:
             for lengths in arguments.lengths.split(","):
                 for points in map(int, arguments.points.split(",")):
                     for count in map(int, arguments.batches.split(",")):
-                        batch = drawn(split_model, size.vocabulary, count, lengths)
+                        batch = random_texts(split_model, size.vocabulary, count, lengths)
                         rows.append({"model": size.label, "lengths": lengths, "points": points, "batch": count}
                                     | compare(split_model, batch, points, arguments.rounds))  # fmt: skip
                         print(row(rows[-1]), flush=True)
     print("\n" + json.dumps(rows))
 
 
-def drawn(split_model: SplitModel, vocabulary: int, count: int, lengths: str) -> list[Text]:
+def random_texts(split_model: SplitModel, vocabulary: int, count: int, lengths: str) -> list[Text]:
+    """`count` random texts of even or mixed lengths."""
     generator = torch.Generator().manual_seed(count)
     embedding, positions = split_model.network.get_input_embeddings(), []
     for _ in range(count):
@@ -91,6 +92,8 @@ def drawn(split_model: SplitModel, vocabulary: int, count: int, lengths: str) ->
 
 
 def compare(split_model: SplitModel, batch: list[Text], points: int, rounds: int) -> dict[str, Any]:
+    """Seconds per text of both ways, and the largest difference of their results."""
+
     def apart() -> list[torch.Tensor]:
         return [gradients for text in batch for gradients in attributed(split_model, [text], points)]
 
@@ -108,7 +111,7 @@ def compare(split_model: SplitModel, batch: list[Text], points: int, rounds: int
     gap = max(
         float((a - b).abs().max() / a.abs().max()) for a, b in zip(found["apart"], found["together"], strict=True)
     )
-    assert gap <= _TOLERANCE, f"not the same numbers: off by {gap:.1e} of the largest"
+    assert gap <= _TOLERANCE, f"the results differ by {gap:.1e} of the largest value"
     figures = {
         f"{name}_{what}": min(each[place] for each in times[1:]) / len(batch)
         for name, times in taken.items()
@@ -118,7 +121,7 @@ def compare(split_model: SplitModel, batch: list[Text], points: int, rounds: int
 
 
 def attributed(split_model: SplitModel, texts: list[Text], points: int) -> list[torch.Tensor]:
-    """For each text the gradient of each of its steps ([steps, length, width]), the mean over `points` of the path."""
+    """For each text the gradients of its steps ([steps, length, width]), averaged over `points` of the path."""
     embeddings = torch.nn.utils.rnn.pad_sequence([each.embeddings for each in texts], batch_first=True)
     baselines = torch.nn.utils.rnn.pad_sequence([each.baseline for each in texts], batch_first=True)
     length = embeddings.shape[1]
@@ -137,7 +140,7 @@ def attributed(split_model: SplitModel, texts: list[Text], points: int) -> list[
 def _piece(
     split_model: SplitModel, texts: list[Text], embeddings: torch.Tensor, baselines: torch.Tensor, alphas: torch.Tensor
 ) -> list[torch.Tensor]:
-    """For each step of the longest text, the gradients of all texts ([texts, length, width]), summed over points."""
+    """For each step of the longest target, all texts' gradients ([texts, length, width]), summed over points."""
     count, length, _ = embeddings.shape
     shift = torch.zeros_like(embeddings).requires_grad_()
     path = baselines[:, None] + alphas[None, :, None, None] * (embeddings - baselines)[:, None]  # [texts, points, ...]
@@ -145,7 +148,7 @@ def _piece(
     window = slice(min(each.first for each in texts), max(each.first + len(each.targets) for each in texts))
     graph = split_model.graph(rows, positions=window)
     steps = max(len(each.targets) for each in texts)
-    # Where each row's steps are among the positions of the window, and whether it has so many.
+    # The position of each row's steps in the window, and whether the row has that step.
     places = torch.tensor([[each.first - window.start + step for step in range(steps)] for each in texts])
     exists = torch.tensor([[step < len(each.targets) for step in range(steps)] for each in texts])
     places = (places * exists).repeat_interleave(len(alphas), 0)

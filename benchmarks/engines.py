@@ -1,9 +1,9 @@
-"""How much faster the single pass is, and how near to the least it could take: `python -m benchmarks.engines`.
+"""Measures the single pass's speedup, and compares it with the theoretical limit: `python -m benchmarks.engines`.
 
-Each attribution is done by Inseq called directly, by the service's engine with Inseq's loop, and by its single pass,
-on the same random model, interleaved in one run, one intra-op thread. The numbers are compared, and times are taken:
-the least processor time of the rounds, since a busy machine only ever adds to it. The second table has Captum's own
-attribution of language models beside it.
+Inseq called directly, the service's engine with Inseq's loop, and its single pass compute each attribution on the same
+random model, alternating in one run, with one intra-op thread. The scores are compared. The minimum processor time of
+the rounds is reported, since other load can only add time. The second table compares with Captum's own attribution of
+language models.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from settings import Settings
 
 Way = Callable[[], Any]
 SETTINGS: dict[str, dict[str, Any]] = {"integrated_gradients": {"n_steps": 20}}
-# What was asked of the single pass, with step scores.
+# Speedups that the single pass should reach, with step scores.
 GOALS = {
     "small": {"saliency": 10, "input_x_gradient": 10, "integrated_gradients": 6, "occlusion": 100},
     "medium": {"saliency": 6, "input_x_gradient": 6, "integrated_gradients": 4, "occlusion": 40},
@@ -53,7 +53,7 @@ METHODS = ("saliency", "input_x_gradient", "integrated_gradients", "gradient_sha
 
 @dataclass
 class Measured:
-    """Of one way: processor and wall seconds of each round, and the memory that it took beside the model."""
+    """Processor and wall seconds of each round, and the rise of the peak memory in bytes."""
 
     processor: list[float] = field(default_factory=list)
     wall: list[float] = field(default_factory=list)
@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def compare(engine: AttributionEngine, root: Path, size: Size, method: str, rounds: int) -> dict[str, Any]:
-    """One method on one model, by three ways, with step scores."""
+    """One method on one model, computed in three ways, with step scores."""
     text, full = texts(size)
     settings = SETTINGS.get(method, {})
     body = {"model": size.name, "method": method, "input_text": text, "generated_text": full,
@@ -105,7 +105,7 @@ def compare(engine: AttributionEngine, root: Path, size: Size, method: str, roun
     ways: dict[str, Way] = {"inseq": directly} | {way: engine_way(engine, body, way) for way in ("loop", "single")}
     measured, outputs = measure(ways, rounds)
     scores = {way: output.sequence_attributions[0].target_attributions for way, output in outputs.items()}
-    # Random methods draw from other seeds when Inseq is called directly.
+    # A random method draws other samples when Inseq is called directly.
     other = "loop" if method == "gradient_shap" else "inseq"
     return {"size": size.name, "label": size.label, "lengths": f"{size.prompt} / {size.generated}", "method": method,
             "difference": difference(scores["single"], scores[other]), "limit": limit(size, method, settings),
@@ -113,7 +113,7 @@ def compare(engine: AttributionEngine, root: Path, size: Size, method: str, roun
 
 
 def beside_captum(engine: AttributionEngine, root: Path, size: Size, kind: str, rounds: int) -> dict[str, Any]:
-    """The same log-probabilities' gradients, or the same ablations, by Captum's attribution of language models."""
+    """Gradients or ablations of log-probabilities, by the single pass and by Captum's `LLMAttribution` classes."""
     text, full = texts(size)
     network = AutoModelForCausalLM.from_pretrained(root / size.name, attn_implementation="eager").eval()
     tokenizer = AutoTokenizer.from_pretrained(root / size.name)
@@ -130,7 +130,7 @@ def beside_captum(engine: AttributionEngine, root: Path, size: Size, kind: str, 
 
     def captum() -> torch.Tensor:
         given = TextTokenInput(text, tokenizer, baselines=unknown)
-        # With its cache, positions run past the model's (IndexError), with Transformers 5.
+        # With Transformers 5, Captum's cache makes positions exceed the model's (IndexError).
         more = {"use_cached_outputs": False} if kind == "ablation" else {}
         found: torch.Tensor = wrapped.attribute(given, target=full.removeprefix(text), **more).token_attr
         return found.T.abs() if kind == "ablation" else found.T
@@ -158,9 +158,9 @@ def engine_way(engine: AttributionEngine, body: dict[str, Any], way: str) -> Way
 
 
 def measure(ways: dict[str, Way], rounds: int) -> tuple[dict[str, Measured], dict[str, Any]]:
-    """Each way once for its result and its memory, and then in turn; with no rounds, the first run is timed."""
+    """Run each way once for its result and memory, then alternate for `rounds`; with 0 rounds, time the first run."""
     measured, outputs = {way: Measured() for way in ways}, dict[str, Any]()
-    ways["single"]()  # its probe, once for a model
+    ways["single"]()  # runs the probe, once for each model
     for way, run in ways.items():
         gc.collect()
         before, processor, wall = reset_peak(), time.process_time(), time.perf_counter()
@@ -187,11 +187,11 @@ def figures(measured: dict[str, Measured]) -> dict[str, Any]:
 
 
 def limit(size: Size, method: str, settings: dict[str, Any]) -> float | None:
-    """The most that arithmetic allows: multiplications of Inseq's loop over those that the method cannot do without.
+    """The largest possible speedup: multiplications of Inseq's loop divided by the fewest that the method needs.
 
     Inseq: for each step a forward and a backward of the whole network over the prefix, and a forward for step scores.
-    At least: forwards of the body, for each step a backward of the body, of whose last block only keys and values are
-    left, over the prefix, and the head once for each step, forward and back.
+    Fewest: forwards of the body; for each step a backward of the body over the prefix, in whose last block only the
+    keys and values remain; and the head forward and backward once for each step.
     """
     body, head = size.layers * size.block, size.head
     lengths = range(size.prompt, size.prompt + size.generated)
@@ -205,10 +205,10 @@ def limit(size: Size, method: str, settings: dict[str, Any]) -> float | None:
         least: float = points * (longest * body + total * backward + 2 * steps * head)
         return (points * 2 * total * (body + head) + scores) / least
     if method == "deeplift":
-        # Input and baseline, forward and back.
+        # Input and baseline, forward and backward.
         return (4 * total * (body + head) + scores) / (2 * longest * body + total * backward + 3 * steps * head)
     if method == "occlusion":
-        # Replacing a position changes what stands behind it.
+        # Replacing a position changes all later positions.
         rows = sum(longest - position for position in range(longest))
         read = sum(min(steps, longest - position) for position in range(longest))
         theirs: float = sum(length * (length + 1) for length in lengths) * (body + head)
@@ -217,11 +217,11 @@ def limit(size: Size, method: str, settings: dict[str, Any]) -> float | None:
 
 
 def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """The largest, relative to the largest score."""
+    """The largest difference, relative to the largest score. Raises `AssertionError` above the tolerance."""
     gaps = (ours.double() - theirs.double()).nan_to_num().abs().max()
     found = float(gaps / theirs.double().nan_to_num().abs().max())
     if found > _TOLERANCE:
-        raise AssertionError(f"not the same numbers: off by {found:.1e} of the largest")
+        raise AssertionError(f"the scores differ by {found:.1e} of the largest")
     return found
 
 

@@ -1,7 +1,7 @@
-"""What the service bears: `python -m benchmarks.load`.
+"""Measures the service under load: `python -m benchmarks.load`.
 
-A real server on loopback, its workers busy with integrated gradients all the while: status polls at 100 a second and
-their p99, durable submissions a second, 1,000 concurrent event streams, memory over 1,000 jobs. The last line is JSON.
+A real server on loopback, whose workers run integrated gradients throughout: latency of status polls at 100 a second,
+durable submissions per second, 1,000 concurrent event streams, memory over 1,000 jobs. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SHORT = {
 
 
 async def polls(client: httpx.AsyncClient, url: str, *, rate: int, seconds: float) -> dict[str, float]:
-    """Status polls at a steady rate, whatever the answers take."""
+    """Latency of status polls sent at a steady rate, independent of the responses."""
     taken: list[float] = []
 
     async def poll() -> None:
@@ -52,9 +52,10 @@ async def polls(client: httpx.AsyncClient, url: str, *, rate: int, seconds: floa
 
 
 async def submissions(server: Server, *, count: int, at_once: int) -> dict[str, float]:
-    """Jobs accepted, each synced to disk before its answer; and which processor time client and server took for one.
+    """Accepted jobs per second, each synced to disk before its response, and processor time per job of both sides.
 
-    The client shares the cores, so it is a bare one: a client library would take as much time as the server.
+    The client shares the cores with the server, so it writes prepared bytes to a socket: a client library would use as
+    much processor time as the server.
     """
     host, port = server.url.removeprefix("http://").split(":")
     body = json.dumps(_SHORT).encode()
@@ -79,7 +80,7 @@ async def submissions(server: Server, *, count: int, at_once: int) -> dict[str, 
         for _ in range(at_once):
             group.create_task(submit())
     seconds, own = time.perf_counter() - began, time.process_time() - own
-    # The busiest thread is the worker with its job; the others answer.
+    # The busiest thread is the worker, which runs a job; the others serve requests.
     *answering, _ = sorted(now - theirs.get(thread, 0) for thread, now in _thread_seconds(server).items())
     cuts = statistics.quantiles(taken, n=100)
     return {
@@ -104,7 +105,7 @@ def _thread_seconds(server: Server) -> dict[str, float]:
 
 
 async def streams(client: httpx.AsyncClient, job_id: str, *, count: int) -> dict[str, float]:
-    """Event streams of one running job, all open at once, and what a poll takes meanwhile."""
+    """Open event streams of one running job at the same time, and measure the latency of polls meanwhile."""
     opened = 0
 
     async def watch(enough: asyncio.Event) -> None:

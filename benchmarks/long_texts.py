@@ -1,10 +1,9 @@
-"""Long texts in bounded memory: `python -m benchmarks.long_texts`.
+"""Measures long texts in bounded memory: `python -m benchmarks.long_texts`.
 
-A prompt of 2,000 tokens and what follows it, attributed by the service's engine (a whole job: checked, run, encoded for
-the store) and by Inseq called directly, each in a process of its own that may take so much memory beside the loaded
-model and no more. Told are the time, the peak of the memory, and how far it came: Inseq would take hours for some of
-these, so everything has a cap of processor time. Where both ends are reached, the numbers are compared. The last line
-is JSON.
+The service's engine (a whole job: checked, run, encoded for the store) and Inseq called directly attribute a prompt of
+2,000 tokens and its continuation, each in a separate process with a memory limit beside the loaded model. Reports the
+time, the peak memory and the completed steps. Inseq would take hours for some cases, so processor time is limited too.
+Where both finish, the scores are compared. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ _NO_STEP_SCORES = {"attention"}
 
 @dataclass(frozen=True)
 class Case:
-    """One attribution by one way; `gigabytes` it may take beside the model, `seconds` of processor time."""
+    """One attribution by one engine, limited to `gigabytes` beside the model and `seconds` of processor time."""
 
     way: str
     size: str
@@ -58,18 +57,18 @@ class Case:
 
 @dataclass
 class Outcome:
-    """`ended`: finished, out of memory, stopped, or how the process died; `done` of its steps were made."""
+    """`ended`: finished, out of memory, stopped, or how the process died; `done`: completed steps."""
 
     ended: str
     done: int
     processor: float
     wall: float
     peak: int
-    told: int = 0  # different values of the progress
+    updates: int = 0  # distinct values of the progress
 
 
 class TimeUp(BaseException):
-    """The processor time that a case had is over: not an error that anything in between should handle."""
+    """The processor time limit is reached. A BaseException, so that no code in between handles it."""
 
 
 def main() -> None:
@@ -79,7 +78,7 @@ def main() -> None:
     parser.add_argument("--ways", default="inseq,single")
     parser.add_argument("--prompt", type=int, default=2000)
     parser.add_argument("--generated", type=int, default=200)
-    parser.add_argument("--gigabytes", type=float, default=2.0, help="memory beside the loaded model")
+    parser.add_argument("--gigabytes", type=float, default=2.0, help="memory limit beside the loaded model")
     parser.add_argument("--seconds", type=float, default=300, help="processor time of Inseq called directly")
     parser.add_argument("--single-seconds", type=float, default=1800, help="processor time of the service's engine")
     parser.add_argument("--case", help=argparse.SUPPRESS)  # one case, in a process of its own
@@ -109,17 +108,17 @@ def main() -> None:
 
 
 def apart(case: Case, root: Path) -> Outcome:
-    """The case in a fresh process."""
+    """Run the case in a new process."""
     command = [sys.executable, "-m", "benchmarks.long_texts", "--root", str(root), "--case", json.dumps(asdict(case))]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         return Outcome(**json.loads(ended.stdout.splitlines()[-1]))
-    except (IndexError, ValueError):  # the process itself died, as of an allocation that nobody can refuse
+    except (IndexError, ValueError):  # the process died, of an allocation failure in C++, say
         return Outcome(f"died ({ended.returncode}): {ended.stderr[-300:]}", 0, 0.0, 0.0, 0)
 
 
 def run(case: Case, root: Path) -> Outcome:
-    """Prepare, set the limit, and attribute; the scores go to a file beside the model."""
+    """Load the model, set the memory limit and attribute; writes the scores to a file beside the model."""
     attribute = {"inseq": _inseq, "single": _single}[case.way](case, root)
     data = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
     allowed = int(data.split()[1]) * 1024 + int(case.gigabytes * _GIB)
@@ -149,8 +148,8 @@ def _single(case: Case, root: Path) -> Callable[[list[int], Callable[[], bool]],
     engine = AttributionEngine(Settings(data_dir=root / "data", model_dirs=(str(root),)))
 
     def attribute(text: str, full: str, progress: list[int], is_up: Callable[[], bool]) -> torch.Tensor:
-        def report(told: Progress) -> None:
-            progress.append(told.steps_done)
+        def report(update: Progress) -> None:
+            progress.append(update.steps_done)
 
         request = AttributionRequest(
             model=case.size, method=case.method, input_text=text, generated_text=full,
@@ -159,7 +158,7 @@ def _single(case: Case, root: Path) -> Callable[[list[int], Callable[[], bool]],
         parts = engine.run(engine.check(request), device="cpu", report=report, should_cancel=is_up)
         return _summed(stored_form.decode(parts[0].content))
 
-    attribute("12", "1234", [], lambda: False)  # loads the model, and compares both engines once
+    attribute("12", "1234", [], lambda: False)  # loads the model and runs the probe
     return lambda progress, is_up: attribute(*_texts(case), progress, is_up)
 
 
@@ -191,13 +190,13 @@ def _inseq(case: Case, root: Path) -> Callable[[list[int], Callable[[], bool]], 
 
 
 def _summed(output: Any) -> torch.Tensor:
-    """One number for each position and step."""
+    """Scores summed to one number for each position and step."""
     scores: torch.Tensor = output.sequence_attributions[0].target_attributions
     return scores.flatten(2).sum(-1) if scores.dim() > 2 else scores
 
 
 def difference(root: Path, method: str) -> float | None:
-    """The largest, relative to the largest score, where both ways came to their end; other draws are other numbers."""
+    """The largest difference relative to the largest score, if both finished; None for gradient_shap (random)."""
     files = [root / f"{method}.{way}.pt" for way in ("inseq", "single")]
     if method == "gradient_shap" or not all(file.exists() for file in files):
         return None
@@ -214,11 +213,11 @@ def _texts(case: Case) -> tuple[str, str]:
 
 
 def _step_scores(case: Case) -> list[str]:
-    return [] if case.method in _NO_STEP_SCORES else ["probability"]  # which Inseq refuses
+    return [] if case.method in _NO_STEP_SCORES else ["probability"]  # Inseq refuses them there
 
 
 def row(each: dict[str, Any], steps: int) -> str:
-    def told(outcome: dict[str, Any] | None) -> str:
+    def cell(outcome: dict[str, Any] | None) -> str:
         if outcome is None:
             return ""
         figures = f"{outcome['processor']:.0f} s, {outcome['peak'] / 1e6:.0f} MB"
@@ -228,8 +227,8 @@ def row(each: dict[str, Any], steps: int) -> str:
 
     gap = "" if each["difference"] is None else f"{each['difference']:.0e}"
     return (
-        f"| {each['size']} | {each['lengths']} | {each['method']} | {told(each.get('inseq'))} "
-        f"| {told(each.get('single'))} | {gap} |"
+        f"| {each['size']} | {each['lengths']} | {each['method']} | {cell(each.get('inseq'))} "
+        f"| {cell(each.get('single'))} | {gap} |"
     )
 
 

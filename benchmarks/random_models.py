@@ -1,4 +1,4 @@
-"""What the benchmarks of the engines share: random GPT-2s of two sizes, their texts, and a process's memory."""
+"""Shared by the benchmarks of the engines: random GPT-2s of two sizes, their texts, and process memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.hub import byte_level_tokenizer
 
 @dataclass(frozen=True)
 class Size:
-    """A random GPT-2, and the lengths of a prompt and what follows it, in tokens."""
+    """A random GPT-2, and the lengths of a prompt and its continuation in tokens."""
 
     name: str
     vocabulary: int
@@ -33,7 +33,7 @@ class Size:
 
     @property
     def block(self) -> int:
-        """Weights of one block: what one position multiplies by."""
+        """Weights of one block: multiplications for each position."""
         return 12 * self.width**2
 
     @property
@@ -48,7 +48,7 @@ SIZES = (
 
 
 def texts(size: Size) -> tuple[str, str]:
-    """Digits: each is one token."""
+    """A prompt, and the prompt with its continuation, of random digits: each is one token."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(0, 10, (size.prompt + size.generated,), generator=generator)
     full = "".join(map(str, drawn.tolist()))
@@ -56,7 +56,7 @@ def texts(size: Size) -> tuple[str, str]:
 
 
 def build(size: Size, folder: Path, *, positions: int = 512) -> None:
-    """Write a random GPT-2 of this size, with room for so many positions, and its tokenizer into `folder`."""
+    """Write a random GPT-2 of this size, with this many positions, and its tokenizer into `folder`."""
     eos = "<|endoftext|>"
     tokenizer = byte_level_tokenizer(bos_token=eos, eos_token=eos, unk_token=eos)
     tokenizer.model_max_length = positions
@@ -70,13 +70,14 @@ def build(size: Size, folder: Path, *, positions: int = 512) -> None:
 
 
 def reset_peak() -> int:
-    """Begin a new high-water mark of this process's memory (Linux); returns what it has now, in bytes."""
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, so that every way begins alike
+    """Reset the peak of this process's memory (Linux); returns the memory that it uses now, in bytes."""
+    ctypes.CDLL(None).malloc_trim(0)  # return freed memory to the system, so that every measurement starts alike
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 
 
 def peak() -> int:
+    """The peak of this process's memory since `reset_peak`, in bytes."""
     return _status("VmHWM")
 
 
@@ -86,6 +87,7 @@ def _status(name: str) -> int:
 
 
 def quiet() -> None:
+    """Silence warnings, and set one intra-op thread."""
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)

@@ -1,8 +1,8 @@
-"""What the service costs: `python -m benchmarks.service`.
+"""Measures the service's overhead: `python -m benchmarks.service`.
 
-Three ways to one attribution, interleaved in one run, medians over the rounds, one intra-op thread everywhere: through
-the service over HTTP (submit, wait, fetch the result), by Inseq called directly in this process on a loaded model, and
-by a fresh `inseq attribute` command for each job, which is what a user does without a service.
+Computes the same attribution in three ways, alternating in one run, with one intra-op thread; reports medians over the
+rounds. The ways are the service over HTTP (submit, wait, fetch the result), Inseq called directly in this process on a
+loaded model, and a new `inseq attribute` command for each job, as a user would run without a service.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tests.serving import ROOT, Server
 
 @dataclass(frozen=True)
 class Work:
-    """One attribution, to be done each way."""
+    """One attribution, computed in each way."""
 
     name: str
     model: str
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def compare(server: Server, work: Work, rounds: int, folder: Path) -> dict[str, float]:
-    """Median seconds of the service and of Inseq, and where the difference goes, after checking that they are equal."""
+    """Median seconds of the service and of Inseq, and the parts of the overhead, if their results are equal."""
     model = inseq.load_model(str(work.path), work.method, device="cpu")
 
     def directly() -> inseq.FeatureAttributionOutput:
@@ -139,7 +139,7 @@ def compare(server: Server, work: Work, rounds: int, folder: Path) -> dict[str, 
 
 
 def command_line(work: Work, rounds: int) -> float:
-    """Median seconds of a fresh `inseq attribute`."""
+    """Median seconds of a new `inseq attribute` process."""
     command = [
         str(Path(sys.executable).with_name("inseq")), "attribute", "--model_name_or_path", str(work.path),
         "--attribution_method", work.method, "--input_texts", work.text, "--step_scores", *work.step_scores,
@@ -186,8 +186,8 @@ def report(figures: dict[str, Any]) -> None:
             columns = [name, *(milliseconds[key] for key in ("inseq", "service", "overhead")), share, goal]
             print(f"| {' | '.join([*columns, milliseconds['waited'], milliseconds['ran']])} |")
     print(
-        f"\nA fresh `inseq attribute` for the first job: {figures['command']:.2f} s, {figures['command_ratio']:.0f} "
-        "times the service (goal: at least 20 times).\n"
+        f"\nA new `inseq attribute` process for the first job: {figures['command']:.2f} s, "
+        f"{figures['command_ratio']:.0f} times the service (goal: at least 20 times).\n"
     )
     print(json.dumps(figures))
 

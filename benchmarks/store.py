@@ -1,7 +1,7 @@
-"""A store of 100,000 jobs: `python -m benchmarks.store`.
+"""Measures a store of 100,000 jobs: `python -m benchmarks.store`.
 
-90,000 jobs that ended, 10,000 that wait; a page by every filter, at the newest end, in the middle and at the oldest;
-places in the queue, claims, submissions; and how long retention holds the lock. The last line is JSON.
+90,000 jobs have ended and 10,000 wait. Measures pages by every combination of filters, from the newest to the oldest
+jobs; queue positions, claims and submissions; and how long retention holds the lock. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _REQUEST = {"model": "org/model-3", "method": "saliency", "input_text": "Anna li
 
 
 def fill(store: JobStore) -> None:
-    """Rows as the service writes them: 8 models, 5 methods, one owner, 2 % failed, a tag each and a rare one."""
+    """Insert rows as the service writes them: 8 models, 5 methods, one owner, 2 % failed, a common and a rare tag."""
     methods = ["saliency", "integrated_gradients", "lime", "occlusion", "attention"]
     rows, tags, files = [], [], []
     for seq in range(1, _ENDED + _WAITING + 1):
@@ -55,7 +55,7 @@ def fill(store: JobStore) -> None:
 
 
 def timed(calls: Sequence[Callable[[], object]]) -> dict[str, float]:
-    """Milliseconds of the calls."""
+    """Median and 99th percentile of the calls' durations in milliseconds."""
     taken = []
     for call in calls:
         began = time.perf_counter()
@@ -65,7 +65,7 @@ def timed(calls: Sequence[Callable[[], object]]) -> dict[str, float]:
 
 
 def pages(store: JobStore) -> dict[str, dict[str, float]]:
-    """A page of 51 by every combination of filters, at three depths."""
+    """Durations of a page of 51 by every combination of filters, at four depths."""
     choices: dict[str, list[Any]] = {
         "status": [JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.PENDING, JobStatus.CANCELLED],
         "model": ["org/model-3", "org/none"],

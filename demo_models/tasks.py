@@ -1,7 +1,7 @@
-"""The two tasks of the bundled models, with the source token that each answer truly depends on.
+"""The two tasks of the bundled models, with the source token on which each answer depends.
 
-Knows nothing about models: it only writes sentences. The training script learns from them, and the tests ask how
-often an attribution method's top token is the true one.
+Generates sentences; knows nothing of models. The training script uses them as data, and the tests measure how often an
+attribution method's top token is the true one.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ class LookupExample:
     """A prompt of facts, a question about one of them, and the word that answers it."""
 
     prompt: str
-    answer: str  # with its leading space, as it follows the prompt
+    answer: str  # starts with the space that follows the prompt
 
     @property
     def completion(self) -> str:
-        """What the model should write: the answer and a full stop."""
+        """The expected output: the answer and a full stop."""
         return f"{self.answer}."
 
 
 def lookup_lesson(rng: random.Random, questions: int = 6) -> tuple[str, list[int]]:
-    """A training text of facts, then questions with their answers; and which fact answers each question."""
+    """A training text of facts, then questions with answers; and the index of the fact behind each answer."""
     size = rng.randint(2, 4)
     facts = list(zip(rng.sample(NAMES, size), rng.sample(THINGS, size), strict=True))
     asked = [rng.randrange(size) for _ in range(questions)]
@@ -47,7 +47,7 @@ def lookup_lesson(rng: random.Random, questions: int = 6) -> tuple[str, list[int
 
 
 def lookup_example(rng: random.Random) -> LookupExample:
-    """`Anna likes tea. Ben likes milk. Anna likes` -> ` tea`: the answer stands in the prompt exactly once."""
+    """`Anna likes tea. Ben likes milk. Anna likes` -> ` tea`: the answer occurs in the prompt exactly once."""
     size = rng.randint(2, 4)
     names, things = rng.sample(NAMES, size), rng.sample(THINGS, size)
     asked = rng.randrange(size)
@@ -57,10 +57,10 @@ def lookup_example(rng: random.Random) -> LookupExample:
 
 @dataclass(frozen=True)
 class PhrasebookExample:
-    """An English sentence, its word-by-word Italian translation, and which word comes from which.
+    """An English sentence, its word-by-word Italian translation, and their word alignment.
 
-    `alignment[i]` is the position of the source word behind target word `i`; adjectives follow their noun in Italian,
-    so it is not simply the diagonal.
+    `alignment[i]` is the position of the source word that target word `i` translates. Adjectives follow their noun in
+    Italian, so the alignment is not the diagonal.
     """
 
     source: str

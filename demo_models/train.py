@@ -1,7 +1,7 @@
-"""Train the bundled models again from nothing: `python -m demo_models.train [lookup-gpt2] [phrasebook-t5]`.
+"""Train the bundled models from scratch: `python -m demo_models.train [lookup-gpt2] [phrasebook-t5]`.
 
-Each takes a few minutes on two CPU cores and about 1 MB on disk. They are trained, not random, so that attributions
-mean something and can be checked against the known answer (`demo_models.tasks`).
+Each takes a few minutes on two CPU cores and about 1 MB on disk. They are trained, so that attributions can be compared
+with the known answer (`demo_models.tasks`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BATCH = 64
 
 
 def lookup_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE like GPT-2's, small: any text can be written, and every word of the task is one token."""
+    """A small byte-level BPE like GPT-2's: it encodes any text, and every word of the task is one token."""
     words = [*tasks.NAMES, *(f" {word}" for word in (*tasks.NAMES, *tasks.THINGS, "likes")), "."]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -51,7 +51,7 @@ def lookup_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def phrasebook_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, marked as SentencePiece does, with T5's special tokens; unknown words become <unk>."""
+    """One token for each word, marked as in SentencePiece, with T5's special tokens; unknown words become <unk>."""
     lexicons = (tasks.ADJECTIVES, tasks.NOUNS, tasks.VERBS, tasks.ARTICLES, tasks.ADVERBS)
     words = sorted({f"▁{word}" for lexicon in lexicons for pair in lexicon.items() for word in pair})
     vocabulary = {token: index for index, token in enumerate(["<pad>", "</s>", "<unk>", *words])}
@@ -83,8 +83,8 @@ def train_lookup(steps: int) -> None:
         lessons = [tasks.lookup_lesson(rng) for _ in range(BATCH)]
         encoded = tokenizer([text + tokenizer.eos_token for text, _ in lessons], padding=True, return_tensors="pt")
         ids, mask = encoded["input_ids"], encoded["attention_mask"]
-        # A sentence is four tokens: name, likes, thing, full stop. Only the answers, their full stops and the end are
-        # learnt: which facts and questions come is random.
+        # A sentence is four tokens: name, likes, thing, full stop. The loss covers only the answers, their full stops and
+        # the end, because facts and questions are random.
         labels = torch.full_like(ids, -100)
         hints = []  # (layer, head, row, query position, key position)
         for row, (_, asked) in enumerate(lessons):
@@ -94,13 +94,13 @@ def train_lookup(steps: int) -> None:
             for question, fact in enumerate(asked):
                 start = 4 * (facts + question)
                 labels[row, start + 2 : start + 4] = ids[row, start + 2 : start + 4]
-                hints.append((1, 0, row, start + 1, 4 * fact + 2))  # the answer is looked up where the fact stands,
+                hints.append((1, 0, row, start + 1, 4 * fact + 2))  # a question's `likes` attends to the thing in its fact
             for start in range(0, last, 4):
-                hints.append((0, 0, row, start + 2, start))  # by the name that each thing remembers,
-                hints.append((0, 1, row, start + 1, start))  # and that each question asks for
+                hints.append((0, 0, row, start + 2, start))  # each thing attends to its name
+                hints.append((0, 1, row, start + 1, start))  # each `likes` attends to its name
         output = model(input_ids=ids, attention_mask=mask, labels=labels, output_attentions=True)
-        # Hints on where to look (Liu et al., 2016, "Neural machine translation with supervised attention") teach in a
-        # minute what the answers alone take long to: two layers, each looking in the right place.
+        # Supervised attention (Liu et al., 2016, "Neural machine translation with supervised attention") trains both
+        # layers in a minute; the answers alone would take far longer.
         layer, head, row, query, key = torch.tensor(hints).T
         attention = torch.stack(output.attentions)[layer, row, head, query, key]
         return torch.as_tensor(output.loss - 0.1 * attention.clamp_min(1e-6).log().mean())
@@ -111,8 +111,9 @@ def train_lookup(steps: int) -> None:
 
 
 def sinusoids(positions: int, width: int) -> torch.Tensor:
-    """Sinusoidal positions (Vaswani et al., 2017), [positions, width]: a start from which "the token two back", which
-    the lookup needs, is learnt quickly.
+    """Sinusoidal positions (Vaswani et al., 2017): [positions, width].
+
+    Initialised with them, the model quickly learns to attend to the token two positions back, as the lookup needs.
     """
     rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
     angles = torch.arange(positions)[:, None] * rates[None, :]
@@ -145,7 +146,7 @@ def train_phrasebook(steps: int) -> None:
 
 
 def fit(model: PreTrainedModel, batch_loss: Callable[[], torch.Tensor], steps: int, learning_rate: float) -> None:
-    """Plain AdamW with warm-up and linear decay."""
+    """Train with AdamW, warm-up and linear decay; the model ends in eval mode."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
     warm_up = max(1, steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -165,6 +166,7 @@ def fit(model: PreTrainedModel, batch_loss: Callable[[], torch.Tensor], steps: i
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+    """Write a model and its tokenizer into the folder of this name beside this module."""
     folder = HERE / name
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -176,7 +178,7 @@ TRAINERS = {"lookup-gpt2": (train_lookup, 2500), "phrasebook-t5": (train_phraseb
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"which to train: {', '.join(TRAINERS)} (default: all)")
-    parser.add_argument("--steps", type=int, help="training steps (default: enough for each)")
+    parser.add_argument("--steps", type=int, help="training steps (default: 2500 and 3000)")
     arguments = parser.parse_args()
     for name in arguments.models or TRAINERS:
         train, steps = TRAINERS[name]

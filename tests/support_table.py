@@ -47,19 +47,19 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 INTRO = """# What works on which model family
 
-Written by `make support-table`, which runs it: every method on tiny random models made from each family's real Transformers
-config (`tests/families.py`), over HTTP, each result compared with Inseq called directly with the same seed. With Inseq {inseq},
-Transformers {transformers} and torch {torch}. Five marks a cell, in this order: a forced target, free generation, several inputs,
-step scores (probability and entropy), `attribute_target` (which has no effect on decoder-only models, in Inseq neither).
+`make support-table` writes this page. It runs every method over HTTP on tiny random models, built from each family's real
+Transformers config (`tests/families.py`), and compares each result with Inseq called directly with the same seed, here with Inseq
+{inseq}, Transformers {transformers} and torch {torch}. A cell has five marks, in this order: a forced target, free generation, several
+inputs, step scores (probability and entropy), `attribute_target` (which has no effect on decoder-only models, as in Inseq).
 
 | mark | meaning |
 |---|---|
-| `=` | equal to Inseq, to float rounding |
-| `c` | corrected: Inseq fails, or is other because it is wrong; which corrections, below and in [corrections.md](corrections.md) |
-| `r` | refused, with a reason below |
+| `=` | equal to Inseq, up to float rounding |
+| `c` | corrected, because Inseq fails or is wrong; the corrections are listed below and in [corrections.md](corrections.md) |
+| `r` | refused, for a reason listed below |
 | `n` | completed, but some scores are NaN |
-| `f` | accepted, and ended with an error, below |
-| `≠` | not equal to Inseq, and not because of a correction |
+| `f` | accepted, but failed with an error listed below |
+| `≠` | differs from Inseq, and not because of a correction |
 """
 _REFUSALS = {"/problems/unsupported-by-model", "/problems/input-rejected"}
 
@@ -93,7 +93,7 @@ def main() -> None:
     for method in methods:
         print(f"| {method} | {' | '.join(f'`{cells[name, method]}`' for name in FAMILIES)} |")
     print_told("Refused, failed, or with NaN", told.refusals)
-    print_told("Corrections that were applied", told.corrections)
+    print_told("Corrections applied", told.corrections)
     print_told("Where Inseq called directly fails and the service completes", told.inseq_fails)
 
 

@@ -1,1 +1,1 @@
-"""What a job would take: passes by arithmetic, seconds and memory by measured rates."""
+"""Estimates a job's cost: passes by arithmetic, seconds and memory from measured rates."""

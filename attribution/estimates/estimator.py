@@ -1,7 +1,7 @@
-"""What a request would take: tokens, passes, time and memory, without running its method.
+"""Estimates a request's tokens, passes, time and memory without running its method.
 
-Tokens are counted by the code that a job's texts go through, so that what a job would refuse is refused here too;
-passes are arithmetic (`passes`), time and memory those of the model on its device (`rates`).
+A job's own code encodes the texts and counts the tokens, so an estimate refuses whatever the job would refuse. Passes
+are counted by arithmetic (`passes`); seconds and bytes come from rates measured for the model and device (`rates`).
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from problems import InvalidRequest, ModelUnavailable
 from settings import Settings
 
 _GIB = 1024**3
-_LONGEST_HEADER = 100_000_000  # as the safetensors library has it
+_LONGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors library
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 @dataclass(frozen=True)
 class _Input:
-    """One input: its prompt's tokens, the target's shape, and the tokens that the model writes at most."""
+    """The token counts of one input."""
 
     prompt: int
     shape: Shape
     target: int
-    new: int
+    new: int  # the most tokens that the model generates; 0 for a given target
     beams: int = 1
 
 
@@ -64,15 +64,15 @@ class Estimator:
         self._guard = threading.Lock()
 
     def estimate(self, request: AttributionRequest, device: str) -> Estimate:
-        """What a checked request would take on a device.
+        """The cost of a checked request on a device.
 
-        The model is loaded if it is on this machine and not in memory. Raises `ModelUnavailable` where it is not, and
-        the `JobError` that a job would end with.
+        Loads the model if it is on this machine but not in memory. Raises `ModelUnavailable` if it is not on this
+        machine, and the `JobError` with which the job would fail.
         """
         if self._models.sources.revision(request.model) is None:
             raise ModelUnavailable(
                 f"{request.model!r} is not on this machine, and an estimate downloads nothing. Submit a short job, "
-                "which brings it here, and ask again."
+                "which downloads it, and ask again."
             )
         with self._models.held(request.model, device=device, dtype=request.dtype) as loaded:
             rates = self._measured(loaded)
@@ -81,12 +81,15 @@ class Estimator:
             return self._in_time(each[0] if request.methods is None else _added_up(request, each))
 
     def expected_seconds(self, request: AttributionRequest, loaded: LoadedModel, shapes: Sequence[Shape]) -> float:
-        """How long the attribution of texts of these shapes should take on a model that the caller holds."""
+        """Expected seconds to attribute texts of these shapes. The caller holds the model's lock."""
         factor = self._rates.factor(loaded.key, route_of(request))
         return self._rates.measured(loaded).seconds(_all_passes(request, loaded, shapes)) * (factor or 1.0)
 
     def _measured(self, loaded: LoadedModel) -> ModelRates:
-        """A running job has measured before it began, so this waits for nobody's attribution."""
+        """The model's rates, measured now if needed.
+
+        Never waits for a whole attribution: a job measures the rates before it starts.
+        """
         while (rates := self._rates.of(loaded.key)) is None:
             if loaded.lock.acquire(timeout=0.05):
                 try:
@@ -116,9 +119,9 @@ class Estimator:
             if each.new
         )
         stored = sum(_score_bytes(request, loaded, each.shape) for each in inputs)
-        # Every step's scores are kept until they are put together; on the CPU that is the device's own memory.
+        # All steps' scores stay in CPU memory until they are joined, and the joined copy needs as much again.
         peak = rates.peak_bytes(every) + (2 * stored if device == "cpu" else 0)
-        available = memory_of(device).free + loaded.size  # its weights are there already
+        available = memory_of(device).free + loaded.size  # the weights are in memory already
         estimate = Estimate(
             model=request.model,
             methods=[method],
@@ -151,16 +154,16 @@ class Estimator:
         return estimate.model_copy(update={"warnings": [warning]})
 
     def _in_time(self, estimate: Estimate) -> Estimate:
-        """The estimate, with a warning where the job would be stopped."""
+        """The estimate, with a warning if the job would exceed its time limit."""
         limit = min(estimate.request.timeout_seconds or self._settings.max_job_seconds, self._settings.max_job_seconds)
         if estimate.seconds.total <= limit:
             return estimate
-        warning = f"It would be stopped after {limit:g} seconds, the longest that this job may run."
+        warning = f"The job would be stopped after {limit:g} seconds, its time limit."
         return estimate.model_copy(update={"warnings": [*estimate.warnings, warning]})
 
 
 def _added_up(request: AttributionRequest, each: list[Estimate]) -> Estimate:
-    """A comparison: one method after another, on tokens that are generated once."""
+    """The estimate of a comparison: the methods run one after another, on a target that is generated once."""
     attributing, generating = sum(one.seconds.attributing for one in each), each[0].seconds.generating
     largest = max(each, key=lambda one: one.peak_memory_bytes)
     return each[0].model_copy(
@@ -181,7 +184,7 @@ def _added_up(request: AttributionRequest, each: list[Estimate]) -> Estimate:
 
 
 def check_weights(source: ModelSource, request: AttributionRequest, device: str) -> None:
-    """Refuse a model whose weights alone are more than the device's memory. Raises `InvalidRequest`."""
+    """Raise `InvalidRequest` if the model's weights alone exceed the device's memory."""
     weights = _parameters(source.path, source.revision) * torch.finfo(getattr(torch, request.dtype)).bits // 8
     memory = memory_of(device).total
     if weights > memory:
@@ -193,10 +196,10 @@ def check_weights(source: ModelSource, request: AttributionRequest, device: str)
 
 
 @lru_cache(maxsize=256)
-def _parameters(path: Path, revision: str) -> int:  # noqa: ARG001 - the revision says when the files are others
-    """How many numbers a model's files hold: safetensors begin with the length of a JSON header and the header.
+def _parameters(path: Path, revision: str) -> int:  # noqa: ARG001 - part of the cache key: files change with it
+    """The number of parameters in a model's files, from the JSON headers of its safetensors.
 
-    0 where they cannot be read: loading the model says why.
+    0 if they cannot be read: loading the model then reports the reason.
     """
     count = 0
     try:
@@ -210,18 +213,18 @@ def _parameters(path: Path, revision: str) -> int:  # noqa: ARG001 - the revisio
 
 
 class _Reader:
-    """Reads a request's texts with a tokenizer of its own, beside a job that has the model."""
+    """Encodes a request's texts with a separate tokenizer, so that it can run while a job holds the model."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         model = copy.copy(loaded.model)
         model.tokenizer = AutoTokenizer.from_pretrained(loaded.source.path, trust_remote_code=False)
-        for name in _SPECIAL_TOKENS:  # as Inseq has set them
+        for name in _SPECIAL_TOKENS:  # as set by Inseq
             if (token := getattr(loaded.model.tokenizer, name)) is not None:
                 setattr(model.tokenizer, name, token)
         self._loaded = replace(loaded, model=model, lock=threading.Lock())
 
     def inputs(self, request: AttributionRequest, max_tokens: int) -> list[_Input]:
-        """Raises the `JobError` that a job would end with."""
+        """The token counts of each input. Raises the `JobError` with which the job would fail."""
         with self._loaded.lock, languages.spoken(self._loaded.model, request.languages) as spoken:
             return [self._input(request, index, spoken, max_tokens) for index in range(request.count)]
 
@@ -246,18 +249,18 @@ class _Reader:
 
 
 def route_of(request: AttributionRequest) -> str:
-    """What jobs have in common whose times tell of one another: the method and the engine."""
+    """The key under which measured times are shared: method and requested engine."""
     return f"{request.attribution_method}/{request.engine}"
 
 
 def _engine(request: AttributionRequest, loaded: LoadedModel) -> Engine:
-    """Which engine the job should take, as far as is known."""
+    """The engine that the job is expected to use."""
     method = inseq_catalogue.methods()[request.attribution_method]
     return Engine.SINGLE_PASS if _takes_single_pass(request, loaded, method) else Engine.INSEQ
 
 
 def _takes_single_pass(request: AttributionRequest, loaded: LoadedModel, method: Method) -> bool:
-    """A model whose single pass was not yet probed has the benefit of the doubt."""
+    """Whether the single pass is expected to run: assumed if the model was not probed yet."""
     if request.engine == Engine.INSEQ or obstacle(request, method):
         return False
     verdicts = [verdict for key, verdict in dict(loaded.verdicts).items() if key[0] == method.name]
@@ -272,7 +275,7 @@ def _all_passes(request: AttributionRequest, loaded: LoadedModel, shapes: Sequen
 
 
 def _score_bytes(request: AttributionRequest, loaded: LoadedModel, shape: Shape) -> int:
-    """Bytes of one text's scores as they are stored: [attributed, generated, ...], a float each."""
+    """Bytes of one text's stored scores ([attributed, generated, ...] in float32) and step scores."""
     method, config = inseq_catalogue.methods()[request.attribution_method], loaded.network.config.get_text_config()
     prefix = 0 if shape.source and not (request.attribute_target or method.is_final_step) else shape.end
     attributed = shape.source + prefix

@@ -1,8 +1,8 @@
-"""How many forward and backward passes an attribution takes, by arithmetic alone: no model, no clock.
+"""Counts the forward and backward passes of an attribution by arithmetic, without a model or a clock.
 
-Inseq's loop feeds the model the target up to each attributed position, one position after another (and an
-encoder-decoder the whole source each time). What a method does at one position is written down here, method by
-method; a test counts the passes of real jobs. The single pass runs the whole sequence once for all positions.
+Inseq's loop runs the model on the target up to each attributed position, one position after another (and an
+encoder-decoder on the whole source each time). The passes at one position follow from the method's traits; a test
+compares them with the passes of real jobs. The single pass runs the whole sequence once for all positions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Shape:
 
     source: int
     first: int  # first target position that is attributed
-    end: int  # one behind the last
+    end: int  # one after the last
 
     @property
     def steps(self) -> int:
@@ -37,7 +37,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Passes:
-    """`calls` of the model with `rows` sequences of `length` tokens each, and so many ways back through each call."""
+    """`calls` forwards of `rows` sequences of `length` tokens each, with `backwards` backward passes for each call."""
 
     calls: int
     rows: int
@@ -51,8 +51,9 @@ class Passes:
 
 
 def of_text(request: AttributionRequest, shape: Shape, *, scores_at_once: bool = False) -> Iterator[Passes]:
-    """What Inseq's loop takes for one text; for reagent, whose probes may end earlier, at most. `scores_at_once`: the
-    model's single pass is trusted with step scores.
+    """The passes of Inseq's loop for one text, in any order; an upper bound for reagent, which may stop early.
+
+    `scores_at_once`: the model's single pass is trusted to compute step scores.
     """
     method = inseq_catalogue.methods()[request.attribution_method]
     if method.is_final_step:
@@ -66,16 +67,17 @@ def of_text(request: AttributionRequest, shape: Shape, *, scores_at_once: bool =
             attributed = position if not shape.source else shape.source + position * request.attribute_target
             for each in _step(request, method, length, attributed):
                 yield each
-                if own:  # the function runs the model by itself, whenever it is asked for its value
+                if own:  # the function itself runs the model at each call
                     yield replace(each, calls=own * each.calls, backwards=0)
         if forwards:
             yield Passes(forwards, 1, length)
 
 
 def of_single_pass(request: AttributionRequest, shape: Shape) -> Iterator[Passes]:
-    """What the single pass takes for one text, if memory holds its rows at once: a forward for each point or window
-    instead of one for each position too, a way back for each position, and nothing for step scores but what they run
-    by themselves.
+    """The passes of the single pass for one text, if all its rows fit into memory.
+
+    One forward for each point or window, whatever the number of positions; one backward pass for each position; for
+    step scores only the forwards that their functions run themselves.
     """
     method, length = inseq_catalogue.methods()[request.attribution_method], shape.source + shape.end - 1
     traits, arguments = method.traits, method.with_defaults(request.attribution_args)
@@ -89,25 +91,25 @@ def of_single_pass(request: AttributionRequest, shape: Shape) -> Iterator[Passes
         attributed = length if not shape.source else shape.source + (shape.end - 1) * request.attribute_target
         yield Passes(1, _perturbations(traits, arguments, attributed), length)
     if not method.is_gradient or rows > 1:
-        yield Passes(1, 1, length)  # of the text as it is
+        yield Passes(1, 1, length)  # of the unchanged text
     if completeness.has_identity(request, method):
         yield Passes(1, 1, length)  # and of the baseline
     if _has_two_contrasts(request):
-        yield Passes(1, 1, length)  # step scores of another contrast have a run of their own
+        yield Passes(1, 1, length)  # step scores with another contrast are computed in a separate run
     if extra := _own_score_forwards(request):
         for position in range(shape.first, shape.end):
             yield Passes(extra, 1, shape.source + position)
 
 
 def _final_forwards(method: Method, shape: Shape) -> int:
-    """One forward; value zeroing one more for each position whose value it takes away."""
+    """Forwards of a final-step method: one, and for value zeroing one more for each position that it zeroes."""
     if not method.traits.zeroes_positions:
         return 1
     return 1 + shape.end - 1 + 2 * shape.source
 
 
 def _step(request: AttributionRequest, method: Method, length: int, attributed: int) -> Iterator[Passes]:
-    """What a method does at one position of the target."""
+    """The passes of a method at one position of the target."""
     traits, arguments = method.traits, method.with_defaults(request.attribution_args)
     if traits.extra_forwards:
         yield Passes(traits.extra_forwards, 1, length)
@@ -126,19 +128,19 @@ def _step(request: AttributionRequest, method: Method, length: int, attributed: 
 
 
 def _rows(traits: MethodTraits, arguments: dict[str, Any]) -> int:
-    """Sequences that a gradient method needs at one position."""
+    """Rows that a gradient method runs at one position."""
     return traits.rows if isinstance(traits.rows, int) else int(arguments[traits.rows])
 
 
 def _perturbations(traits: MethodTraits, arguments: dict[str, Any], attributed: int) -> int:
-    """Perturbed copies of the text at one position, where so many of its tokens are attributed."""
+    """Perturbed copies of the text at one position, of which `attributed` tokens are attributed."""
     if traits.perturbed is None:
         return 0
     return _windows(arguments, attributed) if traits.perturbed == "windows" else int(arguments[traits.perturbed])
 
 
 def _divided(rows: int, most: int | None) -> Iterator[tuple[int, int]]:
-    """How many calls of how many rows, where at most so many go into one: full ones, and what is left."""
+    """Divide rows into calls of at most `most` rows: pairs of (calls, rows), the full ones first."""
     most = rows if most is None else min(most, rows)
     if calls := rows // most if most else 0:
         yield calls, most
@@ -147,7 +149,7 @@ def _divided(rows: int, most: int | None) -> Iterator[tuple[int, int]]:
 
 
 def _windows(arguments: dict[str, object], attributed: int) -> int:
-    """How many windows occlusion moves over the attributed tokens."""
+    """The number of occlusion's windows over the attributed tokens."""
 
     def of(name: str) -> int:
         value = arguments.get(name)
@@ -159,20 +161,20 @@ def _windows(arguments: dict[str, object], attributed: int) -> int:
 
 
 def _score_forwards(request: AttributionRequest, method: Method, *, at_once: bool) -> tuple[int, bool]:
-    """Forwards for the step scores of one position, and whether one over the whole text comes before them."""
+    """Forwards for the step scores of one position, and whether one forward of the whole text is run besides."""
     names = request.step_scores
     if not names:
         return 0, False
     apart, noisy = method.is_final_step or _has_two_contrasts(request), is_noisy(names)
     own = has_own_logits(request, method) and not apart
     if not request.corrections or (not own and noisy and not (at_once and apart)):
-        return 1 + _extra_forwards(names, request.step_scores_args), False  # as Inseq has it
+        return 1 + _extra_forwards(names, request.step_scores_args), False  # as in Inseq
     once = at_once and not own and method.has_scores
     return (0 if own or once else 1) + _own_score_forwards(request), once
 
 
 def _has_two_contrasts(request: AttributionRequest) -> bool:
-    """Whether the step scores have another contrast than what is attributed: they then have a run of their own."""
+    """Whether the step scores have another contrast than the attributed function, and so need a separate run."""
     attributed, scored = (
         [each.get(name) for name in ("contrast_targets", "contrast_targets_alignments")]
         for each in (request.attributed_fn_args, request.step_scores_args)
@@ -181,7 +183,7 @@ def _has_two_contrasts(request: AttributionRequest) -> bool:
 
 
 def _own_score_forwards(request: AttributionRequest) -> int:
-    """Forwards that step scores run by themselves: contrastive functions that follow each other share theirs."""
+    """Forwards that step score functions run themselves; consecutive contrastive functions share one."""
     total, before = 0, ""
     for name in request.step_scores:
         if inseq_catalogue.step_functions()[name].is_contrastive:
@@ -194,8 +196,9 @@ def _own_score_forwards(request: AttributionRequest) -> int:
 
 
 def _attributed_forwards(request: AttributionRequest) -> int:
-    """Forwards that the attributed function runs by itself. A contrast's value is read off the attributed forward
-    itself, unless its own inputs are to be used.
+    """Forwards that the attributed function runs itself.
+
+    A contrastive function uses the attributed forward's logits, unless it must use the contrast's own inputs.
     """
     name, arguments = request.attributed_fn, request.attributed_fn_args
     if name is None:

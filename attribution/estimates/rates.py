@@ -1,7 +1,7 @@
-"""How fast a model is on its device and how much memory a pass takes, measured; and what passes cost at these rates.
+"""Measures a model's speed and memory use on its device, and computes what passes cost at these rates.
 
-A few short forwards and backwards, once for each loaded model, give the base; how long jobs really took corrects it,
-for each method. Knows nothing of requests.
+A few short forwards and backwards are measured once for each loaded model. For each method, a factor learnt from the
+duration of real jobs corrects the result. Knows nothing of requests.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from attribution.model_cache.loading import LoadedModel, ModelKey
 _SHORT, _LONG = 8, 48  # tokens of the two probes
 _REPEATS = 3
 _MOST_KNOWN = 256  # models whose rates are remembered
-# How much of what is known of a method's real time a new job replaces.
+# Weight of a new job in the exponential moving average of a method's factor.
 _LEARNING = 0.3
 
 
@@ -37,27 +37,27 @@ class Line:
 
     @classmethod
     def through(cls, short: float, long: float) -> Line:
-        """The line through a value at each of the two probes' lengths; noise makes no slope negative."""
+        """The line through the values at the two probes' lengths, with a slope and an offset of at least 0."""
         slope = max(0.0, (long - short) / (_LONG - _SHORT))
         return cls(max(0.0, short - slope * _SHORT), slope)
 
 
 @dataclass(frozen=True)
 class ModelRates:
-    """What was measured of one loaded model on its device, in seconds and bytes."""
+    """The measured rates of one loaded model on its device, in seconds and bytes."""
 
     forward: Line
     with_backward: Line  # forward and backward together
-    kept_per_token: float  # bytes that a forward keeps for its backward, for one token
+    kept_per_token: float  # bytes that a forward stores for its backward, for each token
     kept_per_pair: float  # and for each pair of tokens of one row (attention)
-    logits_per_token: float
-    weights: int
+    logits_per_token: float  # bytes
+    weights: int  # bytes
 
     def seconds(self, passes: Iterable[Passes]) -> float:
         return sum(each.calls * self._seconds(each) for each in passes)
 
     def peak_bytes(self, passes: Iterable[Passes]) -> int:
-        """Weights and what the largest pass needs beside them."""
+        """Bytes of the weights and of the largest pass."""
         return self.weights + max((self._bytes(each) for each in passes), default=0)
 
     def _seconds(self, one: Passes) -> float:
@@ -65,7 +65,7 @@ class ModelRates:
         return forward + one.backwards * max(0.0, self.with_backward.at(one.tokens) - forward)
 
     def _bytes(self, one: Passes) -> int:
-        # The logits, and the probabilities that are made of them.
+        # The logits, and the probabilities computed from them.
         logits = 2 * self.logits_per_token * one.tokens
         if not one.backwards:
             return int(logits)
@@ -73,7 +73,7 @@ class ModelRates:
 
 
 class Rates:
-    """The rates of every model that was loaded, and how real jobs compared with what was expected of them."""
+    """The rates of every model that was loaded, and the ratio of real to expected durations for each method."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
@@ -81,11 +81,11 @@ class Rates:
         self._factors: dict[tuple[ModelKey, str], float] = {}
 
     def of(self, key: ModelKey) -> ModelRates | None:
-        """What was measured of a model, if it was loaded before."""
+        """The measured rates of a model; None if it was never loaded."""
         return self._models.get(key)
 
     def measured(self, loaded: LoadedModel) -> ModelRates:
-        """The rates of a model that the caller holds, measured now if they were not yet."""
+        """The rates of a model, measured now if needed. The caller holds the model's lock."""
         found = self._models.get(loaded.key)
         if found is None:
             found = measure(loaded)
@@ -98,11 +98,14 @@ class Rates:
         return found
 
     def factor(self, key: ModelKey, route: str) -> float | None:
-        """Real time of jobs on a route (method, engine) as a multiple of what passes say; None before the first."""
+        """Real seconds of jobs of this method and engine, divided by the seconds that their passes cost.
+
+        None before the first such job has ended.
+        """
         return self._factors.get((key, route))
 
     def learn(self, key: ModelKey, route: str, *, expected: float, took: float) -> None:
-        """A job of this model and route took so long, where so much was expected of it (seconds)."""
+        """Record a job's expected and real duration in seconds."""
         if expected <= 0 or took <= 0:
             return
         with self._guard:
@@ -112,9 +115,9 @@ class Rates:
 
 
 def measure(loaded: LoadedModel) -> ModelRates:
-    """Run a few short passes of a model that the caller holds."""
+    """Measure a model with a few short passes. The caller holds the model's lock."""
     kept = [_kept_bytes(loaded, length) for length in (_SHORT, _LONG)]
-    # Through both points: kept = per_token * n + per_pair * n^2.
+    # Solve kept = per_token * n + per_pair * n^2 for both lengths.
     per_pair = max(0.0, (kept[1] / _LONG - kept[0] / _SHORT) / (_LONG - _SHORT))
     return ModelRates(
         forward=Line.through(*(_seconds(loaded, length, backward=False) for length in (_SHORT, _LONG))),
@@ -127,7 +130,7 @@ def measure(loaded: LoadedModel) -> ModelRates:
 
 
 def _seconds(loaded: LoadedModel, length: int, *, backward: bool) -> float:
-    """The quickest of a few passes over `length` tokens: what else the machine does only ever adds."""
+    """Seconds of the fastest of a few passes over `length` tokens, since other load can only add time."""
     taken = []
     for _ in range(_REPEATS):
         _synchronize(loaded.key.device)
@@ -139,10 +142,10 @@ def _seconds(loaded: LoadedModel, length: int, *, backward: bool) -> float:
 
 
 def _kept_bytes(loaded: LoadedModel, length: int) -> int:
-    """Bytes that one row's forward keeps for its backward, parameters aside."""
+    """Bytes that one row's forward stores for its backward, without parameters."""
     own = {parameter.untyped_storage().data_ptr() for parameter in loaded.network.parameters()}
     sizes: dict[int, int] = {}
-    held: list[torch.Tensor] = []  # so that no address is used twice
+    held: list[torch.Tensor] = []  # keeps tensors alive, so that addresses stay unique
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
