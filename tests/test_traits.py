@@ -15,9 +15,7 @@ from tests.serving import ROOT
 MAY_NAME_METHODS = {
     "api/uvicorn_server.py",  # the first job that a started server prints
     "attribution/catalogue/traits.py",
-    "attribution/inseq_loop/method_loading.py",  # which correction a method gets
     "attribution/single_pass/method_dispatch.py",  # which implementation a method has
-    "attribution/model_cache/loading.py",  # a model is loaded with Inseq's method that attributes nothing
     "attribution_client/options.py",  # the terminal's default method
     "attribution_client/plots.py",  # the axis of a probability
     "attribution_schema/request.py",

@@ -40,6 +40,7 @@ class MethodTraits:
     repeats_rows: bool = False  # calls the model with the input repeated along the batch
     runs_own_text: bool = False  # its first forward at a step is of the unchanged text: its logits give the step scores
     prepares_vocabulary: bool = False  # looks at the whole vocabulary once for each model
+    needs_float32_inputs: bool = False  # makes float32 tensors itself, or reads embeddings as numpy arrays
     reads_attention: bool = False  # its scores are the model's attention weights
     is_decoder_only: bool = False  # fails on encoder-decoder models
     can_attribute_target: bool = True  # on encoder-decoder models, also the target prefix
@@ -76,6 +77,7 @@ METHODS: dict[str, MethodTraits] = {
     "discretized_integrated_gradients": MethodTraits(
         repeats_rows=True,
         prepares_vocabulary=True,
+        needs_float32_inputs=True,
         completeness_advice=_RAISE_N_STEPS,
         multiplies_by_inputs=False,  # its steps are differences of embeddings already
         rows="n_steps",
@@ -85,6 +87,7 @@ METHODS: dict[str, MethodTraits] = {
         is_random=True,
         has_single_pass=True,
         repeats_rows=True,
+        needs_float32_inputs=True,
         completeness_advice="They do so on average only: raise n_samples.",
         rows="n_samples",
         redraws=True,
@@ -113,7 +116,7 @@ METHODS: dict[str, MethodTraits] = {
         rows="n_steps",
         extra_forwards=2,  # the layer's output for the input and for the baseline
     ),
-    "lime": MethodTraits(is_random=True, can_attribute_target=False, perturbed="n_samples"),
+    "lime": MethodTraits(is_random=True, needs_float32_inputs=True, can_attribute_target=False, perturbed="n_samples"),
     "occlusion": MethodTraits(
         ScoreShape.TOKEN, has_single_pass=True, runs_own_text=True, perturbed="windows", extra_forwards=1
     ),

@@ -168,7 +168,6 @@ def _logits_difference(
     return float((expected - found).abs().max()), max(float(expected.abs().max()), 1e-6)
 
 
-def needs_float32_inputs(method: str, dtype: torch.dtype, ledger: Ledger) -> bool:
-    """Whether a method needs float32 copies of half-precision embeddings; notes the correction in the ledger."""
-    methods = {"lime", "gradient_shap", "discretized_integrated_gradients"}
-    return method in methods and dtype != torch.float32 and ledger.apply(HALF_PRECISION)
+def takes_float32_copies(dtype: torch.dtype, ledger: Ledger) -> bool:
+    """Whether a method that needs float32 inputs gets copies of this model's embeddings; notes it in the ledger."""
+    return dtype != torch.float32 and ledger.apply(HALF_PRECISION)

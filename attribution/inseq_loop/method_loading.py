@@ -10,7 +10,7 @@ from inseq.models import HuggingfaceModel
 
 from attribution.catalogue import checks
 from attribution.catalogue.inseq_catalogue import Method
-from attribution.corrections import embeddings, layers, reagent, value_zeroing
+from attribution.corrections import embeddings, layers, loaded_methods
 from attribution.corrections.registry import Ledger
 from attribution.inseq_loop.cheaper_forwards import lean_occlusion
 from attribution.model_cache.loading import LoadedModel
@@ -29,26 +29,21 @@ def load_method(
     model: HuggingfaceModel = loaded.model
     arguments = checks.typed(request.attribution_args, method.init_parameters)
     identity = f"{loaded.key.name.replace('/', '--')}@{loaded.key.revision}"
-    if method.name == "reagent":
-        ledger.apply(reagent.WORD_CLASSES)  # without it Inseq cannot load the method
-        reagent.seed_word_classes(model.tokenizer, identity)
+    loaded_methods.before_loading(method.name, model, identity, ledger)
     if method.is_layer:
         arguments |= _layer(model, arguments, text)
         # A layer's gradient is taken at its output, which must then be part of the graph.
         layers.layer_of(model).requires_grad_(True)
     with ExitStack() as stack:
         stack.enter_context(_cache_identity(model, identity))
-        if float32 and method.name == "discretized_integrated_gradients":
+        if float32 and method.traits.prepares_vocabulary:
             stack.enter_context(embeddings.float32_vocabulary(model))
         found = FeatureAttribution.load(method.name, attribution_model=model, **arguments)
-    if method.name == "occlusion":
+    if method.traits.perturbed == "windows":
         lean_occlusion(found, model)
     if method.is_layer:
         layers.correct_layer_method(found, model, ledger)
-    elif method.name == "value_zeroing":
-        value_zeroing.correct_value_zeroing(found, model, ledger)
-    elif method.name == "reagent":
-        reagent.correct_added_tokens(found, model.tokenizer, text.target.input_ids, ledger)
+    loaded_methods.after_loading(found, model, text.target.input_ids, ledger)
     return found
 
 

@@ -77,7 +77,8 @@ def set_up(
     """
     model, method, text = loaded.model, work.method, work.text
     with ExitStack() as stack:
-        float32 = embeddings.needs_float32_inputs(method.name, model.model.dtype, ledger)
+        needs_float32 = method.traits.needs_float32_inputs
+        float32 = needs_float32 and embeddings.takes_float32_copies(model.model.dtype, ledger)
         if float32:
             stack.enter_context(embeddings.cast_to_half(model))
         _keep_pads(model, text, ledger, stack)

@@ -16,6 +16,7 @@ import torch
 from inseq.models import HuggingfaceModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
+from attribution.catalogue.traits import STEP_SCORES_ONLY
 from attribution.corrections.embeddings import EmbeddingsFix, embeddings_fix
 from attribution.isolation import DEFAULT_DTYPE, RANDOM_DRAWS
 from attribution.model_cache.attention_outputs import AttentionOutputs, find_attention_outputs
@@ -83,7 +84,7 @@ def load(source: ModelSource, key: ModelKey) -> LoadedModel:
             # dictionaries are shared by all models of the process, so we pass new ones.
             with _stand_in_bos(network):
                 model = HuggingfaceModel.load(
-                    network, "dummy", tokenizer=tokenizer, device="cpu", model_kwargs={}, tokenizer_kwargs={}
+                    network, STEP_SCORES_ONLY, tokenizer=tokenizer, device="cpu", model_kwargs={}, tokenizer_kwargs={}
                 )
     except (torch.OutOfMemoryError, MemoryError):
         raise
