@@ -122,7 +122,7 @@ LARGEST_DIFFERENCE = {"float64": 1e-6, "float32": TOLERANCE[torch.float32]}
 
 
 @given(body=bodies(), positions=st.sampled_from([1, 20, 1000]), dtype=st.sampled_from(sorted(LARGEST_DIFFERENCE)))
-@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=70, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_equals_inseqs_loop(engine, monkeypatch, body, positions, dtype):
     """`positions` at once: pieces of every size give the same."""
     monkeypatch.setattr(batch_sizes, "_CPU_POSITIONS", positions)
