@@ -35,7 +35,10 @@ SENTENCE = "the red cat sees a dog"
 
 
 # The longest files: begun first, so that no worker is left with one of them at the end.
-LONGEST = ("test_crashes", "test_models", "test_page_list", "test_chaos", "test_isolation", "test_disk", "test_partial")
+LONGEST = (
+    "test_crashes", "test_single_pass", "test_step_scores", "test_families", "test_exactness", "test_models",
+    "test_page_list", "test_chaos", "test_isolation", "test_corrections_methods", "test_disk", "test_partial",
+)  # fmt: skip
 
 
 # Files that compare what one kernel computed with what another did.

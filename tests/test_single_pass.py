@@ -122,7 +122,7 @@ LARGEST_DIFFERENCE = {"float64": 1e-6, "float32": TOLERANCE[torch.float32]}
 
 
 @given(body=bodies(), positions=st.sampled_from([1, 20, 1000]), dtype=st.sampled_from(sorted(LARGEST_DIFFERENCE)))
-@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=70, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_equals_inseqs_loop(engine, monkeypatch, body, positions, dtype):
     """`positions` at once: pieces of every size give the same."""
     monkeypatch.setattr(batch_sizes, "_CPU_POSITIONS", positions)
@@ -208,16 +208,21 @@ CONTRAST = {"contrast_targets": PROMPT + " tea. Ben"}
 ])  # fmt: skip
 @pytest.mark.parametrize("method", METHODS[:-1])
 def test_functions(engine, method, more):
-    """Contrasts without a forward of their own are attributed in the single pass; step scores of any kind are read."""
+    """Contrasts without a forward of their own are attributed in the single pass; step scores of any kind are read.
+
+    In float64, because a divergence of two distributions that are nearly the same is all rounding in float32; in float32
+    `test_exactness` has these functions.
+    """
     small = {"integrated_gradients": {"n_steps": 3}, "gradient_shap": {"n_samples": 2}}.get(method, {})
     body = {"model": LOOKUP, "method": method, "input_text": PROMPT, "generated_text": PROMPT + " milk. Ben",
             "attribution_args": small, **more}  # fmt: skip
-    ours, theirs = (run(engine, way, **body) for way in ("single_pass", "inseq"))
+    with Float64Throughout():
+        ours, theirs = (run(engine, way, dtype="float64", **body) for way in ("single_pass", "inseq"))
     if more.get("attributed_fn") == "pcxmi":
         # Zero where the contrast has the same token: whether rounding adds up to rounding is chance.
         for each in (ours, theirs):
             each.info.pop("warnings")
-    assert_same(ours, theirs)
+    assert_same(ours, theirs, rtol=LARGEST_DIFFERENCE["float64"])
 
 
 # Gradient SHAP draws from the same generator, in another order: its dropout scores are other draws of the same.

@@ -16,8 +16,8 @@ from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 from tests.families import build
 
 TEXT = {LOOKUP: PROMPT, PHRASEBOOK: SENTENCE}
-TARGET = {LOOKUP: f"{PROMPT} tea. Ben likes", PHRASEBOOK: "il cane vede un gatto"}
-OTHER = {LOOKUP: f"{PROMPT} milk. Ben likes", PHRASEBOOK: "il gatto vede un cane"}
+TARGET = {LOOKUP: f"{PROMPT} tea. Ben", PHRASEBOOK: "il cane vede"}
+OTHER = {LOOKUP: f"{PROMPT} milk. Ben", PHRASEBOOK: "il gatto vede"}
 # Their steps run the model on the text as it is.
 OWN = {
     "saliency": {},
