@@ -92,7 +92,7 @@ class Waiting:
             (submission.max_pending_of_owner, counts.get(submission.owner, 0), " of this key"),
         ):
             if limit is not None and count >= limit:
-                raise QueueFull(f"{limit} jobs{whose} are already waiting; try again later.")
+                raise QueueFull(f"{limit} jobs{whose} are waiting already; try again later.")
         own, priority = self._counts[submission.owner], submission.request.priority
         place = self.place(submission.owner, priority, own.get(priority, 0))
         own[priority] = own.get(priority, 0) + 1
