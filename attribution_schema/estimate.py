@@ -1,4 +1,4 @@
-"""What a job would take, before it is queued."""
+"""Estimates of a job: passes, seconds and memory, before it is queued."""
 
 from __future__ import annotations
 
@@ -8,50 +8,50 @@ from attribution_schema.request import AttributionRequest, Engine
 
 
 class InputEstimate(BaseModel):
-    """One input's size, in tokens."""
+    """The size of one input, in tokens."""
 
     model_config = ConfigDict(frozen=True)
 
     input_tokens: int
-    target_tokens: int = Field(description="With the prompt, for a decoder-only model.")
+    target_tokens: int = Field(description="Tokens of the target; for a decoder-only model including the prompt.")
     attributed_tokens: int = Field(description="Generated tokens that are attributed.")
 
 
 class SecondsEstimate(BaseModel):
-    """Where the time goes, in seconds."""
+    """Estimated seconds of each part of a job."""
 
     model_config = ConfigDict(frozen=True)
 
-    queue: float | None = Field(None, description="Before a worker is free; null where nothing tells yet.")
+    queue: float | None = Field(None, description="Until a worker is free; null before any job has ended.")
     generating: float
     attributing: float
     total: float = Field(description="Generating and attributing.")
 
 
 class Estimate(BaseModel):
-    """What a job would take, from measured rates of its model on its device. Nothing is queued."""
+    """The estimate of a job, from measured rates of its model on its device. Nothing is queued."""
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
     model: str
-    methods: list[str] = Field(description="One, or those of a comparison, whose numbers are added up.")
+    methods: list[str] = Field(description="The methods; the numbers of a comparison are sums over them.")
     device: str
     dtype: str
-    engine: Engine = Field(description="The one that the passes are counted for; in a comparison the first method's.")
+    engine: Engine = Field(description="The engine whose passes are counted; in a comparison that of the first method.")
     inputs: list[InputEstimate]
     is_upper_bound: bool = Field(
-        description="The model writes the target, or the method ends when it has found enough: it may be less."
+        description="True if the job may need less: the model generates the target, or the method may stop early."
     )
     forward_passes: int = Field(description="Calls of the model by the attribution, step scores included.")
     backward_passes: int
     generation_passes: int
     seconds: SecondsEstimate
     is_calibrated: bool = Field(
-        description="Whether earlier jobs of this model and method corrected the time; else it is from a probe alone."
+        description="Whether the times of earlier jobs of this model and method corrected the estimate."
     )
-    peak_memory_bytes: int = Field(description="Weights, and what the largest pass needs beside them.")
-    available_memory_bytes: int = Field(description="What the device has for it: free, or taken by the model itself.")
+    peak_memory_bytes: int = Field(description="Weights, and the activations of the largest pass.")
+    available_memory_bytes: int = Field(description="The device's free memory, and that of this model's weights.")
     fits: bool
-    result_bytes: int = Field(description="The stored scores before compression.")
+    result_bytes: int = Field(description="Size of the stored scores before compression.")
     warnings: list[str] = []
-    request: AttributionRequest = Field(description="As it would be accepted, defaults filled in.")
+    request: AttributionRequest = Field(description="The request as it would be accepted, with defaults filled in.")

@@ -12,27 +12,27 @@ from attribution_schema.request import AttributionRequest
 
 
 class JobStatus(OpenEnum):
-    """Where a job is in its life. Moves: pending -> running -> an end, and running -> pending after a crash."""
+    """The status of a job. It moves pending -> running -> an end, and running -> pending after a crash."""
 
     PENDING = "pending"  # accepted and durable, waiting for a worker
-    RUNNING = "running"  # a worker has it
+    RUNNING = "running"  # a worker runs it
     COMPLETED = "completed"  # its result is stored
-    FAILED = "failed"  # it cannot be done; `error` says why
-    CANCELLED = "cancelled"  # its owner gave it up
+    FAILED = "failed"  # it ended with `error`
+    CANCELLED = "cancelled"  # its owner cancelled it
 
     @property
     def is_terminal(self) -> bool:
-        """Whether the job will not move again."""
+        """Whether the status is final."""
         return self in {JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED}
 
 
 class Stage(OpenEnum):
-    """What a job is doing right now."""
+    """The stage of a running job."""
 
     QUEUED = "queued"  # waiting for a worker
     LOADING_MODEL = "loading_model"  # reading weights, or waiting for another job on the same model
-    PREPARING = "preparing"  # what the method needs of the model once, e.g. the vocabulary's nearest neighbours
-    GENERATING = "generating"  # the model writes what will be attributed; a step is a token
+    PREPARING = "preparing"  # computing what the method needs once for a model, e.g. nearest neighbours
+    GENERATING = "generating"  # the model generates the target; a step is a token
     ATTRIBUTING = (
         "attributing"  # the attribution loop; a step is a generated token (or a forward, for final-step methods)
     )
@@ -40,12 +40,12 @@ class Stage(OpenEnum):
 
 
 class Progress(BaseModel):
-    """How far a job is. `eta_seconds`: until it ends; while it waits, by what such jobs took and what is before it."""
+    """The progress of a job. `eta_seconds`: seconds until it ends, those in the queue included."""
 
     model_config = ConfigDict(frozen=True)
 
     stage: Stage = Stage.QUEUED
-    method: str | None = Field(None, description="In a comparison: the method that runs.")
+    method: str | None = Field(None, description="In a comparison: the method that is running.")
     steps_done: int = 0
     steps_total: int | None = None
     fraction: float = Field(0.0, ge=0, le=1)
@@ -53,7 +53,7 @@ class Progress(BaseModel):
 
 
 class Links(BaseModel):
-    """Where to go from a job."""
+    """Paths of a job's other endpoints."""
 
     self: str
     results: str
@@ -73,17 +73,19 @@ class Job(BaseModel):
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
-    attempt: int = Field(0, description="How often it was started; above 1 after a crash of the server.")
-    cancel_requested: bool = Field(False, description="It is to stop; `cancelled` once the device is free of it.")
-    reused_from: str | None = Field(None, description="The job whose stored result this one was answered from.")
-    expired_at: datetime | None = Field(None, description="When its result was removed to make room.")
+    attempt: int = Field(0, description="Number of starts; above 1 after a crash of the server.")
+    cancel_requested: bool = Field(
+        False, description="Whether it was cancelled; its status changes once it has left the device."
+    )
+    reused_from: str | None = Field(None, description="The job whose stored result this job returns.")
+    expired_at: datetime | None = Field(None, description="When retention removed its result.")
     request: AttributionRequest
     error: Problem | None = None
     links: Links
 
     @property
     def has_ended(self) -> bool:
-        """Whether it will not move again, also where its status is one that only a newer server knows."""
+        """Whether the job has ended, also with a status that only a newer server knows."""
         return self.status.is_terminal or self.finished_at is not None
 
 

@@ -13,7 +13,7 @@ TOLERANT: dict[str, Any] = {"reads": "the documents of a newer server"}
 
 
 def keep_unknown(value: Any, check: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
-    """A value that this version does not know, where `TOLERANT` is the context: a newer server's, shown as it is."""
+    """Keep a string that this version does not know if the context is `TOLERANT`; raise `ValidationError` otherwise."""
     try:
         return check(value)
     except ValidationError:
@@ -40,7 +40,7 @@ class OpenEnum(StrEnum):
 
     @classmethod
     def _restored(cls, value: str) -> Self:
-        """The member that was pickled or copied, by a version that may have known more of them, or fewer."""
+        """Restore a pickled or copied member, which may be unknown to this version."""
         return cls(value) if value in cls._value2member_map_ else cls._unknown(value)
 
     @classmethod

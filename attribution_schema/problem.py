@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 
 class _WithoutNulls(BaseModel):
-    """A document in which what does not apply is left out, as RFC 9457's members are."""
+    """A document without its null members, as RFC 9457 has it."""
 
     @model_serializer(mode="wrap")
     def _leave_out_nulls(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -16,7 +16,7 @@ class _WithoutNulls(BaseModel):
 
 
 class ProblemItem(_WithoutNulls):
-    """One of several errors in a request: where (a JSON pointer into the body, or a parameter) and what."""
+    """One of several errors in a request, and its place: a JSON pointer into the body, or a parameter."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -36,4 +36,4 @@ class Problem(_WithoutNulls):
     detail: str
     instance: str | None = None
     errors: list[ProblemItem] | None = None
-    cause: Problem | None = Field(None, description="The problem behind this one, e.g. why a job failed.")
+    cause: Problem | None = Field(None, description="The problem that caused this one, e.g. why a job failed.")

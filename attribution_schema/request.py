@@ -1,4 +1,4 @@
-"""An attribution request as it crosses the wire, checked as far as that needs no model and no Inseq.
+"""An attribution request, with the checks that need neither a model nor Inseq.
 
 Methods, functions and their arguments are checked by `attribution.catalogue.checks`, against Inseq.
 """
@@ -35,11 +35,11 @@ MethodName = Annotated[str, StringConstraints(max_length=100)]
 
 
 class Engine(OpenEnum):
-    """What computes the scores."""
+    """The engine that computes the scores."""
 
-    AUTO = "auto"  # the single pass where it is possible and was found to agree, Inseq's loop otherwise
-    INSEQ = "inseq"  # Inseq's loop: a forward and a backward for each generated token
-    SINGLE_PASS = "single_pass"  # noqa: S105 - no password; one forward for all tokens; refused where it is not possible
+    AUTO = "auto"  # the single pass if it qualifies and a probe agreed with Inseq's loop, else the loop
+    INSEQ = "inseq"  # Inseq's own loop over the generated tokens
+    SINGLE_PASS = "single_pass"  # noqa: S105 - no password; one forward for all tokens, or a refusal
 
 
 class ChatMessage(BaseModel):
@@ -48,7 +48,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     role: Annotated[str, StringConstraints(min_length=1, max_length=50)] = Field(
-        description="Who speaks, as the model's chat template knows it: `system`, `user`, `assistant`."
+        description="The role in the model's chat template: `system`, `user`, `assistant`."
     )
     content: Annotated[str, StringConstraints(min_length=1)]
 
@@ -66,7 +66,7 @@ Conversation = Annotated[list[ChatMessage], Field(min_length=1)]
 
 
 class AttributionRequest(BaseModel):
-    """One attribution job. Unknown fields are refused, so that a typo is told and not ignored."""
+    """One attribution job. Unknown fields are refused, so that a typo is an error."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -121,7 +121,7 @@ class AttributionRequest(BaseModel):
     step_scores_args: Arguments = Field({}, description="Arguments of the step score functions.")
     generation_args: Arguments = Field({}, description="Arguments of Transformers' `generate`, e.g. `max_new_tokens`.")
     tokenizer_args: TokenizerArguments = Field(
-        TokenizerArguments(), description="Languages: `src_lang`, and `tgt_lang`, which generation then begins with."
+        TokenizerArguments(), description="Languages: `src_lang`, and `tgt_lang`, with whose token generation starts."
     )
     chat_template_args: Arguments = Field(
         {}, description="Variables for the chat template, e.g. `enable_thinking`; with `messages` only."
@@ -146,17 +146,17 @@ class AttributionRequest(BaseModel):
     )
     engine: Engine = Field(
         Engine.AUTO,
-        description="How it is computed: `inseq` is Inseq's own loop, `single_pass` the same numbers many times faster "
+        description="The engine: `inseq` is Inseq's own loop, `single_pass` has the same numbers many times faster "
         "where a model and a method allow it; `auto` takes the second where it is found to agree with the first.",
     )
     timeout_seconds: float | None = Field(
-        None, gt=0, description="Longest time the job may run; the server's own limit holds besides."
+        None, gt=0, description="Longest time that the job may run; the server's own limit holds too."
     )
     reuse: bool = Field(
         False, description="Answer at once from the stored result of the same request, if there is one."
     )
-    priority: int = Field(0, ge=-100, le=100, description="Among one's own waiting jobs the higher comes first.")
-    tags: dict[TagName, TagValue] = Field({}, max_length=16, description="For finding jobs again: a small string map.")
+    priority: int = Field(0, ge=-100, le=100, description="Order among one's own waiting jobs: the higher first.")
+    tags: dict[TagName, TagValue] = Field({}, max_length=16, description="A small map of strings, to find jobs again.")
     seed: int = Field(
         0,
         ge=0,
@@ -167,11 +167,11 @@ class AttributionRequest(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _is_unicode(cls, data: Any) -> Any:
-        """JSON can write half a character (an escaped lone surrogate), which no text has, and no store takes."""
+        """Refuse lone surrogates, which JSON can escape but UTF-8, and so the store, cannot encode."""
         try:
             json.dumps(data, ensure_ascii=False, default=str).encode()
         except UnicodeEncodeError as error:
-            raise ValueError("a string has half a character in it (a lone surrogate), which is no Unicode") from error
+            raise ValueError("a string contains a lone surrogate, which is not valid Unicode") from error
         return data
 
     @field_validator("methods")
@@ -198,7 +198,7 @@ class AttributionRequest(BaseModel):
         if self.messages is None and self.chat_template_args:
             raise ValueError("chat_template_args are for messages")
         if self.messages is not None and self.skip_special_tokens:
-            raise ValueError("skip_special_tokens would take away what the chat template writes; leave it out")
+            raise ValueError("skip_special_tokens would remove the special tokens of the chat template; leave it out")
         return self
 
     @model_validator(mode="after")
@@ -213,17 +213,17 @@ class AttributionRequest(BaseModel):
 
     @property
     def method_names(self) -> list[str]:
-        """The methods, one or several."""
+        """The names of the methods, one or several."""
         return self.methods or [self.attribution_method]
 
     @property
     def attribution_method(self) -> str:
-        """The method of a request that has one only."""
+        """The method of a request that is not a comparison."""
         assert self.method is not None, "a comparison: see of_method"
         return self.method
 
     def of_method(self, name: str) -> AttributionRequest:
-        """The request for one method of a comparison alone; itself where there is one only."""
+        """The request of one method of a comparison; the request itself if it is not a comparison."""
         if self.methods is None:
             return self
         arguments = self.attribution_args.get(name, {})
@@ -231,27 +231,27 @@ class AttributionRequest(BaseModel):
 
     @property
     def inputs(self) -> list[str]:
-        """The input texts, as a list whatever way they were written; none where there are conversations."""
+        """The input texts as a list; empty if the input is conversations."""
         return [self.input_text] if isinstance(self.input_text, str) else list(self.input_text or ())
 
     @property
     def conversations(self) -> list[list[ChatMessage]] | None:
-        """The conversations, as a list whatever way they were written, or None where the input is text."""
+        """The conversations as a list; None if the input is text."""
         if self.messages is None:
             return None
         return [self.messages] if isinstance(self.messages[0], ChatMessage) else list(self.messages)
 
     @property
     def count(self) -> int:
-        """How many inputs there are."""
+        """The number of inputs."""
         return len(self.conversations or self.inputs)
 
     @property
     def languages(self) -> dict[str, str]:
-        """The tokenizer's languages that are asked for."""
+        """The languages that the request sets, by the tokenizer's argument names."""
         return self.tokenizer_args.model_dump(exclude_none=True)
 
     @property
     def targets(self) -> list[str] | None:
-        """The forced targets, one per input, or None where the model generates."""
+        """The forced targets, one for each input; None if the model generates."""
         return [self.generated_text] if isinstance(self.generated_text, str) else self.generated_text

@@ -9,11 +9,11 @@ from pydantic import BaseModel, Field
 
 
 class Token(BaseModel):
-    """A token as it is in the model's vocabulary, and its id there (-1 for one that was merged)."""
+    """A token of the model's vocabulary, and its id (-1 for a merged token)."""
 
     token: str
     token_id: int
-    text: str | None = Field(None, description="With `decode_tokens=true`: as people read it.")
+    text: str | None = Field(None, description="With `decode_tokens=true`: the token as readable text.")
     template: bool | None = Field(None, description="In a conversation: whether the chat template added it.")
 
 
@@ -48,13 +48,13 @@ class MethodResult(AttributionResult):
 
 
 class Agreement(BaseModel):
-    """How two methods agree on a text: means over its generated tokens, of the absolute scores of the tokens before."""
+    """The agreement of two methods on a text: means over its generated tokens, of their absolute scores."""
 
     methods: tuple[str, str]
     sequence: int = Field(description="Number of the input text.")
     spearman: float | None = Field(description="Rank correlation; null where a method's scores are all equal.")
     kendall: float | None = Field(description="Rank correlation by pairs (tau-b).")
-    top_overlap: float | None = Field(description="The part of the `k` largest scores that both have.")
+    top_overlap: float | None = Field(description="Fraction of the `k` largest scores that both share.")
     k: int
 
 

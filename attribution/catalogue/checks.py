@@ -1,7 +1,7 @@
-"""What a request must be to run, told before it is queued: names, arguments, limits, and what Inseq cannot do rightly.
+"""Checks of a request before it is queued: names, arguments, limits, and combinations that Inseq computes wrongly.
 
 Each refusal says what to do instead. Reads the catalogue; needs no model, only whether it is an encoder-decoder where
-that is known. What can be known only from the tokens is checked by the `runner`.
+that is known. What can be known only from the tokens is checked in `attribution.text` and `attribution.run`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from settings import Settings
 
 
 def resolve(request: AttributionRequest, settings: Settings, *, is_encoder_decoder: bool | None) -> AttributionRequest:
-    """The request as it will run: shorthands moved to their place, arguments checked and in Inseq's types.
+    """Return the request as it will run: shorthands moved to `attribution_args`, every argument checked.
 
     Raises `InvalidRequest` with every error found, each with a JSON pointer into the body.
     """
@@ -44,7 +44,7 @@ def resolve(request: AttributionRequest, settings: Settings, *, is_encoder_decod
         errors += _function_argument_errors("/step_scores_args", request.step_scores_args, scored)
         errors += _refusals(request, method, attribution_args, [f for f in functions if f])
         if request.engine == Engine.SINGLE_PASS and (reason := obstacle(request, method)):
-            errors.append(_at("/engine", f"This request cannot go the single pass: {reason} Use auto or inseq."))
+            errors.append(_at("/engine", f"The single pass cannot compute this request: {reason} Use auto or inseq."))
         if is_encoder_decoder is not None:
             errors += kind_refusals(request, method, is_encoder_decoder=is_encoder_decoder)
     errors += _generation_errors(request, settings)
@@ -74,7 +74,7 @@ def repeats_rows(request: AttributionRequest, method: Method) -> bool:
 
 
 def kind_refusals(request: AttributionRequest, method: Method, *, is_encoder_decoder: bool) -> Iterator[ProblemItem]:
-    """What this kind of model cannot do."""
+    """Yield an error for each thing that this kind of model, decoder-only or encoder-decoder, cannot do."""
     if is_encoder_decoder and method.traits.is_decoder_only:
         yield _at(
             "/method", f"{method.name} supports decoder-only models only: Inseq's fails on encoder-decoder models."
@@ -102,8 +102,8 @@ def kind_refusals(request: AttributionRequest, method: Method, *, is_encoder_dec
     if alone and arguments.get("contrast_force_inputs") and attributed_function(request).traits.difference:
         yield _at(
             "/attributed_fn",
-            f"With contrast_force_inputs {request.attributed_fn} is a function of the contrast alone: no token of the "
-            f"input has a part in it. Attribute {attributed_function(request).traits.difference}.",
+            f"With contrast_force_inputs {request.attributed_fn} is a function of the contrast alone: it depends on no "
+            f"token of the input. Attribute {attributed_function(request).traits.difference}.",
         )
 
 
@@ -177,8 +177,8 @@ def _refusals(
     if attributed is not None and attributed.name != DEFAULT_FUNCTION and method.ignores_attributed_fn:
         yield _at(
             "/attributed_fn",
-            f"{method.name} does not look at any function of the output, so attributed_fn would be ignored. Ask for "
-            "it as a step score.",
+            f"{method.name} attributes no function of the output, so attributed_fn would be ignored. Use it as a step "
+            "score.",
         )
     elif attributed is not None:
         yield from _attributed_fn_refusals(request, method, attributed)
@@ -196,7 +196,7 @@ def _refusals(
         ):
             yield _at(
                 f"/{name}/skip_special_tokens",
-                "The contrast must be encoded as the text is: set skip_special_tokens of the request itself.",
+                "The contrast is encoded as the text is: set skip_special_tokens of the request itself.",
             )
     if not method.has_scores and attribution_args:
         yield _at("/attribution_args", f"{method.name} computes no attribution and takes no arguments.")
@@ -214,7 +214,7 @@ def _attributed_fn_refusals(
     if not attributed.traits.is_differentiable and method.is_gradient:
         yield _at(
             "/attributed_fn",
-            f"{attributed.name} counts tokens and has no gradient. Use occlusion, or ask for it as a step score.",
+            f"{attributed.name} counts tokens and has no gradient. Use occlusion, or report it as a step score.",
         )
     if attributed.traits.compares_forwards and not forced:
         yield _at(
@@ -242,7 +242,7 @@ def _generation_errors(request: AttributionRequest, settings: Settings) -> Itera
         inseq_catalogue.refused_generation_args(),
     )
     if values and request.generated_text is not None:
-        yield _at("/generation_args", "generated_text is given, so nothing is generated: leave out generation_args.")
+        yield _at("/generation_args", "Nothing is generated if generated_text is given: leave out generation_args.")
         return
     for name in values.keys() & refused.keys():
         yield _at(f"/generation_args/{name}", f"{name} is not served: {refused[name]}.")

@@ -1,4 +1,4 @@
-"""What goes the single pass: methods, functions and arguments. Needs no model."""
+"""Which requests the single pass can compute, by method, function and arguments. Needs no model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from models import AttributionRequest
 
 
 def obstacle(request: AttributionRequest, method: Method) -> str | None:
-    """Why a request cannot go the single pass, as far as that needs no model; None where it can."""
+    """Return why the single pass cannot compute a request, or None if it can; a model may still not qualify."""
     if not method.traits.has_single_pass:
         return f"{method.name} does not have one: each of its steps is computed by itself."
     if not request.corrections:
