@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from attribution.engine import AttributionEngine
 from attribution.results import stored_form
-from attribution.run.engine_probe import TOLERANCE
+from attribution.run.engine_probe import largest_difference
 from attribution.single_pass import batch_sizes, method_dispatch
 from attribution.single_pass.network import SplitModel
 from models import AttributionRequest
@@ -114,14 +114,27 @@ def bodies(draw):
     return body
 
 
-# How far two orders of the same operations may end from each other, of the largest score. In float64 the roundings that
-# are left are those of float32, in which a result is stored (6e-8). In float32 a rounding grows by the condition of the
-# network: two of 70 random examples, on networks as steep as these, differ by 200 roundings (1.4e-5) on one processor
-# and by less on another. There the bound is the one by which the service itself trusts a single pass.
-LARGEST_DIFFERENCE = {"float64": 1e-6, "float32": TOLERANCE[torch.float32]}
+# Of the largest score: the roundings that are left are those of the float32 in which a result is stored (6e-8).
+IN_FLOAT64 = 1e-6
 
 
-@given(body=bodies(), positions=st.sampled_from([1, 20, 1000]), dtype=st.sampled_from(sorted(LARGEST_DIFFERENCE)))
+def largest_allowed_difference(engine, body, dtype, theirs):
+    """How far two orders of the same operations may end from each other, relative to the largest score.
+
+    In float32 a rounding grows by the condition of the network, which differs from example to example. It is measured as
+    the distance of Inseq's own float32 scores from its float64 scores. The single pass makes as many roundings of the
+    same size, so the two differ by at most the sum of two such distances; twice that allows for chance.
+    """
+    if dtype == "float64":
+        return IN_FLOAT64
+    if body["method"] == "gradient_shap":  # in float64 it draws other numbers
+        return 1e-5
+    with Float64Throughout():
+        exact = run(engine, "inseq", dtype="float64", **body)
+    return max(1e-5, 4 * largest_difference(theirs, exact))
+
+
+@given(body=bodies(), positions=st.sampled_from([1, 20, 1000]), dtype=st.sampled_from(["float32", "float64"]))
 @settings(max_examples=70, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_equals_inseqs_loop(engine, monkeypatch, body, positions, dtype):
     """`positions` at once: pieces of every size give the same."""
@@ -129,7 +142,7 @@ def test_equals_inseqs_loop(engine, monkeypatch, body, positions, dtype):
     with Float64Throughout() if dtype == "float64" else nullcontext():
         ours, theirs = (run(engine, way, dtype=dtype, **body) for way in ("single_pass", "inseq"))
     assert (ours.info["engine"], theirs.info["engine"]) == ("single_pass", "inseq")
-    assert_same(ours, theirs, rtol=LARGEST_DIFFERENCE[dtype])
+    assert_same(ours, theirs, rtol=largest_allowed_difference(engine, body, dtype, theirs))
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "falcon"])
@@ -222,7 +235,7 @@ def test_functions(engine, method, more):
         # Zero where the contrast has the same token: whether rounding adds up to rounding is chance.
         for each in (ours, theirs):
             each.info.pop("warnings")
-    assert_same(ours, theirs, rtol=LARGEST_DIFFERENCE["float64"])
+    assert_same(ours, theirs, rtol=IN_FLOAT64)
 
 
 # Gradient SHAP draws from the same generator, in another order: its dropout scores are other draws of the same.
