@@ -18,7 +18,8 @@ USER api
 ENV INSEQ_API_DATA_DIR=/data INSEQ_API_HOST=0.0.0.0 HF_HOME=/data/huggingface PYTHONUNBUFFERED=1
 VOLUME /data
 EXPOSE 8000
-HEALTHCHECK --start-period=60s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health/ready', timeout=4)"]
+# With a host that the server answers to: INSEQ_API_ALLOWED_HOSTS may leave out 127.0.0.1.
+HEALTHCHECK --start-period=60s CMD ["python", "-c", "import os, urllib.request as u; host = (os.environ.get('INSEQ_API_ALLOWED_HOSTS') or '127.0.0.1').split(',')[0].strip(); u.urlopen(u.Request('http://127.0.0.1:8000/health/ready', headers={'Host': host}), timeout=4)"]
 # SIGTERM: no new jobs, a grace period for running ones, the others are put back.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["python", "main.py"]

@@ -45,7 +45,12 @@ def main(create_app: CreateApp, arguments: list[str] | None = None) -> None:
         sys.exit(1)
 
 
-@click.group("main.py", invoke_without_command=True, subcommand_metavar="[COMMAND]")
+@click.group(
+    "main.py",
+    invoke_without_command=True,
+    subcommand_metavar="[COMMAND]",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.option("--host", help="Address to listen on (default: 127.0.0.1).")
 @click.option("--port", type=int, help="Port to listen on (default: 8000).")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Directory of jobs and results (default: data/).")

@@ -50,7 +50,8 @@ def _is_option(argument: str, known: set[str]) -> bool:
     """Whether an argument is an option. Texts with spaces and negative numbers are values, as in argparse."""
     if _underscored(argument.partition("=")[0]) in known or argument[:2] in known:
         return True
-    return argument.startswith("-") and " " not in argument and not re.fullmatch(r"-\d*\.?\d+", argument)
+    is_value = argument == "-" or " " in argument or re.fullmatch(r"-\d*\.?\d+", argument)
+    return argument.startswith("-") and not is_value
 
 
 def _underscored(name: str) -> str:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 
 class _WithoutNulls(BaseModel):
-    """A document without its null members, as RFC 9457 has it."""
+    """A document that leaves out members without a value, as in RFC 9457."""
 
     @model_serializer(mode="wrap")
     def _leave_out_nulls(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

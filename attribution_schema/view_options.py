@@ -46,7 +46,7 @@ class ViewOptions(BaseModel):
     Whether Inseq knows the names is checked where the view is made (`attribution.results.aggregation`).
     """
 
-    model_config = ConfigDict(frozen=True, populate_by_name=True)
+    model_config = ConfigDict(frozen=True)
 
     aggregators: Annotated[tuple[str, ...], BeforeValidator(_names), _TEXT] = Field(
         default_factory=tuple,  # a default value would be in the OpenAPI document, as an array

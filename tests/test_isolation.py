@@ -196,14 +196,14 @@ def test_one_methods_default_aggregation_is_not_anothers(engine, monkeypatch):
     def attention_by_scores():
         request = engine.check(AttributionRequest(model=LOOKUP, method="attention", input_text=PROMPT))
         parts = engine.run(request, device="cpu", report=lambda p: None, should_cancel=lambda: False)
-        return engine.view(parts[0].content, "json", ViewOptions(aggregators=("scores", "scores")))
+        return engine.view(parts[0].content, "json", ViewOptions(aggregator=("scores", "scores")))
 
     expected = orjson.loads(attention_by_scores())["sequence_attributions"]
     run(engine, LOOKUP, "saliency")
     assert orjson.loads(attention_by_scores())["sequence_attributions"] == expected
     request = engine.check(AttributionRequest(model=LOOKUP, method="attention", input_text=PROMPT))
     parts = engine.run(request, device="cpu", report=lambda p: None, should_cancel=lambda: False)
-    by_mean = engine.view(parts[0].content, "json", ViewOptions(aggregators=("mean", "mean")))
+    by_mean = engine.view(parts[0].content, "json", ViewOptions(aggregator=("mean", "mean")))
     assert orjson.loads(by_mean)["sequence_attributions"] == expected
 
     with without(monkeypatch, inseq_fields, "set_own_functions", lambda sequence: None):

@@ -1,4 +1,4 @@
-"""The route of a result: its format, its encoding, and whether the client has it already."""
+"""The route of a result: format, compression, and 304 for a client that has the current version."""
 
 from __future__ import annotations
 

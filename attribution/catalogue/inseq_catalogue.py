@@ -151,7 +151,7 @@ class StepFunction:
 
 @dataclass(frozen=True)
 class AggregatorEntry:
-    """An aggregator of a result's scores, and what it takes."""
+    """An aggregator of a result's scores, and its arguments."""
 
     name: str
     description: str

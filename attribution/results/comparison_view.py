@@ -38,7 +38,7 @@ def _with_method(name: str, output: FeatureAttributionOutput, options: ViewOptio
 
 
 def _agreements(outputs: Mapping[str, FeatureAttributionOutput]) -> Iterator[dict[str, Any]]:
-    """Yield the agreement of each two methods on each sequence, as `attribution_schema.result.Agreement` has it."""
+    """Yield the agreement of each two methods on each sequence, as an `attribution_schema.result.Agreement`."""
     scores = {
         name: [absolute_scores(scored_sequence(each)) for each in output.sequence_attributions]
         for name, output in outputs.items()

@@ -13,7 +13,7 @@ from alembic.util import CommandError
 from problems import StorageFailed
 
 metadata = sa.MetaData()
-# The columns after the newest migration. `migrations/` is authoritative; a test compares the two.
+# The columns after the newest migration. the migrations are authoritative; a test compares the two.
 jobs = sa.Table(
     "jobs",
     metadata,
