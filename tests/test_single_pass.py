@@ -285,8 +285,8 @@ def test_several_inputs_free_generation_and_seeds(engine):
 
 
 @pytest.mark.parametrize(("more", "reason"), [
-    ({"method": "lime"}, "lime does not have one"),
-    ({"method": "attention"}, "attention does not have one"),
+    ({"method": "lime"}, "lime has no single pass"),
+    ({"method": "attention"}, "attention has no single pass"),
     # On a model with dropout: what is attributed is divided by its spread over several draws.
     ({"model": "gpt2", "method": "saliency", "input_text": "1234", "generated_text": "123456",
       "attributed_fn": "mc_dropout_prob_avg"}, "more than the logits of one step"),

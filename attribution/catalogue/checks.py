@@ -182,7 +182,7 @@ def _refusals(
         )
     elif attributed is not None:
         yield from _attributed_fn_refusals(request, method, attributed)
-    if request.attribute_target and not method.traits.can_attribute_target:
+    if request.attribute_target and (method.is_layer or not method.traits.can_attribute_target):
         yield _at("/attribute_target", f"{method.name} cannot attribute the target prefix.")
     if attribution_args.get("attribute_to_layer_input") and not attribution_args.get("target_layer"):
         yield _at(
@@ -225,7 +225,7 @@ def _attributed_fn_refusals(
         yield _at(
             "/attributed_fn",
             f"{attributed.name} runs the model once more within its forward, which a layer method would take for the "
-            f"input's. Use {method.traits.without_layer}.",
+            f"input's. Use {method.traits.without_layer or 'a method without a layer'}.",
         )
     elif forced and attributed.is_contrastive and method.traits.compares_activations:
         yield _at(

@@ -1,7 +1,7 @@
-"""What can be asked for, read from Inseq's own registries, signatures and docstrings: nothing is retyped.
+"""Methods, functions and their arguments, read from Inseq's own registries, signatures and docstrings.
 
 Methods, step functions, aggregators and Transformers' generation arguments, each with its parameters. Knows nothing of
-a particular request (`checks`) or model (`runner`).
+models. What the registries do not say is in `traits`; requests are checked in `checks`.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Method:
 
     @property
     def has_scores(self) -> bool:
-        """Whether it attributes anything; step scores alone are what the other method is for."""
+        """Whether it attributes anything: false for `dummy`, which computes step scores only."""
         return self.traits.scores is not ScoreShape.NONE
 
     def with_defaults(self, arguments: Mapping[str, Any]) -> dict[str, Any]:

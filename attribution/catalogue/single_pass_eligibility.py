@@ -10,11 +10,11 @@ from models import AttributionRequest
 def obstacle(request: AttributionRequest, method: Method) -> str | None:
     """Return why the single pass cannot compute a request, or None if it can; a model may still not qualify."""
     if not method.traits.has_single_pass:
-        return f"{method.name} does not have one: each of its steps is computed by itself."
+        return f"{method.name} has no single pass: each of its steps is computed by itself."
     if not request.corrections:
         return "Without corrections the numbers are those of Inseq's own loop."
     function = attributed_function(request)
-    # A gradient method calls the function with the rows of all steps, occlusion with one row at a time.
+    # Functions of one row count tokens and have no gradient; occlusion needs only their values.
     allowed = {Reads.LOGITS, Reads.LOGITS_AND_PREFIX} | (set() if method.is_gradient else {Reads.ONE_ROW})
     if method.has_scores and function.traits.reads not in allowed:
         return f"{function.name} depends on more than the logits of one step."

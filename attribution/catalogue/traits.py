@@ -1,7 +1,8 @@
 """Every fact about a method or a step function that Inseq's registries do not say: the one place where it is written.
 
 `METHODS` and `STEP_FUNCTIONS` have an entry for each name. A method or function that a newer Inseq adds and that is not
-listed gets the cautious defaults below: Inseq's own loop, no shortcut. Tests hold the facts to what runs.
+listed gets the defaults below: Inseq's own loop without shortcuts, unseeded, one row in its estimate. A test fails
+until it is described; tests hold the facts to what runs.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class MethodTraits:
     reads_attention: bool = False  # its scores are the model's attention weights
     is_decoder_only: bool = False  # fails on encoder-decoder models
     can_attribute_target: bool = True  # on encoder-decoder models, also the target prefix
-    compares_activations: bool = False  # of one forward pass with those of the baseline's
+    compares_activations: bool = False  # those of the input with those of the baseline
     # Completeness: scores sum to f(input) - f(baseline). The advice for scores that do not; None without the identity.
     completeness_advice: str | None = None
     multiplies_by_inputs: bool = True  # Inseq's default for `multiply_by_inputs`, with which the identity holds
@@ -100,6 +101,7 @@ METHODS: dict[str, MethodTraits] = {
         repeats_rows=True,
         runs_own_text=True,
         can_attribute_target=False,
+        compares_activations=True,
         completeness_advice=_DEEPLIFT_IS_LINEAR,
         without_layer="deeplift",
         rows=2,
@@ -141,9 +143,7 @@ class Reads(Enum):
     """What a step function depends on."""
 
     LOGITS = auto()  # a row of logits and its target: all steps at once
-    LOGITS_AND_PREFIX = (
-        auto()
-    )  # also the step's prefix, where the contrast's token is found: all rows of a step at once
+    LOGITS_AND_PREFIX = auto()  # also the step's prefix, with the contrast's token: all rows of a step at once
     ONE_ROW = auto()  # a row of logits, one row at a time
     OWN_FORWARDS = auto()  # forward passes of its own, on other inputs or with dropout
 

@@ -88,7 +88,7 @@ class Estimator:
     def _measured(self, loaded: LoadedModel) -> ModelRates:
         """The model's rates, measured now if needed.
 
-        Never waits for a whole attribution: a job measures the rates before it starts.
+        May wait while a job generates its targets, but not for its attribution: the job measures the rates before that.
         """
         while (rates := self._rates.of(loaded.key)) is None:
             if loaded.lock.acquire(timeout=0.05):

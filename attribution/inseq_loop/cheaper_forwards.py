@@ -41,7 +41,7 @@ def lean_occlusion(method: FeatureAttribution, model: HuggingfaceModel) -> None:
         if "sliding_window_shapes" not in arguments:
             width = model.get_embedding_layer().embedding_dim
             shapes = tuple((1, width) for _ in main["inputs"])
-            # Inseq, too, writes this into the request's own dictionary.
+            # As in Inseq: every step of the run has this same dictionary, so it is filled once.
             arguments["sliding_window_shapes"] = shapes if len(shapes) > 1 else shapes[0]
         scores = method.method.attribute(**main, **arguments)
         for each in scores:

@@ -75,7 +75,9 @@ def by_loop(
     steps: FinishedSteps,
     on_progress: ProgressCallback,  # noqa: ARG001 - an `EngineCall`
 ) -> Attributed:
-    """Inseq's own loop; each step has the forward for its step scores, or reads them off its own (`ReadOff`)."""
+    """Inseq's own loop. Step scores come from the logits of a step's own forward if possible (`ReadOff`), else from one
+    more forward at each step.
+    """
     return _loop(setup, steps, scores=None)
 
 
@@ -88,8 +90,8 @@ def by_loop_with_shared_scores(setup: Setup, steps: FinishedSteps, on_progress: 
 
 
 def can_share_scores(request: AttributionRequest, work: MethodOnText) -> bool:
-    """Whether one forward could bring the scores of all steps: the loop would run an extra one for each step, and none
-    of the scores draws random numbers, which would move the draws of the steps behind it.
+    """Whether one forward over the text can compute the step scores of all steps: the loop would need an extra forward
+    at each step, and no score draws random numbers (drawn earlier, they would change the draws of the steps).
     """
     names, method = work.step_scores, work.method
     if not names or step_scores.is_noisy(names) or step_scores.has_own_logits(request, method):

@@ -18,7 +18,7 @@ class GeneratedTargets:
     """Generates targets, and remembers them by the number of their input."""
 
     def __init__(self, *, are_shared: bool = False) -> None:
-        """`are_shared`: several methods use them, and any of these may draw random numbers behind the generation."""
+        """`are_shared`: several methods use them, and any of these may draw random numbers after the generation."""
         self._are_shared = are_shared
         self._generated: dict[int, GeneratedTarget] = {}
 

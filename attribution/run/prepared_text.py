@@ -65,7 +65,7 @@ class TextReader:
             self.warnings.extend(generated.warnings)
             for correction in generated.corrections:
                 self.ledger.apply(correction)
-            # A random method's draws begin behind those of the generation.
+            # A random method's draws begin after those of the generation.
             target, random_state = generated.target, generated.random_state if self.draws_random else None
         else:
             target = encoding.encode_target(loaded, request, prompt, forced)

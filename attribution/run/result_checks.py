@@ -1,4 +1,4 @@
-"""Checks of a finished result: whether its scores are numbers, and whether they add up where the method promises it."""
+"""Checks of a finished result: whether it has tokens, and whether its scores are numbers."""
 
 from __future__ import annotations
 

@@ -23,9 +23,9 @@ from problems import UnsupportedByModel
 def attribute(attribution: TextAttribution, choice: EngineChoice, random_state: RandomState | None) -> Attributed:
     """A text's attribution, its step scores, and each step's completeness where the method promises it.
 
-    A share of the texts runs by both engines; where they differ, the result is that of Inseq's loop. The draws of a
-    random method begin at `random_state`. Raises `UnsupportedByModel` where the request requires the single pass and
-    the text cannot have it.
+    A share of the texts that the single pass attributed runs by Inseq's loop too; if the two differ, the loop's result
+    is returned. The draws of a random method begin at `random_state`. Raises `UnsupportedByModel` if the request
+    requires the single pass and it is not trusted or fails for this text.
     """
     with _drawing_from(random_state):
         ours = joined([_by_chosen_engine(attribution, work, choice) for work in attribution.runs()])
@@ -37,7 +37,7 @@ def attribute(attribution: TextAttribution, choice: EngineChoice, random_state: 
 
 
 def _by_chosen_engine(attribution: TextAttribution, work: MethodOnText, choice: EngineChoice) -> Attributed:
-    """The single pass if the choice is that; Inseq's loop if not, or if the single pass turns out not to do this text.
+    """Run by the single pass if `choice` trusts it; by Inseq's loop otherwise, or if the single pass refuses the text.
 
     In the loop, step scores come from one forward over the whole text if the single pass of `dummy` is trusted.
     """

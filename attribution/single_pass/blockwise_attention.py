@@ -17,7 +17,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-from attribution.single_pass.fused_attention import AttentionOutput, attend, eager_attention_of, using_attention
+from attribution.single_pass.fused_attention import AttentionResult, attend, eager_attention_of, using_attention
 from attribution.single_pass.last_attention import LastBlock
 
 _NAME = "inseq_blockwise"
@@ -66,7 +66,7 @@ def _attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     **more: Any,
-) -> AttentionOutput:
+) -> AttentionResult:
     """`query` is [rows, heads, queries, width]: the queries belong to the last positions of the keys."""
     settings, (rows, heads, count, _), length = _current.get(), query.shape, key.shape[2]
     assert settings is not None

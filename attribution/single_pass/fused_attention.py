@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 FUSED = "sdpa"
 # An attention function's output ([rows, queries, heads, width]) and its maps, or None.
-AttentionOutput: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
+AttentionResult: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
 
 
 def can_be_fused(network: PreTrainedModel) -> bool:
@@ -44,9 +44,9 @@ def eager_attention_of(module: nn.Module) -> Callable[..., Any] | None:
     return found
 
 
-def attend(module: nn.Module, *tensors: torch.Tensor | None, is_fused: bool, **more: Any) -> AttentionOutput:
+def attend(module: nn.Module, *tensors: torch.Tensor | None, is_fused: bool, **more: Any) -> AttentionResult:
     """Call fused or eager attention on query, key, value and mask, with the signature of `AttentionInterface`."""
-    function: Callable[..., AttentionOutput] | None = sdpa_attention_forward if is_fused else eager_attention_of(module)
+    function: Callable[..., AttentionResult] | None = sdpa_attention_forward if is_fused else eager_attention_of(module)
     assert function is not None
     return function(module, *tensors, **more)
 

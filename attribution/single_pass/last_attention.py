@@ -18,7 +18,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from attribution.single_pass.fused_attention import AttentionOutput, attend, eager_attention_of, using_attention
+from attribution.single_pass.fused_attention import AttentionResult, attend, eager_attention_of, using_attention
 
 # Names of an attention module's output projection in Transformers' families.
 _PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense")
@@ -40,8 +40,9 @@ class LastBlock:
 class Cut:
     """Tensors that a forward records at the last attention, in two lists of equal length.
 
-    `leaves` are detached copies; `anchors` are the attached originals, and the gradient at a leaf continues from its
-    anchor. The first `step_leaves` leaves have an axis of steps: each step has a copy of its own.
+    The gradient at a leaf continues from its anchor, the attached original. `leaves` are detached copies, except for
+    the block's input, which is the same tensor in both lists. The first `step_leaves` leaves have an axis of steps:
+    each step has a copy of its own.
     """
 
     last_block: LastBlock
@@ -115,7 +116,7 @@ def _attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     **more: Any,
-) -> AttentionOutput:
+) -> AttentionResult:
     """The network's attention; in the last block only at the steps' positions. Signature of `AttentionInterface`."""
     cut = _current.get()
     assert cut is not None
@@ -147,7 +148,7 @@ def _mask(**named: Any) -> torch.Tensor | None:
 
 def _at_steps(
     cut: Cut, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, **more: Any
-) -> AttentionOutput:
+) -> AttentionResult:
     """Eager attention of the steps' queries alone, each step with its own leaf copies of the keys and values."""
     rows, heads, length, _ = query.shape
     queries = query[:, :, cut.positions].transpose(1, 2)  # [rows, steps, heads, width]

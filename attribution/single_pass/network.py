@@ -140,9 +140,9 @@ def _ones(embeddings: torch.Tensor) -> torch.Tensor:
 class Graph:
     """A forward's autograd graph in two pieces; `states` are the hidden states [rows, steps, width].
 
-    `leaves` are detached copies; `anchors` are the attached originals. Backward to leaves runs once, from anchors once
-    per step. The first `step_leaves` leaves have an axis of steps ([rows, steps, ...]); of the other leaves
-    ([rows, length, ...]) a step uses its own position alone. Without leaves, the anchor is `states` itself.
+    `anchors` are the attached originals of `leaves` (see `last_attention.Cut`). Backward to leaves runs once, from
+    anchors once per step. The first `step_leaves` leaves have an axis of steps ([rows, steps, ...]); of the other
+    leaves ([rows, length, ...]) a step uses its own position alone. Without leaves, the anchor is `states` itself.
     """
 
     states: torch.Tensor

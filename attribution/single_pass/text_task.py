@@ -22,9 +22,8 @@ class HeadOutput:
     """Values computed from the logits of hidden states."""
 
     values: torch.Tensor  # the attributed function: [rows, steps]
-    gradients: torch.Tensor | None = (
-        None  # with respect to the hidden states: [rows, steps, width]; None if not computed
-    )
+    # With respect to the hidden states: [rows, steps, width]; None if not computed.
+    gradients: torch.Tensor | None = None
     step_scores: list[dict[str, torch.Tensor]] = field(default_factory=list)  # of the first row, by step
 
 

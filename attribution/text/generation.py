@@ -26,7 +26,7 @@ class GeneratedTarget:
     """The target that the model generated for one input, shared by all methods of a comparison."""
 
     target: BatchEncoding  # [1, target_len]
-    random_state: RandomState | None  # of the generators behind the generation, for a method that draws
+    random_state: RandomState | None  # of the random generators after the generation, for a method that draws
     warnings: list[str]
     corrections: list[Correction]
 

@@ -67,7 +67,7 @@ class StepLabels:
 def labelled_once(model: HuggingfaceModel) -> Iterator[None]:
     """Within the block, the model labels texts by `labels`, and cleans equal tokens once.
 
-    The caller holds the model's lock.
+    The caller holds the model's lock. Blocks must not be nested: the inner one would end the outer one's labels.
     """
     clean = model.clean_tokens
     known: dict[Any, Any] = {}
