@@ -231,7 +231,10 @@ def test_the_true_token_comes_out_on_top_in_lookups(server, method):
     assert share >= LOOKUP_SHARES[method], share
 
 
-@pytest.mark.parametrize("method", PHRASEBOOK_SHARES)
+# LIME takes 50 forward passes for each of some 120 tokens here, one by one.
+@pytest.mark.parametrize(
+    "method", [pytest.param(each, marks=pytest.mark.slow if each == "lime" else ()) for each in PHRASEBOOK_SHARES]
+)
 def test_the_true_word_comes_out_on_top_in_translations(server, method):
     rng = random.Random(77)
     share = phrasebook_share(server, method, [tasks.phrasebook_example(rng) for _ in range(20)])
@@ -240,7 +243,7 @@ def test_the_true_word_comes_out_on_top_in_translations(server, method):
 
 def test_two_models_attribute_at_the_same_time(server):
     """Two workers, two models: both jobs are seen in the middle of their work at once."""
-    slow = {"method": "sequential_integrated_gradients", "n_steps": 2000, "engine": "inseq"}
+    slow = {"method": "sequential_integrated_gradients", "n_steps": 300, "engine": "inseq"}
     texts = {LOOKUP: [PROMPT] * 20, PHRASEBOOK: [SENTENCE] * 20}
     ids = [server.submit(model=model, input_text=text, **slow) for model, text in texts.items()]
     for job_id in ids:
