@@ -1,7 +1,7 @@
-"""Known vulnerabilities of the locked dependencies: `python -m tests.audit`, part of `make check`.
+"""Looks up known vulnerabilities of the locked dependencies: `python -m tests.audit`, part of `make check`.
 
-Exits with 1 for one that is known. Where the advisories cannot be looked up (no network, a mirror without them) it says
-so and exits with 0.
+Exits with 1 if there are any. Prints a note and exits with 0 if the advisories cannot be looked up (no network, or a
+mirror without advisories).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ LOCK = Path(__file__).parent.parent / "requirements.lock"
 
 
 def verdict(report: str, errors: str) -> tuple[int, str]:
-    """The exit status and what to say, from pip-audit's JSON report and what it wrote on standard error."""
+    """The exit status and the message, from pip-audit's JSON report and its standard error."""
     try:
         found = json.loads(report)["dependencies"]
     except ValueError:

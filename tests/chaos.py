@@ -26,7 +26,7 @@ def wanted(kind):
 
 
 class Chaos:
-    """One server and what its clients know of it."""
+    """A server, and the jobs that its clients know it accepted."""
 
     def __init__(self, disk, seed=1):
         self.disk = disk
@@ -34,13 +34,13 @@ class Chaos:
         self.server = Server(
             disk.path / "data", INSEQ_API_MAX_ATTEMPTS=str(ATTEMPTS), INSEQ_API_SHUTDOWN_GRACE_SECONDS="20"
         )
-        self.accepted: dict[str, tuple[int, str]] = {}  # by idempotency key: what was asked for, and the job
+        self.accepted: dict[str, tuple[int, str]] = {}  # by idempotency key: the index in KINDS, and the job's id
         self.refused = 0
         self.stopped = threading.Event()
         self.damaged: set[str] = set()
 
     def client(self, index, jobs):
-        """Submit jobs one after another; try each again, with its key, until it is accepted."""
+        """Submit jobs one after another; repeat each with the same idempotency key until it is accepted."""
         numbers, http = random.Random(index), httpx.Client(timeout=60)
         for number in range(jobs):
             kind, key = numbers.randrange(len(KINDS)), f"{index}-{number}"
@@ -57,7 +57,7 @@ class Chaos:
                 if answer.status_code == 202:
                     job_id = answer.json()["job_id"]
                     assert self.accepted.setdefault(key, (kind, job_id)) == (kind, job_id)
-                    if numbers.random() < 0.2:  # as a client that saw no answer would
+                    if numbers.random() < 0.2:  # submit it again, as a client does that received no response
                         continue
                     break
                 assert answer.status_code in {429, 503, 507}, answer.text
@@ -75,7 +75,7 @@ class Chaos:
             if number % 2 == 0:
                 self.disk.fill()
                 time.sleep(0.7)
-                if number % 4 == 0:  # killed on a full disk, or with room again
+                if number % 4 == 0:  # kill it while the disk is full; otherwise after room is made
                     self.server.kill()
                 self.disk.make_room()
             self.server.kill()
@@ -98,7 +98,7 @@ class Chaos:
             self.damaged.add(file.name)
 
     def check(self):
-        """Everything accepted has ended; whole results are Inseq's, damaged ones are told."""
+        """Check that accepted jobs have ended, intact results equal Inseq's, and damaged ones are reported as such."""
         ours = {job_id: self.server.wait(job_id) for _, job_id in self.accepted.values()}
         self.damage_some(min(12, len(ours) // 3))
         theirs = [
@@ -110,7 +110,7 @@ class Chaos:
         for kind, job_id in self.accepted.values():
             job = ours[job_id]
             assert job["attempt"] <= ATTEMPTS
-            if job["status"] == "failed":  # it was running in every kill, or its result found no room
+            if job["status"] == "failed":  # it was running at every kill, or the disk was full when it ended
                 assert job["error"]["type"] in {"/problems/interrupted", "/problems/storage-failed"}, job["error"]
                 continue
             assert job["status"] == "completed"
@@ -125,14 +125,14 @@ class Chaos:
         assert told
         assert completed > 0.7 * len(ours)
         self.server.kill()
-        self.server.start()  # which sweeps
+        self.server.start()  # the start deletes orphaned result files
         assert self.server.stop() == 0
         with sqlite3.connect(self.disk.path / "data" / "jobs.sqlite3") as connection:
             statuses = {row[0] for row in connection.execute("SELECT DISTINCT status FROM jobs")}
             rows = dict(connection.execute("SELECT idempotency_key, job_id FROM jobs").fetchall())
             names = {row[0] for row in connection.execute("SELECT name FROM result_files")}
         assert statuses <= {"completed", "failed"}
-        assert rows == {key: job_id for key, (_, job_id) in self.accepted.items()}  # none lost, none twice
+        assert rows == {key: job_id for key, (_, job_id) in self.accepted.items()}  # no job is lost or duplicated
         left = {file.name for file in (self.disk.path / "data" / "results").iterdir()}
         assert left <= names
         assert names - left <= self.damaged

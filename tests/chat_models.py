@@ -17,7 +17,7 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
     "{% if enable_thinking is defined and not enable_thinking %}{{ '<think></think>' }}{% endif %}{% endif %}"
 )
-# Llama 3 trims what people write, and begins with BOS.
+# Like Llama 3's template, trims each message and begins with BOS.
 LLAMA3 = (
     "{% if messages[0].role == 'tool' %}{{ raise_exception('there are no tools here') }}{% endif %}"
     "{{ bos_token }}{% for message in messages %}"

@@ -1,4 +1,4 @@
-"""The fake engine behind the real checks and catalogue: for fuzzing requests without running models.
+"""The fake engine with the real engine's checks and catalogue, to fuzz requests without running models.
 
 `python -m tests.checking_engine --data-dir DIR` serves it.
 """
@@ -16,7 +16,7 @@ from tests.fake_engine import FakeEngine
 
 
 class CheckingEngine(FakeEngine):
-    """Accepts the same requests as the real engine, and ends every job at once."""
+    """Accepts the same requests as the real engine, and completes every job immediately."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the tests share: a real server on a loopback port, a hub cache with a small GPT-2, Inseq called directly."""
+"""Shared fixtures: real servers on loopback ports, a hub cache with a small GPT-2, and a browser."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import re
 import tempfile
 from pathlib import Path
 
-# Before Inseq is imported: its caches go to a folder of this run, and nothing looks for the network.
+# Set before Inseq is imported: its caches go to a temporary folder, and the network is not used.
 _SCRATCH = tempfile.mkdtemp(prefix="inseq-api-tests-")
 os.environ["INSEQ_ARTIFACTS_CACHE"] = f"{_SCRATCH}/inseq-artifacts"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = f"{_SCRATCH}/hf"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# One intra-op thread here and in every server: sums are then taken in one order, and equal numbers are equal.
+# One intra-op thread here and in every server makes the order of sums, and so the rounding, reproducible.
 os.environ["OMP_NUM_THREADS"] = "1"
 for _name in [name for name in os.environ if name.startswith("INSEQ_API_")]:
     del os.environ[_name]
@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 from tests.hub import build_hub_cache  # noqa: E402
 from tests.serving import Server  # noqa: E402
 
-# How long an example takes, and how long it takes to be made, says how busy the machine is.
+# No time limits on Hypothesis's examples: their durations depend on the load of the machine.
 settings.register_profile("any load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any load")
 
@@ -34,14 +34,14 @@ PROMPT = "Anna likes tea. Ben likes milk. Anna likes"
 SENTENCE = "the red cat sees a dog"
 
 
-# The longest files: begun first, so that no worker is left with one of them at the end.
+# The slowest files run first, so that parallel workers finish at about the same time.
 LONGEST = (
     "test_crashes", "test_single_pass", "test_step_scores", "test_families", "test_exactness", "test_models",
     "test_page_list", "test_chaos", "test_isolation", "test_corrections_methods", "test_disk", "test_partial",
 )  # fmt: skip
 
 
-# Files that compare what one kernel computed with what another did.
+# Files that compare numbers computed by different kernels.
 NUMERIC = {
     "test_chat", "test_comparison", "test_completeness", "test_corrections", "test_corrections_methods",
     "test_device_memory", "test_estimates", "test_exactness", "test_families", "test_isolation", "test_labels",
@@ -50,9 +50,9 @@ NUMERIC = {
 }  # fmt: skip
 
 
-@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+@pytest.hookimpl(tryfirst=True)  # before pytest selects tests by their marks
 def pytest_collection_modifyitems(items):
-    """Files in the order of their length, as far as it matters; a file's own tests stay together."""
+    """Mark the numeric files and sort the slowest files first; the tests of a file stay together."""
     places = {name: place for place, name in enumerate(LONGEST)}
     for item in items:
         if item.path.stem in NUMERIC:
@@ -68,13 +68,13 @@ def hub_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory):
-    """A configured model root; tests that need a model of a family put it there (see `tests.families`)."""
+    """A model directory of the server, to which tests add models of families (see `tests.families`)."""
     return tmp_path_factory.mktemp("models")
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory, hub_cache, model_dir):
-    """A server in its own process, with two workers, for all tests that do not harm it."""
+    """A server in its own process, with two workers, shared by all tests that leave it running."""
     with Server(
         tmp_path_factory.mktemp("data"),
         HF_HOME=str(hub_cache),
@@ -86,7 +86,7 @@ def server(tmp_path_factory, hub_cache, model_dir):
 
 @pytest.fixture(autouse=True)
 def settled(request):
-    """No test leaves a job behind on the server that it shares with others."""
+    """Cancel the jobs that a test left on the shared server."""
     yield
     if "server" in request.fixturenames:
         request.getfixturevalue("server").settle()
@@ -107,7 +107,7 @@ def app(tmp_path):
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory):
-    """A server without torch, whose jobs take as long as they are told."""
+    """A server with the fake engine, whose jobs take as long as their `input_text` says."""
     with Server(tmp_path_factory.mktemp("slow"), module="tests.fake_engine") as running:
         yield running
 
@@ -117,14 +117,14 @@ def slow(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """A server of a file's own, for the page's tests: they count its jobs, and one has it ask for keys."""
+    """A server for one file of page tests, which count its jobs and, in one test, add API keys."""
     with Server(tmp_path_factory.mktemp("page"), INSEQ_API_WORKERS_PER_DEVICE="2") as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def chromium():
-    """A browser, closed before another file's tests: while Playwright runs, its thread can have no other event loop."""
+    """A browser for one file of tests, closed after it: no other event loop can run in the thread before."""
     from tests.browser import browser
 
     with browser() as running:
@@ -133,7 +133,7 @@ def chromium():
 
 @pytest.fixture
 def open_page(chromium):
-    """Opens pages that fail the test for an error in the console and for a request that leaves the server."""
+    """Opens pages. The test fails if one logs an error or sends a request to another server."""
     contexts, complaints = [], []
 
     def opened(server, path="/", **options):
@@ -141,8 +141,7 @@ def open_page(chromium):
         context.set_default_timeout(60_000)
         contexts.append(context)
         page = context.new_page()
-        # A request that is refused or has no answer is told in the page; that the browser notes it is no error of the
-        # page's.
+        # The browser logs refused and unanswered requests as errors. They are expected: the page reports them itself.
         noted = re.compile("status of 4|net::ERR_")
         page.on(
             "console",

@@ -1,4 +1,4 @@
-"""An engine without torch, which ends at once, runs slowly, fails or kills the process. For tests of jobs and HTTP.
+"""An engine without torch for tests of jobs and HTTP: jobs complete immediately, run slowly, fail or kill the process.
 
 `python -m tests.fake_engine --data-dir DIR` serves it, for tests that kill the process many times.
 """
@@ -39,21 +39,21 @@ def submit(client, text, **more):
 
 
 def ended(client, job_id):
-    """The job, once it has ended."""
+    """Wait for the end of the job and return it."""
     job = client.get(f"/attribution/jobs/{job_id}", params={"wait": 60}).json()
     assert JobStatus(job["status"]).is_terminal, job
     return job
 
 
 def until_running(client, job_id):
-    """Wait until the job has done a step."""
+    """Wait until the job reports a completed step."""
     until(lambda: client.get(f"/attribution/jobs/{job_id}").json()["progress"]["steps_done"])
 
 
 @contextmanager
 def in_process(settings):
-    """A client of an app in this process with its own fake engine, whose held jobs are released at the end."""
-    from fastapi.testclient import TestClient  # not for the servers that are started again and again
+    """A client of an app in this process with its own fake engine; `hold` jobs are released at the end."""
+    from fastapi.testclient import TestClient  # not needed, and slow to import, in servers that tests restart often
 
     engine = FakeEngine()
     with TestClient(create_app(settings, engine), LOCAL) as client:
@@ -64,8 +64,9 @@ def in_process(settings):
 
 
 class FakeEngine:
-    """`input_text` is the command: `sleep:0.1`, `hold` (until `go_on` is set), `fail`, `raise`, `die`, `forever`; any
-    other text is answered at once.
+    """Reads `input_text` as a command: `sleep:0.1`, `hold` (until `go_on` is set), `fail`, `raise`, `die` or `forever`.
+
+    Any other text completes immediately.
     """
 
     def __init__(self):

@@ -1,8 +1,8 @@
-"""Tiny random models of the families that people use, each from its real Transformers config class.
+"""Tiny random models of common families, each built from its Transformers config class.
 
 `build(name, folder)` writes one. Two layers, hidden size 32, weights large enough that the outputs are not degenerate. The
-tokenizers are small byte-level ones with each family's habits: which special tokens it has, and whether it puts a BOS token
-in front of every text (with which Inseq's own free generation always fails).
+tokenizers are small byte-level ones with the special tokens of each family; some prepend BOS to every text, as the real
+ones do (Inseq's free generation fails for these).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.hub import byte_level_tokenizer
 _SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
           "max_position_embeddings": 128, "initializer_range": 0.25}  # fmt: skip
 _GROUPED = {**_SMALL, "num_key_value_heads": 2}
-# Shorter than the tests' texts: with the real thousands, Mistral is Llama to the last bit.
+# A window shorter than the tests' texts: with the real size, Mistral computes the same as Llama.
 _WINDOWED = {**_GROUPED, "sliding_window": 4}
 _BART = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
          "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 128,
@@ -29,7 +29,7 @@ _BART = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_atten
 
 @dataclass(frozen=True)
 class Family:
-    """A family's config, model class, size and tokenizer habits."""
+    """The config class, model class, size and special tokens of a family."""
 
     config: type[t.PretrainedConfig]
     model: type[t.PreTrainedModel]
@@ -50,7 +50,7 @@ _QWEN = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
 _GEMMA = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
 _SEQ2SEQ = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
-# Tokenizers with a language code in front (mBART, M2M100) are not imitated: their models are, with plain texts.
+# mBART and M2M100 have no language codes here; `tests.translators` has their real tokenizers.
 FAMILIES = {
     "gpt2": Family(t.GPT2Config, t.GPT2LMHeadModel,
                    {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializer_range": 0.25}, _GPT),
@@ -84,7 +84,7 @@ FAMILIES = {
                      extra={"decoder_start_token_id": "eos_token"}),
 }  # fmt: skip
 
-# Relatives with a peculiarity, for the tests of it.
+# Models of which a test needs one property: own decoder embeddings, no causal mask, custom attention.
 RELATIVES = {
     "marian-own": Family(t.MarianConfig, t.MarianMTModel,
                          {**_BART, "scale_embedding": True, "share_encoder_decoder_embeddings": False,
@@ -113,7 +113,7 @@ def build(name: str, folder: Path) -> Path:
     ids.setdefault("bos_token_id", ids["eos_token_id"])
     ids.setdefault("pad_token_id", None)
     ids |= {name: tokenizer.convert_tokens_to_ids(family.special[kind]) for name, kind in family.extra.items()}
-    # Configs have ids of the real vocabularies as defaults, here and there a forced one.
+    # The defaults of some configs force an EOS id of the real vocabulary.
     ids |= {"forced_eos_token_id": None} if family.is_encoder_decoder else {}
     torch.manual_seed(11)
     model = family.model(family.config(**{"vocab_size": len(tokenizer), **family.size, **ids})).eval()

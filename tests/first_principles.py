@@ -1,6 +1,6 @@
-"""Attributions worked out from their definitions with autograd on plain Transformers models: no Inseq, no Captum.
+"""Attributions computed from their definitions with autograd on plain Transformers models, without Inseq or Captum.
 
-All for one text. Scores are [attributed token, generated token, hidden], NaN where a token stands behind the generated one.
+For one text. Scores are [attributed token, generated token, hidden], NaN from the position of the generated token on.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Function = Callable[[torch.Tensor, int], torch.Tensor]  # (logits of the next to
 
 
 class Float64Throughout(TorchFunctionMode):
-    """Transformers' own casts to float32 become casts to float64, while this context is open.
+    """A context in which Transformers' casts to float32 become casts to float64.
 
-    Whatever the model's type, most families compute their softmax, norms or rotary angles in float32. In a float64 model these
-    are then the only roundings above 1e-15, and they depend on the processor: a vectorised float32 exponential of a whole row
-    and that of a part of the row may end in different last digits. Only calls from Transformers' modules are changed: a
-    cast to float32 in the code under test stays one, and is found.
+    Most families compute their softmax, norms or rotary angles in float32 whatever the model's dtype. In a float64
+    model these are the only roundings above 1e-15, and they depend on the processor: the vectorised float32 exponential
+    of a row and that of a part of the row may differ in the last digit. Only calls from Transformers' modules change,
+    so a test still detects a cast to float32 in the code under test.
     """
 
     def __torch_function__(
@@ -44,7 +44,7 @@ class Float64Throughout(TorchFunctionMode):
 
 
 class Plain:
-    """A model and its tokenizer in plain Transformers, and one text's ids in them."""
+    """A model and its tokenizer in plain Transformers, and the ids of one text and its target."""
 
     def __init__(self, path: Path, text: str, target: str, dtype: torch.dtype = torch.float32) -> None:
         self.is_encoder_decoder = bool(AutoConfig.from_pretrained(path).is_encoder_decoder)
@@ -64,7 +64,7 @@ class Plain:
         self.unknown = self.tokenizer.unk_token_id
 
     def logits(self, step: int, embeddings: torch.Tensor | None = None) -> torch.Tensor:
-        """Of the token at `step`, [rows, vocabulary]: from ids, or with other embeddings of what is attributed."""
+        """Logits of the token at `step`, [rows, vocabulary], from ids or from embeddings of the attributed side."""
         prefix = self.target[:, :step]
         if embeddings is None:
             inputs = {"input_ids": self.source, "decoder_input_ids": prefix}
@@ -77,17 +77,17 @@ class Plain:
         return logits
 
     def log_probabilities(self) -> np.ndarray:
-        """Of each generated token, from ids."""
+        """Log-probability of each generated token, [generated]."""
         with torch.no_grad():
             found = [self.logits(step).log_softmax(-1)[0, self.target[0, step]] for step in self.steps]
         return torch.stack(found).numpy()
 
     def probabilities(self) -> np.ndarray:
-        """Of each generated token, from ids."""
+        """Probability of each generated token, [generated]."""
         return np.exp(self.log_probabilities())
 
     def embedded(self, step: int, *, baseline: bool = False) -> torch.Tensor:
-        """What is attributed at `step`, as the encoder or the decoder embeds it: [1, length, hidden]."""
+        """Embeddings of the tokens attributed at `step`, or of their baseline: [1, length, hidden]."""
         ids = self.source if self.is_encoder_decoder else self.target[:, :step]
         if baseline:
             eos = self.network.config.eos_token_id
@@ -96,14 +96,14 @@ class Plain:
         module = self.network.get_encoder() if self.is_encoder_decoder else self.network
         embed = module.embed_tokens if hasattr(module, "embed_tokens") else module.get_input_embeddings()
         found.append(embed(ids))
-        # Families that scale do so on the way into their encoder.
+        # Families with scaled embeddings scale them where the encoder reads them.
         return found[0] * getattr(module, "embed_scale", 1.0)
 
     def probability(self, logits: torch.Tensor, step: int) -> torch.Tensor:
         return logits.softmax(-1)[:, self.target[0, step]]
 
     def gradient(self, at: torch.Tensor, step: int, function: Function | None = None) -> torch.Tensor:
-        """Of the function at these embeddings, row by row."""
+        """Gradient of the function at these embeddings, for each row: [rows, length, hidden]."""
         at = at.detach().requires_grad_()
         (found,) = torch.autograd.grad((function or self.probability)(self.logits(step, at), step).sum(), at)
         return found
@@ -118,7 +118,7 @@ class Plain:
         return mean * (x - b)[0]
 
     def scores(self, of_step: Callable[[int], torch.Tensor]) -> torch.Tensor:
-        """[length, hidden] of each step, stacked as Inseq stacks them."""
+        """Stack the scores of each step, [length, hidden], as Inseq does: [length, generated, hidden]."""
         columns = [of_step(step) for step in self.steps]
         length = self.source.shape[1] if self.is_encoder_decoder else self.target.shape[1]
         stacked = torch.full((length, len(columns), columns[0].shape[-1]), float("nan"))
@@ -129,7 +129,7 @@ class Plain:
 
 @contextmanager
 def zeroed_values(network: PreTrainedModel, attention: torch.nn.Module, token: int) -> Iterator[None]:
-    """One token's value vector set to zero in one attention module, wherever the family computes it."""
+    """Set one token's value vector to zero in one attention module while this context is open."""
     modeling: Any = sys.modules[type(network).__module__]
     eager = modeling.eager_attention_forward
 
@@ -149,9 +149,9 @@ def zeroed_values(network: PreTrainedModel, attention: torch.nn.Module, token: i
 def value_zeroing(plain: Plain) -> torch.Tensor:
     """Value zeroing of a decoder-only model (Mohebbi et al., 2023): [token, generated, layer].
 
-    How far the output of a block turns when one token's value vector is zero in its attention; normalised over tokens.
+    The cosine distance of a block's output with one token's value vector set to zero; normalised over tokens.
     """
-    network, ids = plain.network, plain.target[:, :-1]  # the states that predict the last token
+    network, ids = plain.network, plain.target[:, :-1]  # the last token predicts nothing
     attentions = [
         module for name, module in network.named_modules() if name.split(".")[-1] in {"attn", "self_attn", "attention"}
     ]

@@ -1,4 +1,4 @@
-"""A small file system of its own, which can be filled up and emptied again."""
+"""A small mounted file system that tests fill up and empty again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-# What `mount` says to those who may not: as another user than root, or in a container without the capability.
+# Messages of `mount` without permission: another user than root, or a container without the capability.
 NOT_ALLOWED = re.compile(r"must be superuser|permission denied|not permitted|only root can", re.IGNORECASE)
 
 
@@ -22,7 +22,7 @@ class SmallDisk:
         self.path = path
 
     def fill(self):
-        """Leave no byte."""
+        """Fill the disk to the last byte."""
         with (self.path / "filler").open("ab", buffering=0) as file, suppress(OSError):
             for size in (1 << 20, 4096, 1):
                 with suppress(OSError):
@@ -34,7 +34,7 @@ class SmallDisk:
 
 
 class LargeDisk:
-    """A folder of the machine's own disk, which no test may fill."""
+    """A folder on the machine's own disk, which is not filled."""
 
     can_be_full = False
 
@@ -50,8 +50,9 @@ class LargeDisk:
 
 @contextmanager
 def small_disk(path, *options, megabytes=4):
-    """Skips the test where this user may not mount one: a test of nothing but a full or read-only disk has nothing to
-    run on there. Raises `OSError` where mounting fails otherwise.
+    """A mounted tmpfs, for tests that need a full or read-only disk; skips the test without permission to mount.
+
+    Raises `OSError` if mounting fails for another reason.
     """
     with small_disk_or_folder(path, *options, megabytes=megabytes) as disk:
         if not disk.can_be_full:
@@ -61,7 +62,7 @@ def small_disk(path, *options, megabytes=4):
 
 @contextmanager
 def small_disk_or_folder(path, *options, megabytes):
-    """For a test of more than a full disk: a folder where none may be mounted."""
+    """A mounted tmpfs, or a folder without permission to mount, for tests that also check other failures."""
     try:
         mount(path, *options, megabytes=megabytes)
     except PermissionError:
@@ -74,7 +75,7 @@ def small_disk_or_folder(path, *options, megabytes):
 
 
 def mount(path, *options, megabytes):
-    """Raises `PermissionError` where this user may not, `OSError` for any other failure."""
+    """Mount a tmpfs. Raises `PermissionError` without permission to mount, `OSError` for any other failure."""
     path.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", ",".join((f"size={megabytes}m", *options)), "tmpfs", str(path)],

@@ -1,4 +1,4 @@
-"""A Hugging Face cache in the hub's own layout, filled with a small random GPT-2: the real loading code runs on it."""
+"""A Hugging Face cache in the hub's layout with a small random GPT-2, which the real loading code reads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def byte_level_tokenizer(size: int = 400, **special: str) -> PreTrainedTokenizer
 
 
 def build_small_gpt2(folder: Path, seed: int = 0, *, layers: int = 2, positions: int = 128) -> None:
-    """A random GPT-2 that writes something other than its end token."""
+    """Write a random GPT-2 that generates other tokens than its end token."""
     eos = "<|endoftext|>"
     tokenizer = byte_level_tokenizer(bos_token=eos, eos_token=eos, unk_token=eos)
     tokenizer.model_max_length = positions
@@ -49,7 +49,7 @@ def build_small_gpt2(folder: Path, seed: int = 0, *, layers: int = 2, positions:
 
 
 def build_hub_cache(home: Path) -> Path:
-    """`home` as an HF_HOME whose hub cache has the model as `distilgpt2`."""
+    """Write the model into the hub cache of `home` (an HF_HOME) as `distilgpt2`; returns `home`."""
     repository = home / "hub" / "models--distilgpt2"
     snapshot = repository / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)

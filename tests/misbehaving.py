@@ -1,4 +1,4 @@
-"""A loopback server that fails as networks and busy servers do, then lets requests through to an app of ours."""
+"""A loopback proxy that fails as networks and busy servers do, and passes other requests on to the real server."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ RESET, CUT = "reset", "cut"
 
 
 class Misbehaving:
-    """Takes each request's answer from `plan`: `RESET` the connection, `CUT` it after the request was carried out, a
-    (status, headers) to answer with (or what makes one then), or None to pass on to the real server. An empty plan passes everything on.
+    """Treats each request as the next entry of `plan` says; passes it on if the plan is empty.
+
+    An entry is `RESET` (reset the connection), `CUT` (reset it after the real server has responded), a response as
+    (status, headers), a function that returns one, or None to pass the request on.
     """
 
     def __init__(self, upstream: str) -> None:
@@ -76,7 +78,7 @@ def misbehaving(upstream: str) -> Iterator[Misbehaving]:
             self.wfile.write(content)
 
         def _reset(self):
-            # A reset instead of a goodbye.
+            # With a linger time of 0, closing sends a reset (RST) instead of a FIN.
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.close_connection = True
             self.connection.close()

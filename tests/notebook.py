@@ -1,4 +1,4 @@
-"""Run the notebook from a clean kernel against a real server. `python -m tests.notebook` keeps its outputs (`make notebook`)."""
+"""Runs the notebook in a new kernel against a real server. `python -m tests.notebook` stores its outputs."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ NOTEBOOK = ROOT / "inseq_api_visualization.ipynb"
 
 
 def run(server_url: str) -> nbformat.NotebookNode:
-    """The notebook with the outputs of a fresh run. Raises `CellExecutionError` where a cell fails."""
+    """Run the notebook and return it with its outputs. Raises `CellExecutionError` if a cell fails."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     environment = os.environ | {
         "INSEQ_API_URL": server_url,
-        "TQDM_DISABLE": "1",  # a bar says how long it took, which is never the same
+        "TQDM_DISABLE": "1",  # progress bars show durations, which differ in every run
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     }
     runner = NotebookClient(
         notebook, timeout=600, startup_timeout=300, record_timing=False, resources={"metadata": {"path": str(ROOT)}}
     )
     runner.execute(env=environment)
-    # What differs from run to run or from machine to machine, and says nothing.
+    # The rest of the metadata differs between runs and machines.
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},

@@ -16,7 +16,7 @@ def field(page, pointer):
 
 
 def opened_job(page):
-    """The id of the job that the page shows, after it has shown the complete result."""
+    """Wait until the page shows the complete result of a job; returns the job's id."""
     expect(page.locator(".facts .status")).to_have_text("completed")
     expect(page.get_by_text("Tokens attributed so far")).to_have_count(0)
     expect(page.locator(".tokens").first).to_be_visible()
@@ -24,7 +24,7 @@ def opened_job(page):
 
 
 def address(page):
-    """The current address. `page.url` may lag behind it."""
+    """The current address. `page.url` may still be the previous one."""
     return page.evaluate("location.href")
 
 

@@ -1,4 +1,4 @@
-"""Inseq called directly, as a researcher's script would, and the comparison of its output with the service's."""
+"""Calls Inseq directly, as a script would, and compares its output with the service's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, set_seed
 
 from attribution.corrections.reagent import seed_word_classes
 
-# What the service adds to `info`, or says in its own way (the public model name instead of a path).
+# Keys of `info` that differ: the service has the public model name instead of a path, and its own time.
 _OWN_INFO = {"model_name", "tokenizer_name", "exec_time"}
 
 
@@ -26,9 +26,9 @@ def attribute(
     init_args: dict[str, Any] | None = None,
     **arguments: Any,
 ) -> FeatureAttributionOutput:
-    """`inseq.load_model(path, method, **init_args).attribute(text, ...)` with a seed before it."""
+    """Call `inseq.load_model(path, method, **init_args).attribute(text, ...)` after setting the seed."""
     if method == "reagent":
-        # The word classes that Inseq would otherwise download a tagger for.
+        # Inseq would download a tagger to find the word classes; use the service's word classes instead.
         tokenizer = AutoTokenizer.from_pretrained(str(path))
         seed_word_classes(tokenizer, str(path).split("/")[-1])
     model = inseq.load_model(str(path), method, device="cpu", **(init_args or {}))
@@ -37,7 +37,7 @@ def attribute(
 
 
 def assert_same(ours: FeatureAttributionOutput, theirs: FeatureAttributionOutput, *, rtol: float = 1e-5) -> None:
-    """Field by field, to float rounding: relative to the largest score of the field."""
+    """Compare two outputs field by field, up to `rtol` of the largest score of the field."""
     assert len(ours.sequence_attributions) == len(theirs.sequence_attributions)
     for a, b in zip(ours.sequence_attributions, theirs.sequence_attributions, strict=True):
         assert_same_sequence(a, b, rtol=rtol)
@@ -48,7 +48,7 @@ def assert_same(ours: FeatureAttributionOutput, theirs: FeatureAttributionOutput
 def assert_same_sequence(
     a: FeatureAttributionSequenceOutput, b: FeatureAttributionSequenceOutput, *, rtol: float = 1e-5
 ) -> None:
-    """One text's attribution, as `assert_same`."""
+    """Compare the attributions of one text as `assert_same` does."""
     assert type(a) is type(b)
     assert [(t.token, t.id) for t in a.source] == [(t.token, t.id) for t in b.source]
     assert [(t.token, t.id) for t in a.target] == [(t.token, t.id) for t in b.target]

@@ -1,4 +1,4 @@
-"""A real server in a process of its own, and the few calls that tests make of it."""
+"""A real server in its own process, and the calls that tests make to it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def until(holds: Callable[[], object], seconds: float = 120) -> None:
-    """Wait for something that comes sooner or later: how soon, the machine's load says."""
+    """Wait until `holds()` is true. Raises `AssertionError` after `seconds`."""
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "it did not come"
@@ -36,8 +36,8 @@ class Server:
         self._arguments = arguments
         self._environment = environment
         self._process: subprocess.Popen[str] | None = None
-        # Appended to: where this process reads in it, the server writes at its end all the same.
-        self._log = tempfile.TemporaryFile("a+")  # noqa: SIM115 - read until nobody knows this server any more
+        # Append mode: the server writes at the end of the file wherever this process reads.
+        self._log = tempfile.TemporaryFile("a+")  # noqa: SIM115 - closed by the finalizer
         weakref.finalize(self, self._log.close)
         self.client = httpx.Client()
 
@@ -109,7 +109,7 @@ class Server:
     def wait(self, job_id: str, timeout: float = 300) -> dict[str, Any]:
         deadline = time.monotonic() + timeout
         while (left := deadline - time.monotonic()) > 0:
-            # Held back until the job ends: polling would take the interpreter from its worker.
+            # Let the server hold the response until the job ends: polling would compete with the worker for the GIL.
             answer = self.client.get(f"/attribution/jobs/{job_id}", params={"wait": min(20, left)})
             assert answer.status_code == 200, answer.text
             job: dict[str, Any] = answer.json()
@@ -118,7 +118,7 @@ class Server:
         raise AssertionError(f"job {job_id} did not end: {job}\n{self.log[-3000:]}")
 
     def wait_until_attributing(self, job_id: str) -> None:
-        """Until a step of the job is being worked on, or the job has ended."""
+        """Wait until the job is attributing or has ended."""
 
         def is_attributing() -> bool:
             job = self.job(job_id)
@@ -127,15 +127,15 @@ class Server:
         until(is_attributing)
 
     def settle(self) -> None:
-        """Cancel what still waits or runs, so that whoever comes next has the workers to itself."""
+        """Cancel all pending and running jobs, so that the workers are free for the next test."""
         for status in ("pending", "running"):
             answer = self.client.get("/attribution/jobs", params={"status": status, "limit": 200})
             for job in answer.json()["jobs"]:
-                self.client.post(f"/attribution/jobs/{job['job_id']}/cancel")  # refused where it has just ended
+                self.client.post(f"/attribution/jobs/{job['job_id']}/cancel")  # 409 if it has just ended
                 self.wait(job["job_id"])
 
     def run(self, **body: Any) -> str:
-        """Submit, wait, and insist that it completed."""
+        """Submit a job, wait for it and check that it completed; returns its id."""
         job = self.wait(self.submit(**body))
         assert job["status"] == "completed", job["error"]
         return job["job_id"]
@@ -146,7 +146,7 @@ class Server:
         return answer.json()
 
     def refusal(self, **body: Any) -> dict[str, Any]:
-        """The problem with which this request is refused."""
+        """Submit a request that must be refused with 422; returns the problem document."""
         answer = self.client.post("/attribution/jobs", json=body)
         assert answer.status_code == 422, (answer.status_code, answer.text)
         assert answer.headers["content-type"] == "application/problem+json"

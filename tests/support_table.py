@@ -1,6 +1,7 @@
-"""Try every method on every model family in five ways and print what happened: `make support-table` writes docs/support.md.
+"""Runs every method on every model family in five ways and prints the outcomes.
 
-Over HTTP, on the tiny random models of `tests.families`, each result compared with Inseq called directly.
+`make support-table` writes them to docs/support.md. Uses HTTP and the tiny random models of `tests.families`, and
+compares each result with Inseq called directly.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-# Before Inseq is imported: nothing is looked up on the network, sums are taken in one order.
+# Set before Inseq is imported: no network, and one thread, so that rounding is reproducible.
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "INSEQ_ARTIFACTS_CACHE": tempfile.mkdtemp()}
 
 import inseq
@@ -25,7 +26,7 @@ from tests import reference
 from tests.families import FAMILIES, build
 from tests.serving import Server
 
-# (input, target) pairs; the first alone for everything but several inputs.
+# (input, target) pairs. Only "several inputs" uses more than the first.
 TEXTS = [("The quick brown", "fox jumps over"), ("Feature attribution", "helps explain")]
 SETTINGS: dict[str, dict[str, Any]] = {
     "integrated_gradients": {"n_steps": 4},
@@ -34,8 +35,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "discretized_integrated_gradients": {"n_steps": 4},
     "gradient_shap": {"n_samples": 8},
     "lime": {"n_samples": 8},
-    # By default a probe counts only where the target is among three tokens; a random model's forced target never is, and
-    # Inseq then divides 0 by 0: all is NaN. The whole vocabulary lets every probe count.
+    # By default ReAGent counts a probe only if the target is among the top 3 tokens. A random model's forced target
+    # never is; Inseq then divides 0 by 0, and all scores are NaN. With the whole vocabulary every probe counts.
     "reagent": {"max_probe_steps": 20, "num_probes": 2, "stopping_condition_top_k": 320},
 }
 WAYS: dict[str, dict[str, Any]] = {
@@ -66,7 +67,7 @@ _REFUSALS = {"/problems/unsupported-by-model", "/problems/input-rejected"}
 
 @dataclass
 class Told:
-    """What was said -> the families, methods and ways that met it."""
+    """Maps each message to the (family, method, way) triples in which it occurred."""
 
     refusals: dict[str, set[tuple[str, str, str]]] = field(default_factory=lambda: defaultdict(set))
     corrections: dict[str, set[tuple[str, str, str]]] = field(default_factory=lambda: defaultdict(set))
@@ -111,7 +112,7 @@ def print_told(title: str, told: dict[str, set[tuple[str, str, str]]]) -> None:
 
 
 def mark(server: Server, folder: Path, name: str, method: str, way: str, told: Told) -> str:
-    """One job, and what became of it."""
+    """Run one job and return the mark of its outcome."""
     texts = TEXTS if way == "several inputs" else TEXTS[:1]
     targets = [target if FAMILIES[name].is_encoder_decoder else f"{text} {target}" for text, target in texts]
     forced = {} if way == "free generation" else {"generated_text": targets}
@@ -153,7 +154,7 @@ def compared(
                 folder / "models" / name, text, method, generated_texts=target, attribution_args=dict(call),
                 init_args=arguments if method == "reagent" else {}, **WAYS[way],
             )  # fmt: skip
-        except Exception as error:  # whatever Inseq raises is told in the table
+        except Exception as error:  # the table lists any error of Inseq
             told.inseq_fails[f"{type(error).__name__}: {' '.join(str(error).splitlines()[:1])}"].add(where)
             return "c"
         try:

@@ -1,6 +1,6 @@
-"""Tiny random translation models with the real multilingual tokenizer classes, whose special tokens are languages.
+"""Tiny random translation models with the real multilingual tokenizer classes, which have a token for each language.
 
-`build(name, folder)` writes one: `nllb`, `mbart50`, `mbart` and `m2m100`, as their real configs and tokenizers make them.
+`build(name, folder)` writes `nllb`, `mbart50`, `mbart` or `m2m100`, with its Transformers config and tokenizer classes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SIZE = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_atten
          "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64,
          "init_std": 0.25, "scale_embedding": True}  # fmt: skip
 _IDS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
-# Each one's own codes of English and Italian.
+# Each tokenizer's codes of English and Italian.
 CODES = {
     "nllb": ("eng_Latn", "ita_Latn"),
     "mbart50": ("en_XX", "it_IT"),
@@ -33,7 +33,7 @@ def build(name: str, folder: Path) -> Path:
     """Write the model and its tokenizer into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = {"nllb": _nllb, "mbart50": _mbart50, "mbart": _mbart, "m2m100": _m2m100}[name](folder)
-    # M2M100's tokenizer counts neither its 100 languages nor 8 made-up words.
+    # `vocab_size` of M2M100's tokenizer includes neither its 100 languages nor its 8 made-up words.
     size = tokenizer.vocab_size + 108 if name == "m2m100" else len(tokenizer)
     torch.manual_seed(5)
     if name in {"nllb", "m2m100"}:
