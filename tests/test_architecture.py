@@ -1,4 +1,4 @@
-"""The tree is what the documents say: imports point one way, modules stay small, names in the README exist."""
+"""Imports follow the contracts, modules stay small, and the documents describe the files and options that exist."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ MODULES = [
 
 
 def test_imports_point_one_way():
-    """The contracts of import-linter, from `pyproject.toml`."""
+    """The import contracts in `pyproject.toml` are kept."""
     linter = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run([linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
-# import-linter reads packages only; these are the modules at the root, each with the rooms that it may import.
+# import-linter reads packages only. For each module at the root, the packages and modules that it may import.
 ROOT_MODULES = {
     "main.py": {"api", "attribution", "attribution_schema", "job_manager", "jobs", "models", "settings"},
     "job_manager.py": {"jobs", "models", "problems"},

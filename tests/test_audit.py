@@ -1,4 +1,4 @@
-"""The audit of dependencies fails on a known vulnerability only, and says when it could not look."""
+"""The audit fails only for a known vulnerability, and reports dependencies that it could not look up."""
 
 from __future__ import annotations
 

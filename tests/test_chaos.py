@@ -1,4 +1,4 @@
-"""Nothing accepted is lost, and no number is ever wrong, whatever happens to the process and the disk."""
+"""Kills, a full disk and damaged files lose no accepted job and change no result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The client against a real server, and against one that misbehaves."""
+"""The client against a real server."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_importing_is_quick_and_needs_neither_torch_nor_pandas():
     printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     seconds, *loaded = printed.split()
     assert loaded == []
-    assert float(seconds) < 3  # of the processor: well under one
+    assert float(seconds) < 3  # processor time; usually well under 1
 
 
 def test_every_name_of_the_facade_is_there():
@@ -124,7 +124,7 @@ def test_a_comparison_is_one_job(client):
     assert job.request.method_names == methods
     one = client.results(job, method="saliency")
     assert one.sequence_attributions == found.comparison[0].sequence_attributions
-    # The client's own arithmetic and the server's agree.
+    # The client computes the same agreement as the server.
     told = rank_correlation(found).loc["saliency", "integrated_gradients"]
     assert told == pytest.approx(found.agreement[0].spearman)
     overlap = top_token_overlap(found, found.agreement[0].k).loc["saliency", "integrated_gradients"]
@@ -140,7 +140,7 @@ def test_an_estimate_is_typed(client):
 
 
 def test_a_newer_server_may_say_more(client, done):
-    """Fields that this client does not know of, in the job and in its request, which is strict where it is sent."""
+    """The client ignores unknown fields of a job and of its request, but refuses them in requests that it sends."""
     job = client.job(done)
     document = job.model_dump(mode="json") | {"weather": "fine"}
     document["request"]["colour"] = "blue"
@@ -214,7 +214,7 @@ def test_top_tokens_are_the_largest(client):
 
 
 def test_both_clients_have_the_same_methods():
-    """Names, parameters and documentation; only the words for blocking and awaited types differ."""
+    """Names, parameters and documentation are equal, except that iterators are asynchronous."""
 
     def surface(client):
         members = vars(client).items()

@@ -1,4 +1,4 @@
-"""The client where something goes wrong: refusals, failed jobs, and servers and networks that misbehave."""
+"""The client with refused requests, failed jobs, and failing servers and networks."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def told(action):
     return {"model": "m", "method": "saliency", "input_text": action}
 
 
-# What goes wrong
+# Errors
 
 
 def test_a_refused_request_says_where(client):
@@ -80,7 +80,7 @@ def test_waiting_has_an_end(slow):
         assert client.cancel(job).job_id == job.job_id
         with pytest.raises(AttributionCancelled):
             client.wait(job)
-        assert client.cancel(job).status is JobStatus.CANCELLED  # and stays so
+        assert client.cancel(job).status is JobStatus.CANCELLED  # a second cancel returns the cancelled job
         ended = client.wait(client.submit(**told("hello")))
         with pytest.raises(Conflict):
             client.cancel(ended)
@@ -116,7 +116,7 @@ def test_a_retry_never_doubles_a_job(slow):
     with misbehaving(slow.url) as proxy, AttributionClient(proxy.url) as client:
         tag = f"once:{time.time_ns()}"
         name, value = tag.split(":")
-        proxy.plan = [RESET, (503, {}), CUT, CUT]  # the third and fourth made the job, and nobody heard
+        proxy.plan = [RESET, (503, {}), CUT, CUT]  # the third and fourth reach the server
         job = client.submit(**told("hello"), tags={name: value})
         assert [each[1] for each in proxy.seen] == ["POST"] * 5
         assert len({each[3]["Idempotency-Key"] for each in proxy.seen}) == 1
@@ -130,11 +130,11 @@ def test_retry_after_is_honoured(slow):
         client.methods()
         assert len(proxy.seen) == 3
         assert proxy.gaps[0] >= 1.0
-        assert proxy.gaps[1] >= 0.9  # a date has whole seconds
+        assert proxy.gaps[1] >= 0.9  # an HTTP date has whole seconds
 
 
 def test_pauses_grow_and_differ(slow, monkeypatch):
-    """The pauses as they are asked for: a busy machine takes longer ones."""
+    """Checks the pauses that the client requests, as a busy machine sleeps longer."""
     pauses: list[float] = []
     monkeypatch.setattr(tenacity.nap, "time", SimpleNamespace(sleep=pauses.append))
     with misbehaving(slow.url) as proxy, AttributionClient(proxy.url) as client:
@@ -143,7 +143,7 @@ def test_pauses_grow_and_differ(slow, monkeypatch):
         assert len(proxy.seen) == 9
     assert all(0 <= pause <= min(10, 0.25 * 2**attempt) for attempt, pause in enumerate(pauses))
     assert len(set(pauses)) == 8
-    assert max(pauses) > 0.25  # the longest that the first can be
+    assert max(pauses) > 0.25  # the upper bound of the first pause
 
 
 def test_giving_up_keeps_the_servers_reason(slow):
@@ -153,7 +153,7 @@ def test_giving_up_keeps_the_servers_reason(slow):
         with pytest.raises(Busy) as busy:
             client.methods()
         assert busy.value.retry_after == 60
-        assert time.monotonic() - started < 50  # a pause longer than the patience is not begun
+        assert time.monotonic() - started < 50  # it does not begin a pause longer than `retry_seconds`
         proxy.plan = [(503, {})] * 50
         with pytest.raises(ServerFailed, match="503"):
             client.methods()
@@ -182,11 +182,11 @@ def test_a_lost_answer_to_a_delete_is_no_failure(slow):
 
 
 def test_waiting_outlives_the_server(tmp_path):
-    """The server dies under a job; it comes back, and so does the one who waits."""
+    """The server is killed and restarted while a client waits for a job: the client reconnects and gets the result."""
     with Server(tmp_path, module="tests.fake_engine") as running, misbehaving(running.url) as proxy:
         client = AttributionClient(proxy.url)
         job = client.submit(**told("sleep:3"))
-        proxy.plan = [None, RESET, (503, {}), RESET]  # the job, its stream, and two looks at it
+        proxy.plan = [None, RESET, (503, {}), RESET]  # the submission, the event stream, and two reads of the job
         found: list = []
         waiting = threading.Thread(target=lambda: found.append(client.wait(job)))
         waiting.start()
@@ -208,7 +208,7 @@ def test_waiting_follows_and_does_not_poll(slow):
         slow.settle()
         with pytest.raises(AttributionCancelled):
             waiting.result()
-        assert len(proxy.seen) == 3  # submitted, looked at once, followed to its end
+        assert len(proxy.seen) == 3  # a submission, one read and one event stream
 
 
 def test_the_asynchronous_client_tries_again_and_stops_waiting(slow):

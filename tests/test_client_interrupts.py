@@ -1,4 +1,4 @@
-"""A wait that is given up says which job goes on, and the job can be found by that."""
+"""An interrupted wait adds a note to its exception with the id of the job, which is still running."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ CALLS = [("attribute", "saliency"), ("compare", ["saliency", "lime"])]
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory):
-    """A server without torch, whose jobs take as long as they are told."""
+    """A server with the fake engine, whose jobs take as long as their `input_text` says."""
     with Server(tmp_path_factory.mktemp("slow"), module="tests.fake_engine") as running:
         yield running
 
 
 @pytest.fixture
 def other(slow):
-    """Another client, which looks, and cancels what is left."""
+    """A second client, which inspects jobs and cancels those left at the end of the test."""
     with AttributionClient(slow.url) as looking:
         yield looking
         for status in ("running", "pending"):
@@ -44,7 +44,7 @@ def the_running(client):
 
 
 def named(client, error):
-    """The job that an exception's note names: it runs."""
+    """Check that the job named in the exception's note is running, and cancel it as the note says; returns its id."""
     (note,) = error.__notes__
     (job_id,) = set(re.findall(r"[0-9a-f]{32}", note))
     assert client.job(job_id).status is JobStatus.RUNNING
@@ -57,7 +57,7 @@ def named(client, error):
 def test_ctrl_c_leaves_a_note(slow, other, call, methods):
     def interrupt():
         the_running(other)
-        until(lambda: "inseq_api_watchers 1.0" in httpx.get(f"{slow.url}/metrics").text)  # it follows its job
+        until(lambda: "inseq_api_watchers 1.0" in httpx.get(f"{slow.url}/metrics").text)  # the client watches its job
         os.kill(os.getpid(), signal.SIGINT)
 
     with AttributionClient(slow.url) as client:
@@ -95,7 +95,7 @@ def test_a_time_limit_of_asyncio_has_the_note_in_its_cause(slow, other):
 @pytest.mark.parametrize(("call", "methods"), CALLS)
 def test_a_server_that_is_gone_leaves_a_note(slow, other, call, methods):
     with misbehaving(slow.url) as proxy, AttributionClient(proxy.url, retry_seconds=0.5) as client:
-        proxy.plan = [None, *[RESET] * 50]  # the job is accepted, and then nothing is heard any more
+        proxy.plan = [None, *[RESET] * 50]  # the server accepts the job; every later request fails
         with pytest.raises(ServerUnreachable) as gone:
             getattr(client, call)(BODY["model"], methods, BODY["input_text"])
     the_running(other)

@@ -1,4 +1,4 @@
-"""Black or white text on every shade of a heatmap has the contrast that WCAG 2.2 asks for (4.5), on screens and in print."""
+"""Text on every shade of a heatmap has the contrast of at least 4.5 that WCAG 2.2 requires, on screens and in print."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_numbers_can_be_read_on_every_shade(theme, end):
         text = {"low": colors["under"], "middle": "#000000", "high": colors["over"]}[ink]
         pair = sorted((luminance(shade), luminance(oklab(text))))
         assert (pair[1] + 0.05) / (pair[0] + 0.05) >= 4.5, (level, ink)
-    # Equal steps of score are equal steps of lightness.
+    # Lightness is linear in the score.
     steps = np.diff(lightness)
     assert np.allclose(steps, steps[0])
     assert abs(lightness[-1] - lightness[0]) > 0.4

@@ -1,4 +1,4 @@
-"""Jobs under control: cancelled, limited in time, found again by tag, deleted, expired, reused."""
+"""Jobs are cancelled, limited in time, found by tag, deleted, expired, ordered by priority and reused."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_job_that_was_to_be_cancelled_stays_so_after_a_crash(tmp_path):
     job, _ = store.add(Submission(request("hello")))
     store.claim()
     assert store.request_cancel(job.job_id).status is JobStatus.RUNNING
-    store.close()  # and the server is gone
+    store.close()  # the server stops before the job is cancelled
     with TestClient(create_app(Settings(data_dir=tmp_path), engine), LOCAL) as client:
         assert client.get(f"/attribution/jobs/{job.job_id}").json()["status"] == "cancelled"
     assert engine.runs == []
@@ -69,7 +69,7 @@ def test_a_job_that_takes_too_long_fails(tmp_path, limit):
 
 @pytest.mark.parametrize("method", ["integrated_gradients", "lime", "occlusion"])
 def test_cancelling_a_real_attribution_leaves_the_model_clean(server, method):
-    """In the middle of the forwards of one step; the job after it gives the numbers of the one before it."""
+    """A job is cancelled between two forward passes of a step; equal jobs before and after it have equal scores."""
     arguments = {"integrated_gradients": {"n_steps": 2000, "internal_batch_size": 2}, "lime": {"n_samples": 2000}}
     probe = {"model": PHRASEBOOK, "method": "saliency", "input_text": SENTENCE, "step_scores": ["probability"]}
     before = server.result(server.run(**probe))["sequence_attributions"]
@@ -165,11 +165,11 @@ def test_an_ended_job_is_deleted_with_its_result(app, tmp_path):
 def test_results_expire_by_age_number_and_bytes(tmp_path, limits, kept):
     settings = Settings(data_dir=tmp_path, retention_interval_seconds=0.2, **limits)
     with in_process(settings) as app:
-        ids = [submit(app, f"job {index}") for index in range(4)]  # about 70 bytes each
+        ids = [submit(app, f"job {index}") for index in range(4)]  # each result has about 70 bytes
         for job_id in ids:
             ended(app, job_id)
         until(lambda: len(list((tmp_path / "results").iterdir())) <= 2 * kept)
-        time.sleep(0.5)  # nor does it remove more
+        time.sleep(0.5)  # time in which too many results could be removed
         answers = [app.get(f"/attribution/jobs/{job_id}/results") for job_id in ids]
         assert [answer.status_code for answer in answers] == [410] * (4 - kept) + [200] * kept
         assert len(list((tmp_path / "results").iterdir())) == 2 * kept
@@ -208,11 +208,11 @@ def test_the_same_request_is_answered_from_the_stored_result(app, tmp_path):
     assert app.app.state.services.engine.runs == ["hello"]
     results = [app.get(f"/attribution/jobs/{each}/results").json() for each in (first, again["job_id"])]
     assert results[0] == results[1]
-    # Another seed, or no wish to reuse, is a run of its own.
+    # With another seed or without `reuse`, the job runs.
     assert ended(app, submit(app, "hello", reuse=True, seed=1))["reused_from"] is None
     assert ended(app, submit(app, "hello"))["reused_from"] is None
     assert len(app.app.state.services.engine.runs) == 3
-    # Each has files of its own: the result outlives the job that it came from.
+    # A reused result is a copy: it remains after the first job is deleted.
     assert app.delete(f"/attribution/jobs/{first}").status_code == 204
     assert app.get(f"/attribution/jobs/{again['job_id']}/results").json() == results[1]
 
@@ -228,8 +228,8 @@ def test_a_result_whose_file_is_gone_is_computed_again(app, tmp_path):
 
 
 def test_what_makes_two_results_the_same(server):
-    """On the real engine: the model's revision, every argument and the seed; not what only concerns the job."""
-    # A text that no other test has: what is to be a run of its own must not have been run for another.
+    """Results are reused if arguments, dtype and seed are equal; tags may differ."""
+    # No other test has this text, so there are no other results to reuse.
     request = {"model": PHRASEBOOK, "method": "gradient_shap", "input_text": "the dog sees the old king", "seed": 3,
                "attribution_args": {"n_samples": 5}}  # fmt: skip
     first = server.run(**request)

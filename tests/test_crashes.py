@@ -1,4 +1,4 @@
-"""Processes that are killed: nothing accepted is lost, nothing is half-written."""
+"""A killed process loses no accepted job and leaves no partly written result."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_waiting_client_does_not_hold_up_a_shutdown(tmp_path):
 
 
 def test_jobs_accepted_together_survive_sigkill_together(tmp_path):
-    """Many clients at once share transactions: each 202 that was seen is a job after `kill -9`, and none is there twice."""
+    """Concurrent submissions share transactions: after SIGKILL, each job for which a client saw a 202 exists once."""
     server = Server(tmp_path, module="tests.fake_engine")
     server.start()
     accepted: dict[str, str] = {}
@@ -112,7 +112,7 @@ def test_jobs_accepted_together_survive_sigkill_together(tmp_path):
 
 
 def chaos(server, rounds, submit, check, *, pause):
-    """Submit from several threads while the process is killed again and again; then everything accepted is checked."""
+    """Submit from several threads while the process is killed repeatedly, then check every accepted job."""
     accepted: dict[str, object] = {}
     stop = threading.Event()
     rng = random.Random(5)
@@ -126,7 +126,7 @@ def chaos(server, rounds, submit, check, *, pause):
                 if answer.status_code == 202:
                     accepted[answer.json()["job_id"]] = wanted
             except httpx.HTTPError:
-                time.sleep(0.05)  # killed under us: not accepted, as far as we know
+                time.sleep(0.05)  # the server was killed before it responded
             time.sleep(numbers.uniform(0, pause))
 
     clients = [threading.Thread(target=client, args=(index,)) for index in range(3)]
@@ -156,7 +156,7 @@ def test_nothing_is_lost_when_the_process_is_killed_many_times(tmp_path):
 
     def check(job_id, wanted):
         job = server.wait(job_id)
-        if job["status"] == "failed":  # it was running in three kills, as a poisonous job would have been
+        if job["status"] == "failed":  # it was running at three kills, so it counts as their cause
             assert job["error"]["type"] == "/problems/interrupted"
             assert job["attempt"] == 3
         else:
@@ -172,11 +172,11 @@ def test_nothing_is_lost_when_the_process_is_killed_many_times(tmp_path):
         files = {row[0] for row in connection.execute("SELECT name FROM result_files")}
     assert accepted.keys() <= rows.keys()
     assert set(rows.values()) <= {"completed", "failed"}
-    assert files == set(names)  # no result without its row, no row without its result
+    assert files == set(names)  # each result file has a row, and each row a file
 
 
 def test_real_jobs_survive_sigkill_with_the_right_numbers(tmp_path):
-    """Killed with jobs pending and running, started again: every accepted job ends completed, with Inseq's numbers."""
+    """After SIGKILL with pending and running jobs and a restart, every accepted job completes with Inseq's numbers."""
     jobs = {
         LOOKUP: {"input_text": PROMPT, "method": "integrated_gradients", "n_steps": 300},
         PHRASEBOOK: {"input_text": SENTENCE, "method": "saliency"},

@@ -1,4 +1,4 @@
-"""Disks that fail, as a user meets them over HTTP: full, read-only, damaged; and as the operator does, at the start."""
+"""Full, read-only and damaged disks: HTTP responses to clients, and messages to the operator at the start."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_full_disk_refuses_jobs_keeps_results_until_there_is_room_and_recovers
             answer = server.client.post(
                 "/attribution/jobs", json=body("hello", seed=number), headers={"Idempotency-Key": str(number)}
             )
-            if answer.status_code == 202:  # as long as what is allocated has room
+            if answer.status_code == 202:  # there is still room in allocated pages
                 accepted.add(answer.json()["job_id"])
                 continue
             refusals += 1
@@ -37,15 +37,15 @@ def test_a_full_disk_refuses_jobs_keeps_results_until_there_is_room_and_recovers
         assert refusals
         assert server.client.get("/health/live").status_code == 200
         assert server.client.get("/health/ready").status_code == 503
-        assert server.result(done) == {"text": "before", "seed": 0}  # what is there can be read
+        assert server.result(done) == {"text": "before", "seed": 0}  # stored results can be read
         until(lambda: "job_end_not_stored" in server.log)
-        assert server.job(running)["status"] == "running"  # its result is kept, for there may be room again
+        assert server.job(running)["status"] == "running"  # the worker keeps its result and tries again
         disk.make_room()
         assert server.wait(running)["status"] == "completed"
         assert server.result(running)["text"] == "sleep:4"
         assert server.client.get("/health/ready").status_code == 200
         listed = {job["job_id"] for job in server.client.get("/attribution/jobs?limit=100").json()["jobs"]}
-        assert listed == accepted  # nothing that was refused is half there
+        assert listed == accepted  # refused jobs left no rows
         again = server.client.post("/attribution/jobs", json=body("hello", seed=19), headers={"Idempotency-Key": "19"})
         assert again.status_code == 202
         assert server.wait(again.json()["job_id"])["status"] == "completed"
@@ -55,7 +55,7 @@ def test_a_full_disk_refuses_jobs_keeps_results_until_there_is_room_and_recovers
 
 
 def refused_start(data_dir):
-    """What a server says that does not start."""
+    """Start a server that must not start; returns the one line that it prints."""
     server = Server(data_dir)
     with pytest.raises(AssertionError, match="did not start"):
         server.start()

@@ -1,4 +1,4 @@
-"""Every ETA, with a clock that the test moves: of running jobs, of waiting jobs, and of a free place in the queue."""
+"""ETAs of running jobs, of waiting jobs and of a free place in the queue, with a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ A, B = ("m", "saliency"), ("m", "lime")
 
 
 class Clock:
-    """Seconds that stand still until the test moves them."""
+    """A clock that only the test advances."""
 
     def __init__(self):
         self.now = 100.0
@@ -42,20 +42,20 @@ def running_for(seconds_left, kind=A, now=100.0):
 
 
 class Job:
-    """Reports the progress of one job, and keeps the ETA that follows."""
+    """Reports the progress of one job and returns its ETAs."""
 
     def __init__(self, clock):
         self.clock, self.estimator = clock, estimator(clock)
         self.eta = RunningEta.of_new(A, clock.now)
 
     def reports(self, stage=Stage.ATTRIBUTING, fraction=0.0, *, prior=None, after=0.0):
-        """The ETA at a report that comes `after` seconds."""
+        """Report progress `after` seconds; returns the ETA."""
         self.clock.now += after
         self.eta = self.eta.updated(Progress(stage=stage, fraction=fraction, eta_seconds=prior), self.clock.now)
         return self.estimator.of_running(self.eta)
 
     def after(self, seconds):
-        """The ETA that many seconds later, without another report."""
+        """The ETA that many seconds later, without a new report."""
         self.clock.now += seconds
         return self.estimator.of_running(self.eta)
 
@@ -67,7 +67,7 @@ def test_the_prior_holds_until_enough_is_done_to_extrapolate(clock):
     job = Job(clock)
     assert job.reports(prior=50.0) == 50.0
     assert job.after(2) == 48.0
-    assert job.reports(fraction=0.04, prior=48.0, after=2) == 48.0  # the prior's, not 4 s * 24
+    assert job.reports(fraction=0.04, prior=48.0, after=2) == 48.0  # from the prior; extrapolated it would be 4 s * 24
     assert job.reports(fraction=0.05, prior=47.5, after=1) == pytest.approx(5 * 0.95 / 0.05)
     assert job.reports(fraction=0.5, prior=25.0, after=5) == pytest.approx(10.0)
     assert job.after(4) == pytest.approx(6.0)
@@ -84,15 +84,15 @@ def test_only_time_and_fraction_since_attributing_began_count(clock):
     job = Job(clock)
     job.reports(Stage.LOADING_MODEL)
     job.reports(Stage.GENERATING, after=100)
-    job.reports(fraction=0.2, after=100)  # a comparison whose first methods had nothing to do
+    job.reports(fraction=0.2, after=100)  # attributing may begin at a fraction above 0, as in a comparison
     assert job.reports(fraction=0.6, after=3) == pytest.approx(3.0)
     job.reports(Stage.PREPARING, fraction=0.6, after=1)
-    job.reports(fraction=0.6, after=1000)  # what a method prepares once says nothing about the steps that follow
+    job.reports(fraction=0.6, after=1000)  # time spent preparing is not extrapolated
     assert job.reports(fraction=0.8, after=2) == pytest.approx(2.0)
 
 
 def test_a_job_that_starts_again_is_extrapolated_anew(clock):
-    """After running out of memory the engine loads the model again and attributes from the start."""
+    """After running out of memory, the engine attributes from the start again, so extrapolation restarts."""
     job = Job(clock)
     job.reports()
     job.reports(fraction=0.9, after=9)
@@ -134,7 +134,7 @@ def test_durations_are_kept_by_kind_and_over_all():
     durations.add(A, 10.0)
     durations.add(B, 2.0)
     assert (durations.typical(A), durations.typical(B)) == (10.0, 2.0)
-    assert durations.typical(("other", "x")) == pytest.approx(10 + 0.2 * (2 - 10))  # as all jobs do
+    assert durations.typical(("other", "x")) == pytest.approx(10 + 0.2 * (2 - 10))  # unknown kind: the overall mean
     assert durations.mean_of({A: 1, B: 3}) == 4.0
 
 
@@ -153,7 +153,7 @@ def test_a_change_of_durations_is_followed():
 def test_a_job_starts_at_once_if_a_worker_is_free(clock):
     assert estimator(clock).until_start(0) == 0.0
     assert estimator(clock, running_for(4.0), workers=2).until_start(0) == 0.0
-    assert estimator(clock, running_for(None), waiting={A: 3}).until_start(2) is None  # nothing has completed yet
+    assert estimator(clock, running_for(None), waiting={A: 3}).until_start(2) is None  # no job has completed yet
 
 
 def test_a_job_waits_for_running_jobs_and_for_those_before_it(clock):
@@ -165,9 +165,9 @@ def test_a_job_waits_for_running_jobs_and_for_those_before_it(clock):
 
     assert eta(4.0, workers=1).until_start(0) == 4.0
     assert eta(4.0, workers=1).until_start(4) == pytest.approx(4 + 4 * 6)
-    assert eta(4.0, 9.0, workers=2).until_start(0) == 4.0  # the first that ends
+    assert eta(4.0, 9.0, workers=2).until_start(0) == 4.0  # one worker is free when the first job ends
     assert eta(4.0, workers=1).of_waiting(B, 4) == pytest.approx(4 + 4 * 6 + 2)
-    # A running job without a report counts as typical: 10 s.
+    # For a running job without an ETA, the mean of its kind is used: 10 s.
     assert eta(4.0, None, workers=2).until_start(4) == pytest.approx((14 + 4 * 6) / 2)
 
 
@@ -188,7 +188,7 @@ def test_a_full_queue_has_a_place_when_the_next_job_ends(clock):
     assert estimator(clock, running_for(None)).retry_after() == 1
 
 
-# All of it in the manager
+# In the manager
 
 
 def test_the_eta_of_a_job_counts_down_to_its_end(tmp_path, clock):
@@ -212,7 +212,7 @@ def test_the_eta_of_a_job_counts_down_to_its_end(tmp_path, clock):
         held = manager.submit(request("hold"))
         assert entered.wait(120)
         waiting = [manager.submit(request("later")) for _ in range(3)]
-        clock.now += 2.0  # and the waiting jobs are counted anew
+        clock.now += 2.0  # more than a second, so the queue is counted again
         etas = [manager.get(job.job_id, ALL_OWNERS) for job in (held, *waiting)]
         assert [job.queue_position for job in etas] == [None, 0, 1, 2]
         assert [job.progress.eta_seconds for job in etas] == [8.0, 18.0, 28.0, 38.0]
@@ -223,7 +223,7 @@ def test_the_eta_of_a_job_counts_down_to_its_end(tmp_path, clock):
         gate.set()
         until(lambda: manager.get(waiting[-1].job_id, ALL_OWNERS).status is JobStatus.COMPLETED)
         assert manager.get(waiting[-1].job_id, ALL_OWNERS).progress.eta_seconds is None
-        until(lambda: manager.seconds_until_run("", 0) == 0.0)  # as soon as its worker is free
+        until(lambda: manager.seconds_until_run("", 0) == 0.0)  # once its worker is free
     finally:
         gate.set()
         manager.stop(5)

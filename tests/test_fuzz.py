@@ -1,6 +1,6 @@
-"""Open-ended input over HTTP: whatever is sent, no 5xx, and every error is a problem document.
+"""Fuzzing over HTTP: no request causes a 5xx, and every error is a problem document.
 
-schemathesis makes requests from the served OpenAPI document; hypothesis makes bodies that are nearly right.
+schemathesis makes requests from the served OpenAPI document; Hypothesis makes bodies with a few wrong fields.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def schema(app):
 
 
 def test_the_api_keeps_to_its_own_document(schema):
-    """All of schemathesis' checks: statuses, media types, headers and bodies are those that the document names.
+    """Responses have the statuses, media types, headers and bodies of the OpenAPI document (schemathesis' checks).
 
-    That whatever the document allows is accepted holds for what is only read: listings, catalogues, health.
+    Listings, catalogues and health also accept every request that the document allows.
     """
     operations = [result.ok() for result in schema.get_all_operations()]
-    # A stream has no end before its job.
+    # An event stream does not end before its job.
     tried = {operation.label: try_out(operation) for operation in operations if not operation.path.endswith("/events")}
     assert len(tried) > 12
     for path in ("/attribution/jobs", "/attribution/methods", "/attribution/models", "/health/ready"):
@@ -43,15 +43,15 @@ def test_the_api_keeps_to_its_own_document(schema):
 
 
 def try_out(operation):
-    """Make requests of one operation; how many of them had to be accepted."""
+    """Make requests to one operation; returns how many of them had to be accepted."""
     reads_only = operation.method == "get" and "{" not in operation.path
     accepted = []
 
     @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
     @given(operation.as_strategy())
     def keeps_to_it(case):
-        # What a method or a model takes is more than a schema can say: 422 with the reason is right. So it is for a
-        # cursor, which only the page before has.
+        # The schema cannot describe the arguments of each method and model, so a valid body may get a 422. Nor can it
+        # describe valid cursors, which come from the previous page.
         is_open = reads_only and "cursor" not in (case.query or {})
         case.call_and_validate(excluded_checks=[] if is_open else [positive_data_acceptance])
         if is_open:

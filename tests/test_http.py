@@ -1,4 +1,4 @@
-"""The HTTP contract: jobs, results in their views, the catalogue, problems."""
+"""The HTTP contract: jobs, views of results, the catalogue and problem documents."""
 
 from __future__ import annotations
 
@@ -84,12 +84,12 @@ def test_listing_pages_are_stable_and_filtered(server, done):
         page = server.client.get("/attribution/jobs", params=parameters | ({"cursor": cursor} if cursor else {})).json()
         seen += [job["job_id"] for job in page["jobs"]]
         if len(seen) == 2:
-            server.run(**job)  # arrives while we read
+            server.run(**job)  # a new job arrives between two pages
         cursor = page["next_cursor"]
         if cursor is None:
             break
     assert seen == ids[::-1]
-    for other in ("!!", "LTU", "MTAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMA"):  # the last two: -5, and more than 64 bits
+    for other in ("!!", "LTU", "MTAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMA"):  # not base64, -5, and more than 64 bits
         assert server.client.get("/attribution/jobs", params={"cursor": other}).status_code == 422
     assert server.client.get("/attribution/jobs", params={"limit": 0}).json()["errors"][0]["parameter"] == "limit"
 
@@ -107,7 +107,7 @@ def test_the_default_view_is_inseqs_default_aggregation(server, done):
 VIEWS = {
     "function": ({"aggregator": "sum"}, {"aggregator": "sum"}),
     "not normalized": ({"normalize": "false"}, {"normalize": False}),
-    # Inseq's own subwords leaves out the last piece of the last word: its spans aggregator, told every word.
+    # Inseq's `subwords` leaves out the last piece of the last word, so compare with `spans` of every word.
     "subwords": (
         {"aggregator": "subwords,vnorm"},
         {"aggregator": ["spans", "vnorm"], "target_spans": "words"},
@@ -165,7 +165,7 @@ def test_a_view_that_cannot_be_is_told(server, done, query):
 @pytest.mark.parametrize("method", ["attention", "value_zeroing", "occlusion", "saliency", "dummy"])
 @pytest.mark.parametrize("model", [LOOKUP, PHRASEBOOK])
 def test_inseq_loads_and_aggregates_what_it_is_given(server, tmp_path, model, method):
-    """Inseq's own file loses the number of dimensions, and then aggregates attention wrongly."""
+    """Loaded by Inseq, a result aggregates as in our JSON view; Inseq's own file loses the number of dimensions."""
     job_id = server.run(model=model, method=method, input_text={LOOKUP: PROMPT, PHRASEBOOK: SENTENCE}[model])
     file = tmp_path / "result.json"
     file.write_bytes(server.client.get(f"/attribution/jobs/{job_id}/results?format=inseq").content)
@@ -207,7 +207,7 @@ def test_results_are_compressed_and_cached(server, done):
 
 
 def test_the_default_view_is_stored_as_it_is_sent(server, done):
-    """The second read computes nothing: the bytes on disk are the bytes of the answer."""
+    """The response is the stored file, decompressed, so a read computes nothing."""
     (file,) = (server.data_dir / "results").glob(f"{done}.*.summary")
     answer = server.client.get(f"/attribution/jobs/{done}/results", headers={"Accept-Encoding": "identity"})
     assert gzip.decompress(file.read_bytes()) == answer.content
@@ -234,7 +234,7 @@ def test_the_catalogue_is_inseqs(server):
     methods = server.client.get("/attribution/methods").json()["methods"]
     assert [method["name"] for method in methods] == sorted(inseq.list_feature_attribution_methods())
     functions = server.client.get("/attribution/step_functions").json()["step_functions"]
-    # Tests that load the corrections in this process add ours to Inseq's table.
+    # Other tests in this process register our corrected functions with Inseq, with a colon in the name.
     theirs = [name for name in inseq.list_step_functions() if ":" not in name]
     assert [function["name"] for function in functions] == sorted(theirs)
     aggregators = server.client.get("/attribution/aggregators").json()
@@ -245,7 +245,7 @@ def test_the_catalogue_is_inseqs(server):
 
 
 def test_the_catalogue_names_the_operation_that_inseq_runs(server):
-    """The parameters are read without a model; here they are held against methods made with one."""
+    """Parameters in the catalogue, read without a model, equal those of methods loaded with a model."""
     from attribution.catalogue import inseq_catalogue
 
     model = inseq.load_model(str(BUNDLED / LOOKUP), "dummy", device="cpu")
@@ -301,7 +301,7 @@ def test_every_error_is_a_problem_document(server):
 
 
 def test_a_body_too_large_is_refused_while_it_is_read(server):
-    """Without a length in front: the limit holds for what arrives."""
+    """A request without Content-Length is refused once its body exceeds the limit."""
 
     def endless():
         for _ in range(2000):
@@ -312,7 +312,7 @@ def test_a_body_too_large_is_refused_while_it_is_read(server):
             "/attribution/jobs", content=endless(), headers={"Content-Type": "application/json"}
         )
     except httpx.WriteError:
-        return  # the server hung up on us, as it may
+        return  # the server may close the connection first
     problem(answer, 413)
 
 
@@ -345,9 +345,9 @@ def test_the_openapi_document_describes_errors_too(server):
 
 
 def test_no_route_runs_on_the_event_loop():
-    """Model work, disk and JSON go to threads: FastAPI runs plain functions there, and coroutines on the loop.
+    """Routes are plain functions, which FastAPI runs in threads, as they use models, the disk and JSON.
 
-    The two coroutines wait for a job, so that a waiting client costs no thread; they read the store on a thread.
+    Two routes are coroutines, so that a waiting client occupies no thread; they read the store in a thread.
     """
     for route in (*jobs.routes, *results.routes, *catalogue.routes, *meta.routes):
         if route.endpoint not in {get_job, watch_job}:
@@ -355,7 +355,7 @@ def test_no_route_runs_on_the_event_loop():
 
 
 def test_metrics(tmp_path):
-    """What Prometheus reads: by route and not by id, by method and model, the queue as it is."""
+    """Metrics count requests by route without ids, jobs by method and model, and jobs in the queue."""
 
     with in_process(Settings(data_dir=tmp_path)) as client:
         for text in ("hello", "fail"):

@@ -1,4 +1,4 @@
-"""The life of jobs behind HTTP, with an engine that needs no torch."""
+"""The lifecycle of jobs over HTTP, with the fake engine."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_waiting_for_the_end_of_a_job(app, ask):
     began = time.monotonic()
     assert app.get(f"/attribution/jobs/{job_id}", **ask).json()["status"] == "completed"
     assert time.monotonic() - began < 50
-    assert app.get(f"/attribution/jobs/{job_id}", **ask).json()["status"] == "completed"  # at once
+    assert app.get(f"/attribution/jobs/{job_id}", **ask).json()["status"] == "completed"  # immediately
 
 
 def test_waiting_no_longer_than_asked(app):
@@ -76,7 +76,7 @@ def test_waiting_clients_cost_no_thread(app):
     with ThreadPoolExecutor(100) as pool:
         waiting = [pool.submit(app.get, f"/attribution/jobs/{job_id}", params={"wait": 60}) for _ in range(100)]
         until(lambda: app.app.state.services.watch.watchers == 100)
-        # Starlette has 40 threads: were they held, nobody else would be answered before the job's end.
+        # If waiting clients occupied Starlette's 40 threads, this request would wait for the end of the job.
         assert app.get("/attribution/methods").status_code == 200
         assert not any(each.done() for each in waiting)
         app.app.state.services.engine.go_on.set()
@@ -118,7 +118,7 @@ def test_shutdown_puts_running_jobs_back(tmp_path):
 
 
 def test_a_full_disk_fails_no_other_job(tmp_path, monkeypatch):
-    """Where the patience with the disk is over; `test_disk` has a disk that has room again before that."""
+    """A job fails if its result cannot be stored in time; in `test_disk`, the disk has room again in time."""
     monkeypatch.setattr(workers, "_STORE_PATIENCE", 0.0)
     engine = FakeEngine()
     with TestClient(create_app(Settings(data_dir=tmp_path), engine), LOCAL) as client:

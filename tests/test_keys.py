@@ -1,4 +1,4 @@
-"""API keys: who may ask, whose jobs are whose, and fairness between keys."""
+"""API keys: authentication, access to one's own jobs only, and fairness between keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.serving import ROOT, Server, until
 
 @pytest.fixture
 def keyed(tmp_path):
-    """An app with two keys, and a header for each."""
+    """A client of an app with two keys, and the headers of each key."""
     keys = ApiKeys.of(tmp_path)
     headers = [{"Authorization": f"Bearer {keys.create(name)[1]}"} for name in ("ann", "ben")]
     with in_process(Settings(data_dir=tmp_path)) as client:
@@ -64,7 +64,7 @@ def test_a_revoked_key_opens_nothing(keyed, tmp_path):
     assert client.get("/attribution/jobs", headers=ben).status_code == 200
     assert keys.revoke(keys.list()[1].key_id)
     assert not keys.revoke(keys.list()[1].key_id)
-    assert client.get("/attribution/jobs").status_code == 401  # no key in use is not no key
+    assert client.get("/attribution/jobs").status_code == 401  # a key is still required if all keys are revoked
 
 
 def test_keys_are_managed_by_a_command(tmp_path):

@@ -1,4 +1,4 @@
-"""The manager, its workers and the store together: any order of what clients, jobs and crashes do, against a model."""
+"""A stateful test of manager, workers and store: any order of calls, ends of jobs and crashes, against a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from problems import Cancelled, InputRejected, JobActive, JobEnded, JobNotFound,
 from tests.fake_engine import request
 
 MAX_ATTEMPTS = 2
-# Every way from one status to another (invariant 3 of the design).
+# All allowed changes of status.
 MOVES = {
     (JobStatus.PENDING, JobStatus.RUNNING),
     (JobStatus.PENDING, JobStatus.CANCELLED),
@@ -32,10 +32,10 @@ MOVES = {
 
 
 class Steps:
-    """A run that does what the test says, and nothing before: one job at a time."""
+    """The run function of the manager: each run waits until the test orders how it ends."""
 
     def __init__(self):
-        self.texts: list[str] = []  # of every run, in order
+        self.texts: list[str] = []  # one for each run, in order
         self.orders: list[str] = []
         self.changed = threading.Condition()
 
@@ -51,7 +51,7 @@ class Steps:
         if order == "fail":
             raise InputRejected("The text says fail.")
         if order == "crash":
-            raise SystemExit  # the worker's thread ends here, as in a process that dies
+            raise SystemExit  # ends the worker's thread, as a crash of the process would
         return [ResultPart("raw", "text", request.input_text.encode())]
 
     def order(self, what):
@@ -61,7 +61,7 @@ class Steps:
 
 
 class ManagerMachine(RuleBasedStateMachine):
-    """One worker: at any moment the oldest pending job runs, the others wait."""
+    """A manager with one worker, which always runs the oldest pending job."""
 
     jobs = Bundle("jobs")
 
@@ -86,7 +86,7 @@ class ManagerMachine(RuleBasedStateMachine):
         return next((job_id for job_id, status in self.expected.items() if status is JobStatus.RUNNING), None)
 
     def settle(self):
-        """The worker takes the oldest pending job, if it has none; wait until it has it."""
+        """If no job is running, wait until the worker has claimed the oldest pending job."""
         waiting = [job_id for job_id, status in self.expected.items() if status is JobStatus.PENDING]
         if self.running or not waiting:
             return
@@ -136,7 +136,7 @@ class ManagerMachine(RuleBasedStateMachine):
 
     @rule(job_id=jobs)
     def cancel_and_finish_at_once(self, job_id):
-        """Both cannot win."""
+        """If a job is cancelled while it finishes, it ends either completed or cancelled."""
         if job_id != self.running:
             return
         finisher = threading.Thread(target=self.steps.order, args=("finish",))
@@ -167,9 +167,9 @@ class ManagerMachine(RuleBasedStateMachine):
 
     @rule()
     def crash(self):
-        """The process dies under its running job, and is started again."""
+        """The process crashes with a running job, and is restarted."""
         job_id = self.running
-        self.manager._workers.refuse_new_work()  # nothing of what follows is written: the worker's thread just ends
+        self.manager._workers.refuse_new_work()  # the worker writes nothing more; its thread ends
         if job_id:
             self.steps.order("crash")
             again = self.attempts[job_id] < MAX_ATTEMPTS
@@ -183,7 +183,7 @@ class ManagerMachine(RuleBasedStateMachine):
 
     @rule()
     def stop(self):
-        """A shutdown puts the running job back; it is not an attempt."""
+        """A shutdown makes the running job pending again, and does not count as an attempt."""
         job_id = self.running
         self.manager.stop(0)
         if job_id:
@@ -212,7 +212,7 @@ class ManagerMachine(RuleBasedStateMachine):
             assert before is status or _reachable(before, status), (before, status)
             files = self.store.files(job_id)
             assert bool(files) == (status is JobStatus.COMPLETED)
-            if files:  # durable, whole, and this job's own
+            if files:  # the stored result is this job's, and complete
                 assert self.store.read(files["raw"]) == self.texts[job_id].encode()
             self.seen[job_id] = status
         waiting = [job_id for job_id, status in self.expected.items() if status is JobStatus.PENDING]
@@ -225,7 +225,7 @@ class ManagerMachine(RuleBasedStateMachine):
 
 
 def _reachable(before, after):
-    """By moves between two looks; an end is never left."""
+    """Whether allowed changes lead from `before` to `after`; there may be several between two checks."""
     known, more = set(), {before}
     while more:
         known |= more
@@ -233,7 +233,7 @@ def _reachable(before, after):
     return after in known
 
 
-# A worker whose process "dies" ends with SystemExit.
+# A simulated crash ends the worker's thread with SystemExit.
 TestManager = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")(
     ManagerMachine.TestCase
 )

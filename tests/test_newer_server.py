@@ -1,4 +1,4 @@
-"""The client reads what a newer server says: fields, statuses, stages, engines and events that it does not know."""
+"""The client reads unknown fields, statuses, stages, engines and events of a newer server."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RESULT: dict[str, object] = {
 
 
 def job(status, job_id="a" * 32, **more):
-    """A job as a server of next year tells it."""
+    """A job document of a newer server, with unknown fields and values."""
     progress = {"stage": "distilling", "steps_done": 1, "steps_total": 4, "fraction": 0.25, "phase": "new"}
     request = {"model": "m", "method": "saliency", "input_text": "hello", "engine": "tensor_network",
                "dtype": "float8", "temperature": 1}  # fmt: skip
@@ -47,7 +47,7 @@ ENDED = {"finished_at": "2030-01-01T00:01:00Z"}
 
 
 class Newer:
-    """Answers each path with what it was given: the looks at a job in turn (the last one for ever), and its events."""
+    """A server that returns the documents in `looks` one by one (then always the last), and streams `events`."""
 
     def __init__(self):
         self.looks = [job("suspended")]
@@ -187,7 +187,8 @@ def test_waiting_goes_on_through_an_unknown_status_and_unknown_events(client, ne
         ("status", json.dumps(job("suspended"))),
     ]
     assert client.wait("x").status is JobStatus.COMPLETED
-    assert [each.rsplit("/", 1)[-1] for each in newer.asked].count("events") == 2  # cut twice, and followed again
+    # The stream ended twice before the job, so the client opened it twice.
+    assert [each.rsplit("/", 1)[-1] for each in newer.asked].count("events") == 2
 
 
 def test_waiting_for_a_status_that_never_ends_has_its_end(client):

@@ -1,4 +1,4 @@
-"""The notebook runs from a clean kernel, and its stored outputs are what a fresh run gives."""
+"""The notebook runs in a new kernel, and its stored outputs equal those of the run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def fresh(server):
 
 
 def outputs(cell):
-    """What a cell shows: its kinds, and its text with the numbers apart."""
+    """The kinds, the words and the numbers of a cell's outputs."""
     kinds, words, numbers = [], [], []
     for output in cell.get("outputs", []):
         text = output.get("text") or output.get("data", {}).get("text/plain", "")
@@ -54,7 +54,7 @@ def test_it_reads_well_without_being_run(stored):
     assert [path for cell in cells for path in paths_shown(cell)] == []
 
 
-# Slashes between names, not behind a word or a colon: neither `and/or` nor an address. Or a drive of Windows.
+# Names between slashes, unless a word or a colon precedes (`and/or`, URLs); or a Windows drive.
 PATH = re.compile(r"(?<![\w:/.<>])/(?:[\w.@+-]+/)+[\w.@+-]*|\b[A-Za-z]:\\\w+")
 
 
@@ -89,7 +89,7 @@ def test_a_path_is_told_from_what_looks_like_one(text, found):
 
 
 def test_its_attributions_are_the_true_ones(fresh):
-    """What the story says of the pictures is so."""
+    """The numbers that the text of the notebook describes are in its outputs."""
     said = "\n".join(output.get("text", "") for cell in fresh.cells for output in cell.get("outputs", []))
     assert re.search(r"value_zeroing +6 of 6", said)
     assert re.search(r"integrated_gradients +6 of 6", said)

@@ -1,4 +1,4 @@
-"""The wheel contains the light client and its command, and works without the libraries of the extras."""
+"""The wheel contains the client and its command, which work without the libraries of the extras."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def described(unpacked):
 
 
 def required(unpacked):
-    """The names that a wheel requires without extras."""
+    """Names of the packages that the wheel requires without extras."""
     requirements = map(Requirement, described(unpacked).get_all("Requires-Dist"))
     return {each.name for each in requirements if each.marker is None}
 
@@ -99,7 +99,7 @@ BLOCKED = f"import sys; sys.modules.update(dict.fromkeys({sorted(NOT_LIGHT)!r}))
 
 
 def light(unpacked, code):
-    """Run code with the unpacked wheel, in a folder without the project, where the extras cannot be imported."""
+    """Run code with the unpacked wheel, outside the project, and with libraries of the extras blocked."""
     return subprocess.run(
         [sys.executable, "-c", BLOCKED + code],
         cwd=unpacked, capture_output=True, text=True, check=False, timeout=120, env=os.environ | {"PYTHONPATH": ""},
@@ -131,12 +131,12 @@ def test_a_missing_library_names_its_extra(unpacked, code, message):
     assert last.endswith(message.replace("NAME", "inseq-attribution-api"))
 
 
-# Installed
+# In a new environment
 
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """The folder of an environment's commands, in which only the wheel is installed."""
+    """The `bin` folder of an environment with only the wheel and its requirements."""
     environment = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     folder = environment / "bin"

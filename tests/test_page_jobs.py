@@ -135,7 +135,7 @@ def test_everything_is_done_with_the_keyboard(served, open_page):
     page.keyboard.press("Enter")
     job_id = opened_job(page)
     (sequence,) = served.result(job_id)["sequence_attributions"]
-    expect(page.locator("main")).to_be_focused()  # as on a new page
+    expect(page.locator("main")).to_be_focused()  # a new view moves the focus to <main>
     expect(page).to_have_title(f"completed: {PROMPT}"[:51])
     for _ in range(100):
         page.keyboard.press("Tab")

@@ -1,4 +1,4 @@
-"""What is done now and then goes on after an error, and stops when it is told to."""
+"""`Periodic` continues after an error, and `stop` ends it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_an_error_does_not_end_it():
     assert third.wait(120)
     periodic.stop()
     done = len(calls)
-    assert calls[0] - began >= 0.05  # nothing is done at the start
+    assert calls[0] - began >= 0.05  # the first call is after one interval
     time.sleep(0.2)
     assert len(calls) == done
 
@@ -51,4 +51,4 @@ def test_a_stop_waits_for_what_is_under_way_and_not_for_the_interval():
     idle.start()
     idle.stop()
     assert not idle._thread.is_alive()
-    Periodic("test", 1, work).stop()  # never started
+    Periodic("test", 1, work).stop()  # stop without start

@@ -1,4 +1,4 @@
-"""Pictures show the numbers of the result, with labels that can be read, and change nothing outside themselves."""
+"""Plots show the scores of the result with readable labels, and leave matplotlib's settings unchanged."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def clean():
     before = dict(mpl.rcParams)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # of fonts that this machine has not
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # fonts may be missing on this machine
         yield
     plt.close("all")
     assert dict(mpl.rcParams) == before
@@ -74,7 +74,7 @@ def a_result(source, scores, target=("<s>", "x", "y")):
 
 
 def drawn(ax):
-    """The numbers in a heatmap's cells, [rows, columns]."""
+    """Numbers in the cells of a heatmap, [rows, columns]; NaN if empty."""
     return np.ma.filled(ax.collections[0].get_array(), np.nan)
 
 
@@ -86,7 +86,7 @@ def test_a_heatmap_shows_the_scores(lookup):
     ax = plot_attribution_heatmap(lookup)
     (sequence,) = lookup.sequence_attributions
     scores = np.array(sequence.target_attributions, float)
-    # The last row is of the last token, on which nothing depends.
+    # The plot leaves out the last token, which has no scores.
     np.testing.assert_allclose(drawn(ax), scores[:-1], rtol=1e-6)
     assert written(ax.get_xticklabels()) == ["tea", "."]
     assert written(ax.get_yticklabels()) == [
@@ -104,7 +104,7 @@ def test_signed_scores_diverge_around_zero(client):
     assert ax.collections[0].get_cmap().name == "vlag"
     low, high = ax.collections[0].get_clim()
     assert low == -high
-    # Very small scores are written with their power of ten once.
+    # The power of ten of very small scores is only in the label of the colour bar.
     scores = np.array(result.sequence_attributions[0].target_attributions, float)[:-1]
     power = math.floor(math.log10(np.nanmax(np.abs(scores))))
     assert power < -2
@@ -209,7 +209,7 @@ def test_a_readable_text_wins_over_the_marks():
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.text(st.characters(codec="utf-8"), max_size=8), min_size=2, max_size=3))
 def test_any_token_can_be_drawn(tokens):
-    """A `$` is no mathematics, and nothing makes drawing fail."""
+    """No token makes drawing fail, and `$` does not start mathematics."""
     result = a_result([*tokens, "$\\frac$"], [[0.1, 0.2]] * (len(tokens) + 1))
     for picture in (plot_attribution_heatmap, plot_attribution_graph, plot_top_tokens):
         picture(result).figure.savefig(io.BytesIO(), dpi=30)

@@ -1,4 +1,4 @@
-"""The examples of the README that the project was asked to build, and of its own, word for word but for the port."""
+"""The examples of the original README and of ours run as written, except for the port."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_our_own_first_job_works_as_written(server, capsys):
     exec(example.replace("http://localhost:8000", server.url), {})
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "'Ġtea' depended on:"
-    assert len(lines) == 1 + 10  # the prompt's tokens
+    assert len(lines) == 1 + 10  # a line for each token of the prompt
     scores = {line.split()[0]: float(line.split()[1]) for line in lines[1:]}
     assert scores["Ġtea"] > scores["Ġmilk"]
 

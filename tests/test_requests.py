@@ -1,4 +1,4 @@
-"""Bad input: each is told clearly, before it is queued where it can be known, and never as a wrong number."""
+"""Invalid requests are refused with a clear reason, before they are queued if the check needs no model."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ REFUSED = {
     "positions": ({**GOOD, "attr_pos_start": 4, "attr_pos_end": 4}, "", "less than"),
     "negative position": ({**GOOD, "attr_pos_start": -1}, "/attr_pos_start", "greater than or equal to 0"),
     "boolean": ({**GOOD, "attribute_target": "yes please"}, "/attribute_target", "boolean"),
-    # what Inseq cannot do rightly
+    # requests for which Inseq would be wrong
     "contrast with nothing": (
         {**GOOD, "step_scores": ["contrast_prob"]},
         "/step_scores_args/contrast_targets",
@@ -170,12 +170,12 @@ def test_refused_before_it_is_queued(server, name):
 
 
 def newest(server):
-    """The job that was accepted last, if there is one."""
+    """A list with the id of the newest job; empty if there is none."""
     return [job["job_id"] for job in server.client.get("/attribution/jobs", params={"limit": 1}).json()["jobs"]]
 
 
 FAILED = {
-    # known only once there are tokens
+    # needs the model or the tokens
     "too long": ({**GOOD, "input_text": "Anna likes tea. " * 80}, "input-rejected", "at most 256"),
     "too long for T5": ({**TRANSLATE, "input_text": "the red cat " * 60}, "input-rejected", "at most 128"),
     "no room": (
@@ -250,7 +250,7 @@ def test_failed_with_the_reason(server, name):
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
 def test_numbers_that_are_none_are_refused(server, number):
-    """Python's JSON reader takes them, but they could not be stored as JSON again."""
+    """Python's JSON parser accepts NaN and Infinity, which are not valid JSON, so the request is refused."""
     text = json.dumps({**GOOD, "method": "gradient_shap", "attribution_args": {"stdevs": 0}})
     answer = server.client.post(
         "/attribution/jobs", content=text.replace(": 0}", f": {number}}}"), headers={"Content-Type": "application/json"}

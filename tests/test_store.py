@@ -1,4 +1,4 @@
-"""The job store: durable, compare-and-set, one server a directory; any order of calls against a simple model."""
+"""The job store: durability, compare-and-set, one server per directory, and a stateful test against a simple model."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_finished_attempt_cannot_finish_again(store):
     assert [job.job_id for job in store.recover(3, lambda job: ERROR)] == [first.job_id]
     second = store.claim()
     assert (first.attempt, second.attempt) == (1, 2)
-    assert store.complete(first, PARTS, Progress()) is False  # the attempt before the crash comes too late
+    assert store.complete(first, PARTS, Progress()) is False  # an attempt from before the crash
     assert store.files(first.job_id) == {}
     assert store.complete(second, PARTS, Progress()) is True
     assert store.fail(second, ERROR) is False
@@ -90,7 +90,7 @@ def test_files_of_a_dead_attempt_are_swept(tmp_path):
     store = JobStore(tmp_path)
     add(store)
     job = store.claim()
-    store._results.write(job.job_id, job.attempt, PARTS[:1])  # the process dies here, before the row
+    store._results.write(job.job_id, job.attempt, PARTS[:1])  # simulates a crash before the row is written
     (tmp_path / "results" / ".x.part").write_bytes(b"half")
     store.close()
     store = JobStore(tmp_path)
@@ -125,7 +125,7 @@ def test_the_migrations_make_the_tables_that_the_store_uses(store):
 
 
 def in_one_group(store, *submissions):
-    """Have the store accept these in two transactions: one is held up while the others come. Each one's outcome."""
+    """Submit all while a first submission holds the lock, so that they share a transaction; returns their outcomes."""
     commits = []
     sa.event.listen(store._engine, "commit", commits.append)
     with ThreadPoolExecutor(len(submissions) + 1) as pool:
@@ -146,7 +146,7 @@ def test_submissions_that_come_together_share_a_transaction_and_keep_their_order
     outcomes = in_one_group(store, *(Submission(request(f"text {index}")) for index in range(30)))
     assert all(is_new for _, is_new in outcomes)
     jobs = [job for job, _ in outcomes]
-    assert [job.queue_position for job in jobs] == list(range(1, 31))  # behind the one that held them up
+    assert [job.queue_position for job in jobs] == list(range(1, 31))  # after the first submission
     assert [store.queue_position(job) for job in jobs] == list(range(1, 31))
     for index, job in enumerate(jobs):
         assert replace(job, queue_position=None) == store.get(job.job_id, ALL_OWNERS)
@@ -157,23 +157,23 @@ def test_submissions_that_come_together_share_a_transaction_and_keep_their_order
 
 
 def test_in_a_group_each_submission_has_its_own_outcome(store):
-    """Keys, quotas and refusals mean among those that come together what they mean one after another."""
+    """Idempotency keys, quotas and refusals have the same effect in one transaction as in sequence."""
     store.add(Submission(request("before"), "old"))
     limits = {"max_pending": 7, "max_pending_of_owner": 3}
     outcomes = in_one_group(
         store,
         Submission(request("a"), "new", "ann", **limits),
-        Submission(request("a"), "new", "ann", **limits),  # the same again
-        Submission(request("b"), "new", "ann", **limits),  # the key of another request
-        Submission(request("a"), "new", "ben", **limits),  # another one's key
-        Submission(request("before"), "old", **limits),  # a key of before
+        Submission(request("a"), "new", "ann", **limits),  # repeated
+        Submission(request("b"), "new", "ann", **limits),  # same key, other request
+        Submission(request("a"), "new", "ben", **limits),  # same key, other owner
+        Submission(request("before"), "old", **limits),  # key of an earlier transaction
         Submission(request("other"), "old", **limits),
         Submission(request("c"), None, "ann", **limits),
         Submission(request("d"), None, "ann", **limits),
-        Submission(request("e"), None, "ann", **limits),  # ann has three
+        Submission(request("e"), None, "ann", **limits),  # ann already has three
         Submission(request("f"), None, "ben", **limits),
-        Submission(request("g"), None, "eve", **limits),  # seven wait
-        Submission(request("a"), "new", "ann", **limits),  # which needs no room
+        Submission(request("g"), None, "eve", **limits),  # seven already wait
+        Submission(request("a"), "new", "ann", **limits),  # repeated: accepted even if the queue is full
     )
     kinds = [type(each) if isinstance(each, Exception) else each[1] for each in outcomes]
     assert kinds == [
@@ -212,7 +212,7 @@ def test_a_damaged_result_is_not_reused(store, tmp_path):
     assert store.read(store.files(reused.job_id)["raw"]) == b"raw"
     (tmp_path / "results" / store.files(reused.job_id)["summary"].name).write_bytes(
         b"changed"
-    )  # the newest, and its source
+    )  # reuse looks at the newest result
     again, _ = store.add(wanted)
     assert (again.reused_from, again.status) == (None, JobStatus.PENDING)
     assert sorted(file.name[:32] for file in (tmp_path / "results").iterdir()) == sorted(
@@ -221,7 +221,7 @@ def test_a_damaged_result_is_not_reused(store, tmp_path):
 
 
 def test_listings_and_the_queue_search_an_index_whatever_is_asked(store):
-    """Each statement of a page, the queue, a submission and a poll: no scan of the table, and nothing sorted."""
+    """No SQL statement of listings, the queue, submissions or polls scans the jobs table or sorts rows."""
     statements = {}
     sa.event.listen(
         store._engine,
@@ -259,7 +259,7 @@ def test_listings_and_the_queue_search_an_index_whatever_is_asked(store):
         if statement.startswith(("SELECT", "UPDATE", "DELETE", "WITH")):
             with store._engine.connect() as connection:
                 steps = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
-            # What waits, and what runs, is all that these two indexes have.
+            # Scans of these two indexes are allowed: they have only pending and only running jobs.
             scans = [step for step in steps if step.startswith("SCAN") and "CONSTANT ROW" not in step]
             assert (
                 all(each.endswith(("INDEX jobs_waiting", "INDEX jobs_running")) for each in scans)
@@ -297,7 +297,7 @@ def test_a_store_of_an_older_version_keeps_its_jobs_and_tags(tmp_path):
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Any order of calls on the store against a dictionary that says what should be."""
+    """A stateful test: any order of calls on the store, against a dictionary with the expected statuses."""
 
     jobs = Bundle("jobs")
 
@@ -341,7 +341,7 @@ class StoreMachine(RuleBasedStateMachine):
         elif ending == "cancel":
             moved, after = self.store.cancel(job), JobStatus.CANCELLED
         else:
-            # One that was to be cancelled is, instead of being run again.
+            # A job with a requested cancellation is cancelled instead of becoming pending.
             after = JobStatus.CANCELLED if job_id in self.doomed else JobStatus.PENDING
             moved = self.store.requeue(job)
         assert moved == running

@@ -1,4 +1,4 @@
-"""The command `attribution` as people and programs use it."""
+"""The command `attribution`, in a terminal and in pipes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Done:
 
 
 def run(server, *arguments, **more):
-    """The command, without a process of its own."""
+    """Run the command in this process."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         for name in ("NO_COLOR", "FORCE_COLOR"):
@@ -104,7 +104,7 @@ def test_a_comparison_has_a_file_for_each_method(server, tmp_path):
             f"/attribution/jobs/{job_id}/results", params={"format": "html", "method": method}
         ).content
         assert (tmp_path / f"scores.{method}.html").read_bytes() == answer
-    # Of one method it is the file that was named; of all, again each.
+    # For one method the file has the given name; for all methods, each file has the method in its name.
     run(server, "show", job_id, "--method", "occlusion", "--hide", "-o", tmp_path / "one")
     assert inseq.FeatureAttributionOutput.load(tmp_path / "one").info["attribution_method"] == "occlusion"
     again = run(server, "show", job_id, "--hide", "--viz_path", tmp_path / "a", "--normalize_attributions", "false")
@@ -183,7 +183,7 @@ def test_a_view_of_a_job():
     assert options.view_fields(given) == {"aggregator": ["subwords", "vnorm"], "method": "lime"}
 
 
-# The server decides these or does them itself, or the request has another field for them.
+# Inseq's options without a counterpart: the server decides these, or another field of the request replaces them.
 NOT_OURS = {
     "attribution_selectors", "rescale_attributions", "model_kwargs", "generate_from_target_prefix", "batch_size",
     "aggregate_output", "verbose", "very_verbose",
@@ -258,7 +258,7 @@ def test_detaching_prints_the_id(slow):
 
 def test_an_interrupt_cancels_the_job_and_names_it(slow):
     with AttributionClient(slow.url) as client:
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background, a shell has it ignored
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background processes may ignore SIGINT
         process = subprocess.Popen(
             [sys.executable, "-m", "attribution_client", "attribute", "-m", "m", "-i", "forever", "--tag", "who=interrupted"],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(slow),
@@ -268,7 +268,7 @@ def test_an_interrupt_cancels_the_job_and_names_it(slow):
         while not jobs or jobs[0].status is not JobStatus.RUNNING:
             jobs = list(client.jobs(tag="who:interrupted"))
             time.sleep(0.1)
-        until(lambda: watchers(slow))  # it knows its job by now
+        until(lambda: watchers(slow))  # the command watches its job
         process.send_signal(signal.SIGINT)
         printed, told = process.communicate(timeout=120)
         assert process.returncode == 130, told
@@ -280,7 +280,7 @@ def test_an_interrupt_cancels_the_job_and_names_it(slow):
 
 
 def watchers(server):
-    """How many clients wait for a job or watch it."""
+    """Number of clients that wait for a job or watch it."""
     return float(re.search(r"^inseq_api_watchers (.+)$", server.client.get("/metrics").text, re.MULTILINE).group(1))
 
 
@@ -294,10 +294,10 @@ def test_a_progress_bar_where_somebody_looks(slow):
         while not re.search(r"attributing +25%\|█+", shown):
             shown += os.read(ours, 100_000).decode(errors="replace")
         slow.settle()
-        with suppress(OSError):  # which is how the end of a terminal reads
+        with suppress(OSError):  # reading a closed terminal raises OSError
             while os.read(ours, 100_000):
                 pass
-        assert process.wait(120) == 1  # it was cancelled
+        assert process.wait(120) == 1  # status 1, since the job was cancelled
     os.close(ours)
 
 

@@ -1,4 +1,4 @@
-"""A result as a heatmap and as tables: the numbers are the JSON's, nothing is lost, and no token can do harm."""
+"""Heatmaps and tables have all numbers of the JSON view, and tokens cannot inject markup."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ JOBS = {
 
 @pytest.fixture(scope="module", params=JOBS)
 def done(request, server):
-    """A completed job on each kind of model, with step scores."""
+    """The id of a completed job with step scores, for each kind of model."""
     return server.run(method="input_x_gradient", step_scores=["probability", "entropy"], **JOBS[request.param])
 
 
@@ -51,7 +51,7 @@ def get(server, job_id, accept=None, **parameters):
     return server.client.get(f"/attribution/jobs/{job_id}/results", params=parameters, headers=headers)
 
 
-# Which view
+# Content negotiation
 
 
 NEGOTIATED = {
@@ -66,14 +66,14 @@ NEGOTIATED = {
     "application/json;q=0, */*": HTML,
     "text/csv; header=present": CSV,
     "application/json; charset=utf-8, */*;q=0.1": JSON,
-    "text/html;q=0.1, */*;q=0.8": JSON,  # the more specific range says how well a type is liked
+    "text/html;q=0.1, */*;q=0.8": JSON,  # the most specific range determines the quality of a type
     "text/csv;q=0.7, text/*;q=0.9, text/html;q=0.5": CSV,
     "TEXT/CSV": CSV,
-    "*;q=0.2, text/csv;q=0.1": JSON,  # as some clients write it
-    # Liked equally well, by ranges of whatever precision: the server's choice.
+    "*;q=0.2, text/csv;q=0.1": JSON,  # some clients write * for */*
+    # Types of equal quality, whatever the ranges: the server chooses.
     "text/html, */*": JSON,
     "text/csv;q=0.5, text/html;q=0.5": HTML,
-    # What cannot be read says nothing, and takes nothing from the rest.
+    # Invalid parts are ignored, and the rest is used.
     "application/json, garbage": JSON,
     "garbage, */*": JSON,
     ";q=0.5, application/json": JSON,
@@ -84,7 +84,7 @@ NEGOTIATED = {
     "text/html;q=1.5, text/csv;q=0.1": CSV,
     "text/html;q=nan, text/csv;q=0.1": CSV,
     "text/html;q=, text/csv;q=0.1": CSV,
-    # A comma, a semicolon or a quote within quotes is text.
+    # Commas, semicolons and escaped quotes within quotes are text.
     'application/json;profile="x,y", text/csv;q=0.1': JSON,
     'text/html;profile="a, text/csv;b=1";q=0.1, application/json;q=0.2': JSON,
     'text/html;profile="\\",text/csv";q=0.3, application/json;q=0.2': HTML,
@@ -162,7 +162,7 @@ def test_views_are_cached_and_compressed(server, one, view):
     plain = server.client.get(url, headers={"Accept-Encoding": "identity"})
     zipped = server.client.get(url, headers={"Accept-Encoding": "gzip"})
     assert plain.content == zipped.content
-    # Parquet is compressed inside.
+    # Parquet files are already compressed.
     assert zipped.headers.get("content-encoding") == (None if view == "parquet" else "gzip")
     again = server.client.get(url, headers={"If-None-Match": plain.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
@@ -175,7 +175,7 @@ def test_views_are_cached_and_compressed(server, one, view):
 
 
 def expected_rows(result):
-    """The rows that the JSON view says there are."""
+    """The rows of the table, computed from the JSON view."""
     rows = []
     for index, sequence in enumerate(result["sequence_attributions"]):
         for side in ("source", "target"):
@@ -274,7 +274,7 @@ def test_readable_tokens_are_a_column(server, one):
     assert rows[2][header.index("attributed_text")] == " likes"
 
 
-# Any token
+# Arbitrary tokens
 
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
@@ -286,7 +286,7 @@ TOKENS = st.lists(
 
 
 def an_output(source, target, scores=None):
-    """An output with these tokens, of which the first of the target was given."""
+    """An output with these tokens, in which all target tokens but the first are attributed."""
     steps = len(target) - 1
     made = (
         torch.arange(len(source) * steps, dtype=torch.float32).reshape(len(source), steps) / 7
@@ -332,7 +332,7 @@ def test_a_score_that_is_not_a_number_is_null_and_not_lost():
 
 
 class Page(HTMLParser):
-    """What a browser would make of a document: its elements, attributes, cells and labels."""
+    """The elements, attributes, scores and labels of a parsed HTML document."""
 
     def __init__(self, document):
         super().__init__()
@@ -381,7 +381,7 @@ def test_the_heatmap_runs_and_loads_nothing(server, one):
     assert len(policies) == 1
     digest = b64encode(hashlib.sha256(page.style.encode()).digest()).decode()
     assert policies[0].startswith(f"default-src 'none'; style-src 'sha256-{digest}';")
-    # Everything else keeps the policy that allows nothing.
+    # All other responses have the policy that allows nothing.
     assert get(server, one).headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
 
 
@@ -453,7 +453,7 @@ def test_inseqs_own_heatmap_is_inseqs(server, one, tmp_path):
     def cells(html):
         return re.findall(r'<th style="background:rgba\(([^"]*)\)">([^<]*)</th>', html)
 
-    # NumPy 2 has Inseq write colours that no browser reads; the numbers in them are its own.
+    # With NumPy 2, Inseq writes `np.float64(...)` into colours, which browsers cannot read; ours has the plain numbers.
     assert cells(answer.text) == [
         (re.sub(r"np\.float64\((.*?)\)", r"\1", color), score) for color, score in cells(theirs)
     ]

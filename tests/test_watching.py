@@ -1,4 +1,4 @@
-"""Jobs that are watched: server-sent events, resumed, and at no cost in threads."""
+"""Server-sent events of jobs: they resume after an interruption and occupy no threads."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tests.serving import until
 
 
 def events(app, job_id, **headers):
-    """The events of a job's stream, read to its end."""
+    """Read a job's event stream to its end and return the events."""
     answer = app.get(f"/attribution/jobs/{job_id}/events", headers=headers)
     assert answer.headers["content-type"].startswith("text/event-stream")
     return parsed(answer.text)
 
 
 def parsed(text):
-    """Each event's kind, id and document."""
+    """The kind, id and document of each event."""
     found = []
     for block in text.split("\n\n"):
         lines = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
@@ -29,7 +29,10 @@ def parsed(text):
 
 
 def watching(app, job_id):
-    """The events of a job's stream as they come, each when it comes: the test client would give all at the end."""
+    """Read a job's event stream in the background; returns the task and a function that returns the events so far.
+
+    The test client would return all events at the end.
+    """
     came: list[bytes] = []
 
     async def read():
@@ -71,7 +74,7 @@ def test_a_stream_resumes_after_the_last_event_that_was_seen(app):
 
 
 def test_a_thousand_streams_cost_no_thread(app):
-    """Read on the event loop itself: the test client would take a thread for each."""
+    """Streams are read on the event loop, as the test client would use a thread for each."""
     job_id = submit(app, "hold")
     watch, before = app.app.state.services.watch, threading.active_count()
     finished = []
@@ -86,7 +89,7 @@ def test_a_thousand_streams_cost_no_thread(app):
 
     done = app.portal.start_task_soon(read_all)
     until(lambda: watch.watchers == 1000)
-    assert threading.active_count() < before + 50  # Starlette's own, at most
+    assert threading.active_count() < before + 50  # at most Starlette's own threads
     app.app.state.services.engine.go_on.set()
     done.result(120)
     assert len(finished) == 1000
