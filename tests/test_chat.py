@@ -1,4 +1,4 @@
-"""Conversations: rendered by the tokenizer's own template, attributed token by token, the template's tokens marked."""
+"""Conversations are rendered by the tokenizer's chat template, and the template's tokens are marked."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def words_of(tokens):
 
 
 def test_ids_are_those_of_the_template(server, tmp_path, model):
-    """The prompt that Transformers makes, the scores from first principles, special tokens and pads kept."""
+    """Ids equal Transformers' prompt, with special and pad tokens; scores equal those from first principles."""
     reply = " fox jumps"
     ours = run(
         server, tmp_path, model=model.name, method="saliency", messages=MESSAGES, generated_text=reply,
@@ -58,7 +58,7 @@ def test_the_template_s_tokens_are_marked(server, model):
     sequence = server.result(job_id, decode_tokens=True)["sequence_attributions"][0]
     start = sequence["attr_pos_start"]
     written = ["user", " The quick brown "]
-    if model.name == "chat-llama3":  # whose template trims
+    if model.name == "chat-llama3":  # its template trims messages
         written = [each.strip() for each in written]
     assert words_of(sequence["source"]) == words_of(sequence["target"][:start]) == "".join(written)
     assert not any(token["template"] for token in sequence["target"][start:])
@@ -89,9 +89,9 @@ def test_without_corrections_the_conversation_is_still_attributed_once(server, m
         server.result(server.run(**body, corrections=corrections))["sequence_attributions"][0]
         for corrections in (True, False)
     )
-    assert abs(len(off["target"]) - len(on["target"])) < 12  # the reply encoded again, or tokens dropped
+    assert abs(len(off["target"]) - len(on["target"])) < 12  # Inseq encodes the reply again, and drops tokens
     assert len(off["source"]) <= len(on["source"])
-    if len(off["source"]) < len(on["source"]):  # Llama 3's end of turn is its padding, which Inseq drops
+    if len(off["source"]) < len(on["source"]):  # Llama 3 pads with its end of turn, and Inseq drops pad tokens
         assert all("template" not in token for token in (*off["source"], *off["target"]))
 
 
@@ -140,7 +140,7 @@ def test_a_template_that_refuses_is_told(server, model_dir):
 
 
 def test_template_arguments_cannot_be_taken_over(server, model):
-    """A variable of the template is no argument of `apply_chat_template`."""
+    """`chat_template_args` cannot set the parameters of `apply_chat_template` itself."""
     for name in ("tokenize", "chat_template", "add_generation_prompt", "conversation"):
         problem = server.refusal(
             model=model.name, method="saliency", messages=MESSAGES, chat_template_args={name: "{{ 1 }}"}
@@ -148,20 +148,20 @@ def test_template_arguments_cannot_be_taken_over(server, model):
         assert problem["errors"][0]["pointer"] == f"/chat_template_args/{name}"
 
 
-# Open-ended input
+# Any text
 
 contents = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
 
 
 def normalized(name, text):
-    """Qwen's tokenizer composes characters; the other takes them as they are."""
+    """Text as the tokenizer encodes it: Qwen's normalizes to NFC, Llama 3's does not."""
     return unicodedata.normalize("NFC", text) if name == "chat-qwen2" else text
 
 
 @settings(deadline=None, max_examples=150)
 @given(st.lists(contents, min_size=1, max_size=4), st.sampled_from(MODELS))
 def test_marks_are_exact_for_any_text(model_folders, texts, name):
-    """What is not marked is what people wrote, in order; what the tokenizer merges over a border counts as written."""
+    """The unmarked tokens join to the messages' texts. A token of both template and message counts as the message's."""
     tokenizer = model_folders[name]
     messages = [{"role": "user", "content": text} for text in texts]
     conversation = chat.render(tokenizer, messages, {})

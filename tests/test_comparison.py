@@ -1,4 +1,4 @@
-"""Several methods on one input: each one's numbers as alone, the target generated once, and how well they agree."""
+"""Comparisons: each method has the numbers of a single job, the target is generated once, and agreement is computed."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_methods_are_weighted_by_their_expected_time():
     assert report("a", 1.0) == ("a", 0.25, 3.0)
     assert report("b", 0.0, Stage.PREPARING) == ("b", 0.25, None)
     assert report("b", 1 / 3) == ("b", pytest.approx(0.5), 2.0)
-    assert report("b", 0.0, Stage.PREPARING)[1] == pytest.approx(0.5)  # never back
+    assert report("b", 0.0, Stage.PREPARING)[1] == pytest.approx(0.5)  # the fraction never decreases
     assert report("b", 1.0) == ("b", 1.0, 0.0)
 
 
@@ -107,7 +107,7 @@ def test_agreement_is_worked_out_again_from_the_numbers(server):
         x, y = one[~np.isnan(one)], other[~np.isnan(other)]
         rhos.append(stats.pearsonr(stats.rankdata(x), stats.rankdata(y)).statistic)
         concordant = [np.sign((x[i] - x[j]) * (y[i] - y[j])) for i in range(len(x)) for j in range(i)]
-        taus.append(np.mean(concordant))  # no ties among real scores
+        taus.append(np.mean(concordant))  # there are no ties among these scores
         overlaps.append(len(set(np.argsort(x)[-3:]) & set(np.argsort(y)[-3:])) / 3)
     assert told["methods"] == ["saliency", "input_x_gradient"]
     assert told["spearman"] == pytest.approx(np.mean(rhos))
@@ -116,7 +116,7 @@ def test_agreement_is_worked_out_again_from_the_numbers(server):
 
 
 def test_server_and_client_find_the_same_agreement(server):
-    """On the same numbers, also where a text is so short that there are no more tokens than the top ones."""
+    """Server and client agree, also on a text with so few tokens that the overlap of the top 3 is undefined."""
     source, target = "the cat", ["le chat", "le"]
     body = {"model": PHRASEBOOK, "input_text": [SENTENCE, source], "generated_text": ["il gatto rosso", target[0]]}
     with AttributionClient(server.url) as client:
@@ -132,7 +132,7 @@ def test_server_and_client_find_the_same_agreement(server):
 
 
 def scores(columns):
-    """Absolute scores, [attributed, generated], from those of each generated token."""
+    """Scores [attributed, generated] from a list of scores for each generated token."""
     return np.array(columns, np.float32).T
 
 
@@ -145,11 +145,11 @@ def test_agreement_by_hand():
     assert top_overlap(rising, rising) == 1
     flat = scores([[1, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
     assert (spearman(rising, flat), kendall(rising, flat)) == (None, None)
-    assert top_overlap(rising, scores([[1, 2]])) is None  # of another shape
+    assert top_overlap(rising, scores([[1, 2]])) is None  # different shapes have no overlap
 
 
 def test_the_overlap_counts_only_where_tokens_are_left_out():
-    """The 3 largest of 3 scores are all of them, in whatever order two methods rank them."""
+    """The top 3 of 3 tokens overlap in any order, so such steps are left out."""
     three, four = [1, 2, 3, math.nan], [1, 2, 3, 4]
     reverse = [3, 2, 1, math.nan], [4, 3, 2, 1]
     assert top_overlap(scores([three]), scores([reverse[0]]), k=3) is None

@@ -1,6 +1,7 @@
-"""Texts, steps and step functions that Inseq gets wrong: its value or failure, first principles' value, and ours.
+"""Corrections of texts, steps and step functions: Inseq's value or failure, first principles' value, and ours.
 
-`test_corrections_methods` has the attribution methods. When Inseq no longer differs, the first part of a test fails and the correction can go.
+`test_corrections_methods` has the attribution methods. The first part of a test fails once Inseq is correct; then
+remove the correction.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def test_crossentropy_of_one_sequence(server, name):
 
 
 def test_dropout_scores_leave_the_next_step_alone(server):
-    """Inseq's later probabilities of the same job come from a model in train mode; ours are the model's own."""
+    """Inseq leaves the model in train mode, so later probabilities have dropout; ours are computed without dropout."""
     names, target = ["mc_dropout_prob_avg", "probability"], TRANSLATED
     theirs = reference.attribute(BUNDLED / PHRASEBOOK, SENTENCE, "dummy", generated_texts=target, step_scores=names)
     expected = Plain(BUNDLED / PHRASEBOOK, SENTENCE, target).probabilities()
@@ -52,7 +53,7 @@ def test_dropout_scores_leave_the_next_step_alone(server):
         server.run(model=PHRASEBOOK, method="dummy", input_text=SENTENCE, generated_text=target, step_scores=names)
     )
     np.testing.assert_allclose(ours["sequence_attributions"][0]["step_scores"]["probability"], expected, rtol=1e-4)
-    first = theirs.sequence_attributions[0].step_scores["mc_dropout_prob_avg"][0]  # still right in Inseq: same draws
+    first = theirs.sequence_attributions[0].step_scores["mc_dropout_prob_avg"][0]  # Inseq's first step is right
     np.testing.assert_allclose(ours["sequence_attributions"][0]["step_scores"]["mc_dropout_prob_avg"][0], first, 1e-4)
     assert "mc_dropout_restores_eval" in ours["info"]["corrections"]
 
@@ -62,7 +63,7 @@ def test_dropout_scores_leave_the_next_step_alone(server):
     (PHRASEBOOK, SENTENCE, TRANSLATED, "un cane nero vede il gatto"),
 ])  # fmt: skip
 def test_contrastive_function_with_integrated_gradients(server, tmp_path, model, text, target, contrast):
-    """P(target) - P(contrast), given the target's own prefix, integrated by hand."""
+    """Scores equal the integrated gradients of P(target) - P(contrast), both given the target's prefix."""
     arguments = {"contrast_targets": contrast}
     with pytest.raises(ValueError, match="Contrastive batch size"):
         reference.attribute(
@@ -85,7 +86,7 @@ def test_contrastive_function_with_integrated_gradients(server, tmp_path, model,
 
 
 def test_contrast_before_attr_pos_end(server, tmp_path):
-    """The probability of the contrast's token at the same position, behind the contrast's own prefix."""
+    """Equals the probability of the contrast's token at the same position, given the contrast's prefix."""
     contrast = PROMPT + " tea. Emma likes"
     target = PROMPT + " milk. Ben likes"
     plain = Plain(BUNDLED / LOOKUP, PROMPT, contrast)
@@ -106,13 +107,13 @@ def test_contrast_before_attr_pos_end(server, tmp_path):
 
 
 def test_step_scores_keep_their_own_contrast(server, tmp_path):
-    """Each contrast paired in its own way; Inseq gives the scores the attributed function's pairs."""
+    """Step scores use their own alignment; Inseq uses the attributed function's alignment for both."""
     target, own, other = FORCED, PROMPT + " tea. Emma", PROMPT + " milk tea. Emma"
     plain = Plain(BUNDLED / LOOKUP, PROMPT, other)
     first, end = plain.first, plain.first + 3
     pairs = [
         [[position, position + (position > first)] for position in range(first, end)]
-    ]  # past the word that is more
+    ]  # skips the additional word of the contrast
     attributed = {"contrast_targets": own}
     scored = {"contrast_targets": other, "contrast_targets_alignments": pairs}
     theirs = reference.attribute(
@@ -132,7 +133,7 @@ def test_step_scores_keep_their_own_contrast(server, tmp_path):
 
 
 def test_decoder_attention_with_attr_pos_start(server, tmp_path):
-    """The decoder's attention to its own prefix, at all positions, from plain Transformers."""
+    """Decoder self-attention equals plain Transformers' at all positions, also before `attr_pos_start`."""
     body = {"model": PHRASEBOOK, "method": "attention", "input_text": SENTENCE, "generated_text": TRANSLATED}
     plain = Plain(BUNDLED / PHRASEBOOK, SENTENCE, TRANSLATED)
     with torch.no_grad():
@@ -155,7 +156,7 @@ def test_decoder_attention_with_attr_pos_start(server, tmp_path):
 @pytest.mark.parametrize("method", ["attention", "value_zeroing"])
 def test_step_scores_of_final_step_methods(server, tmp_path, model, method):
     text, target = (PROMPT, FORCED) if model == LOOKUP else (SENTENCE, TRANSLATED)
-    if (model, method) != (LOOKUP, "value_zeroing"):  # which fails before it comes to scores
+    if (model, method) != (LOOKUP, "value_zeroing"):  # there, Inseq fails for another reason
         with pytest.raises(ValueError, match=r"tep.scores are not supported"):
             reference.attribute(BUNDLED / model, text, method, generated_texts=target, step_scores=["probability"])
     body = {"model": model, "method": method, "input_text": text, "generated_text": target}
@@ -169,7 +170,7 @@ def test_step_scores_of_final_step_methods(server, tmp_path, model, method):
 
 @pytest.mark.parametrize("attribute_target", [False, True])
 def test_attr_pos_end_of_an_encoder_decoder(server, tmp_path, attribute_target):
-    """Two tokens asked for; Inseq gives three, and calls the second's probability the first's."""
+    """Positions 2 and 3 are requested; Inseq starts at 1 and has three steps."""
     body = {"attr_pos_start": 2, "attr_pos_end": 4, "attribute_target": attribute_target}
     plain = Plain(BUNDLED / PHRASEBOOK, SENTENCE, TRANSLATED)
     expected = plain.probabilities()[1:3]
@@ -195,7 +196,7 @@ def test_attr_pos_end_of_an_encoder_decoder(server, tmp_path, attribute_target):
 
 @pytest.mark.parametrize("model", ["gpt2", "llama", "t5", "marian"])
 def test_pad_token_inside_the_text(server, model_dir, tmp_path, model):
-    """GPT-2's end of text is its padding; every token of the text has its row, and its gradient."""
+    """Pad tokens in the text (GPT-2 pads with its end of text) keep their row and gradient; Inseq drops them."""
     path = model_dir / model
     if not path.exists():
         build(model, path)
@@ -223,7 +224,7 @@ def test_pad_token_inside_the_text(server, model_dir, tmp_path, model):
 ])  # fmt: skip
 @pytest.mark.parametrize("method", ["saliency", "integrated_gradients"])
 def test_special_tokens_inside_the_text_are_tokens(server, model_dir, tmp_path, model, text, method):
-    """Inseq has these right: attributed like others, and the end of text kept in the baseline."""
+    """Other special tokens are attributed as in Inseq, without a correction."""
     path = model_dir / model
     if not path.exists():
         build(model, path)
@@ -239,7 +240,7 @@ def test_special_tokens_inside_the_text_are_tokens(server, model_dir, tmp_path, 
 
 
 def test_two_bos_tokens_are_told(server, model_dir, tmp_path):
-    """Inseq leaves one out where the text brings its own."""
+    """A text that starts with BOS gets a second one from the tokenizer; one is left out, with a warning."""
     if not (model_dir / "llama").exists():
         build("llama", model_dir / "llama")
     ours = run(server, tmp_path, model="llama", method="saliency", input_text="<s>The quick",
@@ -251,7 +252,7 @@ def test_two_bos_tokens_are_told(server, model_dir, tmp_path):
 
 
 def test_a_pad_token_in_front_is_no_padding(server, model_dir, tmp_path):
-    """GPT-2's usual start of a text: Inseq has it right, and so it is left alone."""
+    """A text may start with GPT-2's end of text: Inseq attributes it correctly, so nothing is corrected."""
     path = model_dir / "gpt2"
     if not path.exists():
         build("gpt2", path)
@@ -263,7 +264,7 @@ def test_a_pad_token_in_front_is_no_padding(server, model_dir, tmp_path):
 
 
 def test_pad_tokens_that_the_model_itself_takes_for_padding_are_refused(server, model_dir):
-    """M2M100 counts positions from its pad token, which embeddings cannot tell it."""
+    """M2M100 computes positions from ids, skipping pad tokens; with embeddings it cannot."""
     if not (model_dir / "m2m100").exists():
         build("m2m100", model_dir / "m2m100")
     job = server.wait(
@@ -274,7 +275,7 @@ def test_pad_tokens_that_the_model_itself_takes_for_padding_are_refused(server, 
 
 
 def test_generated_ids_are_attributed_as_they_are(server, model_dir, tmp_path):
-    """What generation wrote is what is attributed; decoding and encoding again gives other tokens."""
+    """The generated ids are attributed. Inseq decodes and encodes them, which may change them."""
     path = model_dir / "gpt2"
     if not path.exists():
         build("gpt2", path)
@@ -300,7 +301,7 @@ def test_generated_ids_are_attributed_as_they_are(server, model_dir, tmp_path):
 
 
 def test_corrections_off_gives_inseq_s_own(server, tmp_path):
-    """Its zeros, its shifted labels and its failures, for comparison; and the result says what was withheld."""
+    """Without corrections, results have Inseq's zeros, positions and failures, and a warning names the corrections."""
     body = {"model": PHRASEBOOK, "input_text": SENTENCE, "generated_text": TRANSLATED, "corrections": False}
     theirs = reference.attribute(
         BUNDLED / PHRASEBOOK, SENTENCE, "saliency", generated_texts=TRANSLATED, attr_pos_start=2, attr_pos_end=4

@@ -1,6 +1,6 @@
-"""Methods that Inseq gets wrong or fails on: its value or failure, the value from first principles, and ours.
+"""Corrections of methods: Inseq's value or failure, the value from first principles, and ours.
 
-When Inseq no longer differs, the first part of a test fails and the correction can go.
+The first part of a test fails once Inseq is correct; then remove the correction.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.first_principles import Plain, value_zeroing
 
 TEXT, TARGET = "The quick brown", "fox jumps over"
 FORCED = PROMPT + " milk. Ben"
-# Families of which Inseq's value_zeroing fails with Transformers 5, and whose attention is the common one.
+# Families for which Inseq's value_zeroing fails with Transformers 5, and which call `eager_attention_forward`.
 ZEROED = ["gpt2", "llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi3", "gptneox", "opt"]
 
 
@@ -35,7 +35,7 @@ def family(model_dir, name):
 
 
 def run(server, tmp_path, **body):
-    """The result as Inseq loads it, with `info` as the service tells it."""
+    """Run a job and load its result with Inseq; `info` is the service's."""
     job_id = server.run(**body)
     file = tmp_path / "result.json"
     file.write_bytes(server.client.get(f"/attribution/jobs/{job_id}/results?format=inseq").content)
@@ -70,14 +70,17 @@ def test_value_zeroing(server, model_dir, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bart", "mbart"])
 def test_layer_methods(server, model_dir, tmp_path, name):
-    """At the embedding: integrated gradients, gradient times embedding, and (no ReLU in these) DeepLIFT's rescale rule."""
+    """Layer methods at the embedding equal integrated gradients and gradient times embedding.
+
+    DeepLIFT equals gradient times (embedding - baseline), since these models have no ReLU for its rescale rule.
+    """
     path, is_encoder_decoder = family(model_dir, name), FAMILIES[name].is_encoder_decoder
     body = {"model": name, "input_text": TEXT, "generated_text": forced(name)}
     for method in ("layer_integrated_gradients", "layer_deeplift", "layer_gradient_x_activation"):
         if is_encoder_decoder:
             with pytest.raises(AssertionError, match="Forward hook did not obtain any outputs"):
                 reference.attribute(path, TEXT, method, generated_texts=forced(name))
-        elif method != "layer_gradient_x_activation":  # which is right there
+        elif method != "layer_gradient_x_activation":  # Inseq is right for this one
             theirs = reference.attribute(path, TEXT, method, generated_texts=forced(name))
             assert not scores(theirs).nan_to_num().any()
     plain = Plain(path, TEXT, forced(name))
@@ -93,7 +96,7 @@ def test_layer_methods(server, model_dir, tmp_path, name):
 
 
 def test_a_layer_by_its_name(server, tmp_path):
-    """A block's output times its gradient; the identity of integrated gradients holds at a block, too."""
+    """At a block: gradient times activation, and integrated gradients that sum to f(input) - f(baseline)."""
     body = {"model": LOOKUP, "input_text": PROMPT, "generated_text": FORCED}
     plain = Plain(BUNDLED / LOOKUP, PROMPT, FORCED)
     kept = []
@@ -154,7 +157,7 @@ def test_embeddings_are_scaled_once(server, model_dir, tmp_path, name):
 
 
 def test_a_model_that_computes_something_else_from_embeddings_is_refused(server, model_dir):
-    """FSMT makes no causal mask for a decoder that is given embeddings: there is no way round that."""
+    """FSMT makes no causal mask if its decoder gets embeddings, and that cannot be corrected."""
     family(model_dir, "fsmt")
     job = server.wait(server.submit(model="fsmt", method="saliency", input_text=TEXT, generated_text=TARGET))
     assert job["error"]["type"] == "/problems/unsupported-by-model"
@@ -164,11 +167,11 @@ def test_a_model_that_computes_something_else_from_embeddings_is_refused(server,
 @pytest.mark.parametrize("method", ["lime", "gradient_shap", "discretized_integrated_gradients"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(server, model_dir, tmp_path, method, dtype):
-    """With the same draws, as near to the same weights in float32 as half precision lets them be."""
+    """With equal draws, scores are close to those of the same weights in float32."""
     path, kind = family(model_dir, "llama"), getattr(torch, dtype)
     arguments = {"n_samples": 8} if method in {"lime", "gradient_shap"} else {"n_steps": 8}
     call = {"generated_texts": forced("llama"), "attribution_args": arguments}
-    if (method, dtype) != ("lime", "float16"):  # the one that Inseq can do
+    if (method, dtype) != ("lime", "float16"):  # Inseq fails for all others
         with pytest.raises((RuntimeError, TypeError), match=r"dtype|BFloat16"):
             reference.attribute(path, TEXT, method, init_args={"model_kwargs": {"dtype": kind}}, **call)
     rounded = tmp_path / "rounded"
@@ -185,7 +188,7 @@ def test_half_precision(server, model_dir, tmp_path, method, dtype):
 
 
 def test_convergence_delta(server, model_dir, tmp_path):
-    """Inseq's deltas: of DIG with the ends the wrong way round, of gradient SHAP for one of the samples."""
+    """Deltas are sum - (f(input) - f(baseline)); Inseq swaps the ends for DIG, uses one sample for gradient SHAP."""
     path = family(model_dir, "gpt2")
     plain = Plain(path, TEXT, forced("gpt2"))
     with torch.no_grad():
@@ -212,8 +215,8 @@ def test_convergence_delta(server, model_dir, tmp_path):
 
 
 def test_reagent_needs_no_download(server, tmp_path):
-    """Inseq asks nltk for data; here every token has one word class, and classes are what they say."""
-    unseen = shutil.copytree(BUNDLED / LOOKUP, tmp_path / "unseen")  # a name that no test has made classes for
+    """ReAGent runs without nltk data, which Inseq downloads; a token has one word class, known words the true one."""
+    unseen = shutil.copytree(BUNDLED / LOOKUP, tmp_path / "unseen")  # word classes are cached by this name
     with pytest.raises(LookupError, match="averaged_perceptron_tagger"):
         inseq.load_model(str(unseen), "reagent", device="cpu")
     tokenizer = AutoTokenizer.from_pretrained(BUNDLED / LOOKUP)
@@ -231,7 +234,7 @@ def test_reagent_needs_no_download(server, tmp_path):
 
 
 def test_reagent_with_added_tokens(server, model_dir, tmp_path):
-    """Llama 3's layout: BOS and the like stand behind the base vocabulary."""
+    """ReAGent works for tokens with ids after the base vocabulary, such as Llama 3's BOS; Inseq fails."""
     path = model_dir / "chat-llama3"
     if not path.exists():
         chat_models.build(path.name, path)
@@ -249,7 +252,7 @@ def test_reagent_with_added_tokens(server, model_dir, tmp_path):
 
 
 def test_reagent_replaces_added_tokens_by_their_like(model_dir):
-    """From the definition: a replacement has the word class of what it replaces."""
+    """A replacement has the word class of the token that it replaces; added tokens are a class of their own."""
     from inseq.attr.feat import FeatureAttribution
 
     from attribution.corrections.reagent import correct_added_tokens, seed_word_classes

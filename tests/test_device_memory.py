@@ -1,4 +1,4 @@
-"""A container's memory bounds what is promised and how much is done at once: its limits are read as Linux writes them."""
+"""A container's memory limit, read from cgroup v1 or v2 files, bounds estimates and batch sizes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def engine(tmp_path_factory):
 
 @pytest.fixture
 def system(tmp_path, monkeypatch):
-    """Writes the files of a system; only these are read."""
+    """A function that writes /proc and /sys files into a folder; the service reads these instead of the machine's."""
 
     def written(files):
         for name, text in files.items():
@@ -65,7 +65,7 @@ def version_2(limit, used, cached=0, group="/app.slice/job", mounted="/app.slice
 @pytest.mark.parametrize("version", [version_1, version_2])
 @pytest.mark.parametrize("mounted", [None, "/"], ids=["host", "container"])
 def test_what_is_available_is_the_limit_without_what_is_used(engine, system, version, mounted):
-    """Cached files count as free. In a container its own group is what is mounted, whatever the host calls it."""
+    """Cached files count as free. A container mounts its own group at the root, whatever its path on the host."""
     system(version(300 * MIB, 250 * MIB, 30 * MIB, **({"mounted": mounted} if mounted else {})))
     told = engine.estimate(engine.check(AttributionRequest(method="saliency", **BODY)))
     (loaded,) = engine.models()["loaded"]
@@ -91,19 +91,19 @@ def test_without_a_limit_it_is_the_machines_memory(system, files):
 @pytest.mark.parametrize("version", [version_1, version_2])
 def test_what_cannot_fit_is_told_and_refused(engine, system, version):
     request = AttributionRequest(method="saliency", **BODY)
-    system(version(300 * MIB, 350 * MIB))  # more than it may: about to be killed
+    system(version(300 * MIB, 350 * MIB))  # usage exceeds the limit
     told = engine.estimate(engine.check(request))
     (loaded,) = engine.models()["loaded"]
     assert told.available_memory_bytes == loaded["bytes"]
     assert not told.fits
     assert "saliency needs about 0.0 GiB and cpu has 0.0 GiB" in told.warnings[0]
-    system(version(MIB, 0))  # less than the weights
+    system(version(MIB, 0))  # the limit is below the size of the weights
     with pytest.raises(InvalidRequest, match=r"take 0\.0 GiB in float32, and cpu has 0\.0 GiB"):
         engine.check(request)
 
 
 def test_the_single_pass_takes_as_many_rows_at_once_as_there_is_room_for(engine, system):
-    """Fewer free bytes, more and smaller forwards, and the same numbers."""
+    """With less free memory, occlusion runs more and smaller forward passes, with the same scores."""
     request = engine.check(AttributionRequest(method="occlusion", engine="single_pass", **BODY))
 
     def forwards(free):
@@ -116,7 +116,7 @@ def test_the_single_pass_takes_as_many_rows_at_once_as_there_is_room_for(engine,
         handle.remove()
         return len(counted), stored_form.decode(parts[0].content)
 
-    forwards(100 * MIB)  # its rates are measured once
+    forwards(100 * MIB)  # the first run also measures the model's speed
     roomy, whole = forwards(100 * MIB)
     tight, pieces = forwards(MIB)
     assert tight > roomy

@@ -1,4 +1,4 @@
-"""What a job would take, said before it runs: tokens, passes, memory and time, against real jobs."""
+"""Estimates of tokens, passes, memory and time, compared with the jobs that they estimate."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ CONTRASTS = [
     {"contrast_targets": "another target"},
     {"contrast_targets": "another target", "contrast_force_inputs": True},
 ]
-# What is the same for every method.
+# Step scores and attributed functions, whose passes are counted alike for all methods.
 METHODS += [
     ("saliency", {"step_scores": []}),
     ("saliency", {"step_scores": ["mc_dropout_prob_avg"], "step_scores_args": {"n_mcd_steps": 3}}),
@@ -71,7 +71,7 @@ def engine(tmp_path_factory):
 
 @pytest.fixture
 def passes(monkeypatch):
-    """How often any model runs forward, and backward."""
+    """Counts [forward, backward] passes of all models."""
     counted, gradient = [0, 0], torch.autograd.grad
 
     def count(module, _inputs):
@@ -115,7 +115,7 @@ def test_the_passes_are_those_of_the_job(engine, passes, model, method, more):
 @pytest.mark.parametrize(
     ("method", "more", "expected"),
     [
-        # Four generated tokens: forwards, and ways back.
+        # (forward, backward) passes for four generated tokens.
         ("saliency", {}, (1, 4)),
         ("deeplift", {}, (3, 4)),
         ("integrated_gradients", {"n_steps": 6}, (3, 4)),
@@ -123,7 +123,7 @@ def test_the_passes_are_those_of_the_job(engine, passes, model, method, more):
         ("gradient_shap", {}, (6, 4)),
         ("occlusion", {}, (2, 0)),
         ("saliency", {"step_scores": ["pcxmi"], "step_scores_args": {"contrast_targets": CONTRAST}}, (1 + 4, 4)),
-        ("attention", {}, (1 + 1, 0)),  # Inseq's loop, and a forward for all steps' scores
+        ("attention", {}, (1 + 1, 0)),  # one for Inseq's attention, and one for the step scores of all steps
         ("lime", {"attribution_args": {"n_samples": 6}}, (4 * 6 + 1, 0)),
     ],
 )
@@ -133,7 +133,7 @@ def test_the_single_pass_is_told_where_it_is_taken(engine, method, more, expecte
             model=LOOKUP, method=method, input_text=PROMPT, generated_text=f"{PROMPT} tea. Ben likes", **SCORES | more
         )
     )
-    for _ in range(2):  # before the model was probed, and after
+    for _ in range(2):  # before and after the model is probed
         estimate = engine.estimate(request)
         assert estimate.engine == ("inseq" if method in {"attention", "lime"} else "single_pass")
         assert (estimate.forward_passes, estimate.backward_passes) == expected
@@ -179,7 +179,7 @@ def test_tokens_and_bytes_are_those_of_the_result(engine, model, method):
         if tensor is not None
     ]  # fmt: skip
     stored = sum(each.numel() * 4 for each in tensors)
-    # The decoder's own attention comes on top, and rows that nothing is attributed to.
+    # The estimate leaves out the decoder's self-attention, and counts rows that have no scores.
     assert 0.4 * stored <= estimate.result_bytes <= 1.5 * stored
 
 
@@ -219,7 +219,7 @@ def test_real_times_replace_what_was_expected():
     assert known.factor(key, "saliency") is None
     known.learn(key, "saliency", expected=2.0, took=6.0)
     assert known.factor(key, "saliency") == pytest.approx(3.0)
-    # From now on what is expected has the factor in it: a job that takes as long changes nothing.
+    # Expected times now include the factor, so a job that takes the expected time changes nothing.
     known.learn(key, "saliency", expected=3.0, took=3.0)
     assert known.factor(key, "saliency") == pytest.approx(3.0)
     known.learn(key, "saliency", expected=3.0, took=6.0)
@@ -228,7 +228,7 @@ def test_real_times_replace_what_was_expected():
 
 
 def test_kept_bytes_are_what_torch_keeps_for_a_larger_pass(tmp_path):
-    """Measured at two short lengths, foretold for a longer one of several rows."""
+    """Memory measured at two short lengths predicts the bytes that torch saves for backward with longer rows."""
     build_small_gpt2(tmp_path / "one", seed=0)
     cache = ModelCache(Settings(model_dirs=[str(tmp_path)]))
     with cache.lease("one", device="cpu", dtype="float32") as loaded:
@@ -328,7 +328,7 @@ def test_beams_take_their_time(server):
 
 
 def test_the_largest_request_is_estimated_at_once(server):
-    """Passes are counted in groups: 2,000 samples of 1,024 tokens of 64 texts are 131 million forwards."""
+    """2,000 samples for each of 1,024 tokens of 64 texts (131 million forwards) are counted as groups of passes."""
     told = estimate_of(
         server, model=PHRASEBOOK, method="lime", attribution_args={"n_samples": 2000},
         generation_args={"max_new_tokens": 1024}, input_text=[SENTENCE] * 64,
@@ -339,7 +339,7 @@ def test_the_largest_request_is_estimated_at_once(server):
 
 
 def test_weights_that_cannot_fit_are_refused_before_the_queue(server, model_dir):
-    """A file that says it holds 2^42 numbers, and is as long as that (and empty: a hole)."""
+    """A sparse file declares 2^41 float32 numbers, or 8,192 GiB, and has that length."""
     folder = model_dir / "giant"
     folder.mkdir()
     (folder / "config.json").write_text((BUNDLED / LOOKUP / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""The numbers are Inseq's: every method, on both kinds of model, generated and forced, against Inseq called directly."""
+"""Results equal Inseq called directly: all methods, decoder-only and encoder-decoder, generated and forced targets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attribution.catalogue import inseq_catalogue
 from tests import reference
 from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 
-# Small settings: the same numbers, sooner.
+# Few steps and samples, so that the tests are fast.
 SETTINGS = {
     "integrated_gradients": {"n_steps": 6},
     "layer_integrated_gradients": {"n_steps": 6},
@@ -26,13 +26,13 @@ SETTINGS = {
 REFUSED = {(PHRASEBOOK, "reagent")}
 INPUTS = {LOOKUP: PROMPT, PHRASEBOOK: SENTENCE}
 TARGETS = {LOOKUP: PROMPT + " milk. Ben", PHRASEBOOK: "il cane vede un gatto"}
-# Inseq 0.7.1 fails on these with Transformers 5, or gives zeros; `test_corrections_methods` proves ours.
+# With Transformers 5, Inseq 0.7.1 fails or gives zeros; `test_corrections_methods` checks our results.
 BROKEN_IN_INSEQ = {
     (LOOKUP, "value_zeroing"),
     *((model, method) for model in (LOOKUP, PHRASEBOOK) for method in ("layer_integrated_gradients", "layer_deeplift")),
     (PHRASEBOOK, "layer_gradient_x_activation"),
 }
-# At the embedding layer a layer method is the method itself, which Inseq has right.
+# At the embedding layer, a layer method equals this method, for which Inseq is right.
 SAME_AS = {
     "layer_integrated_gradients": "integrated_gradients",
     "layer_deeplift": "deeplift",
@@ -73,7 +73,7 @@ def test_equals_inseq(server, tmp_path, model, method, constrained):
         BUNDLED / model, INPUTS[model], right, seed=7, init_args=arguments if method == "reagent" else {}, **call,
         **inseq_arguments,
     )  # fmt: skip
-    theirs.info["attribution_args"] = arguments  # Inseq has constructor arguments elsewhere
+    theirs.info["attribution_args"] = arguments  # the service also lists the constructor's arguments here
     theirs.info["attribution_method"] = method
     ours = compare(server, tmp_path, job_id, theirs)
     check_json_views(server, job_id, ours, theirs)
@@ -82,10 +82,10 @@ def test_equals_inseq(server, tmp_path, model, method, constrained):
 
 
 def check_json_views(server, job_id, ours, theirs):
-    """The JSON views hold the same numbers: granular as Inseq has them, and aggregated as Inseq aggregates by default.
+    """Check that the granular JSON view has Inseq's scores, and the default view has Inseq's default aggregation.
 
-    It normalizes each step, which enlarges the rounding of a step whose scores are small beside the others': so what is
-    aggregated here is this result, whose scores were compared before.
+    That aggregation normalizes each step, which amplifies rounding in steps with small scores. So the default view is
+    compared with the aggregation of our scores, which were compared with Inseq's before.
     """
     default, granular = server.result(job_id), server.result(job_id, granular=True)
     for view, sequences in (
@@ -114,7 +114,7 @@ def assert_array(ours, tensor):
 
 @pytest.mark.parametrize("model", [LOOKUP, PHRASEBOOK])
 def test_step_scores_equal_inseq(server, tmp_path, model):
-    """Every step function that Inseq can compute for one sequence, with its arguments."""
+    """Compares every step function that Inseq can compute for one sequence."""
     names = ["logit", "probability", "entropy", "top_p_size", "pcxmi", "contrast_prob", "contrast_logits_diff",
              "contrast_logits", "contrast_prob_diff", "in_context_pvi", "kl_divergence"]  # fmt: skip
     contrast = TARGETS[model].replace("milk", "tea").replace("gatto", "libro")
@@ -130,7 +130,7 @@ def test_step_scores_equal_inseq(server, tmp_path, model):
 
 
 def test_contrastive_sources_and_alignments_equal_inseq(server, tmp_path):
-    """A contrast of another length, paired explicitly; and another source for the same target."""
+    """Compares a longer contrast with explicit alignments, and a contrast with another source."""
     target, longer = "il cane vede un gatto", "il cane nero vede un gatto"
     alignments = [[[0, 0], [1, 1], [2, 2], [3, 4], [4, 5], [5, 6], [6, 7]]]
     cases = {
@@ -165,7 +165,7 @@ def test_attributed_functions_equal_inseq(server, tmp_path, model, method, funct
         attributed_fn_args=dict(arguments),
     )  # fmt: skip
     theirs.info["attributed_fn_args"] = arguments
-    theirs.info["attribution_args"] = {}  # occlusion writes its window into it
+    theirs.info["attribution_args"] = {}  # Inseq's occlusion adds its window here
     compare(server, tmp_path, job_id, theirs)
 
 
@@ -185,7 +185,7 @@ def test_attribute_target_equals_inseq(server, tmp_path, method):
 
 
 def test_several_inputs_are_one_inseq_call_each(server):
-    """A batch of several texts would give other numbers: each is the same as alone, random methods included."""
+    """Each of several texts has the scores that it has alone, also with a random method; in one batch it would not."""
     texts = [PROMPT, "Clara likes soup. Emma likes rice. Emma likes"]
     settings = {"model": LOOKUP, "method": "gradient_shap", "attribution_args": SETTINGS["gradient_shap"], "seed": 3}
     together = server.result(server.run(input_text=texts, **settings))["sequence_attributions"]
@@ -207,7 +207,7 @@ def test_options_reach_inseq(server, tmp_path):
 
 def test_without_special_tokens_equals_inseq(server, tmp_path):
     target, contrast = "il gatto vede un cane", "il cane vede un cane"
-    source = "</s>" + SENTENCE  # Inseq takes special tokens out of the text, too
+    source = "</s>" + SENTENCE  # Inseq also removes special tokens that are in the text
     body = {"model": PHRASEBOOK, "method": "saliency", "input_text": source, "generated_text": target,
             "step_scores": ["contrast_prob", "probability"], "step_scores_args": {"contrast_targets": contrast}}  # fmt: skip
     job_id = server.run(**body, skip_special_tokens=True)
@@ -223,7 +223,7 @@ def test_without_special_tokens_equals_inseq(server, tmp_path):
 @pytest.mark.parametrize("model", [LOOKUP, PHRASEBOOK])
 @pytest.mark.parametrize("method", ["attention", "value_zeroing"])
 def test_final_step_methods_have_step_scores(server, model, method):
-    """Inseq refuses step scores here; they are those of the same steps without an attribution."""
+    """Inseq refuses step scores for these methods. Ours equal those of `dummy`; attributions do not change."""
     body = {"model": model, "input_text": INPUTS[model], "generated_text": TARGETS[model]}
     scored = server.result(server.run(method=method, step_scores=["probability", "entropy"], **body))
     plain = server.result(server.run(method=method, **body))

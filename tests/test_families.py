@@ -1,6 +1,6 @@
-"""Architectures beyond the bundled ones, tiny and random, over HTTP: equal to Inseq where it is right.
+"""Tiny random models of many architectures, over HTTP: results equal Inseq's where Inseq is right.
 
-Where it is not, `test_corrections_methods` has what is right.
+`test_corrections_methods` has the cases in which Inseq is wrong.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from tests import reference
 from tests.families import FAMILIES, build
 
 TEXT, TARGET = "The quick brown", "fox jumps over"
-# Inseq gives these models wrong embeddings, and so gets wrong whatever depends on them.
+# In Inseq, the decoder's input embeddings of these models are scaled twice, so all results differ.
 WRONG_IN_INSEQ = {"marian", "pegasus"}
-# On the way from the baseline their tiny random selves are too steep for any number of steps.
+# On the path from the baseline, gradients of these random models vary too much for 300 steps.
 STEEP = {"t5", "qwen2", "qwen3"}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request, model_dir):
-    """A family's model, built once and served by the session's server."""
+    """A family whose model is in the server's model directory."""
     folder = model_dir / request.param
     if not folder.exists():
         build(request.param, folder)
@@ -31,7 +31,7 @@ def family(request, model_dir):
 
 @pytest.fixture(scope="module", params=[name for name in FAMILIES if name not in WRONG_IN_INSEQ])
 def right_family(request, model_dir):
-    """One of which Inseq has all numbers right."""
+    """A family for which Inseq is right, with its model in the server's model directory."""
     folder = model_dir / request.param
     if not folder.exists():
         build(request.param, folder)
@@ -50,7 +50,7 @@ def plain(folder):
 
 
 def all_but_digits(tokenizer):
-    """Digits are in no merge of the tokenizer: a text of them always encodes to the ids that it was decoded from."""
+    """Ids of all tokens but digits. The tokenizer merges no digits, so decoding and encoding digits keeps their ids."""
     return [index for index in range(len(tokenizer)) if not tokenizer.decode([index]).isdigit()]
 
 
@@ -81,7 +81,7 @@ def test_equals_inseq(server, model_dir, tmp_path, family, method):
 
 
 def test_attention_has_step_scores(server, model_dir, tmp_path, right_family):
-    """Inseq refuses step scores of attention: they are those of `dummy`, and the weights stay what they are."""
+    """Inseq refuses step scores for attention. Ours equal those of `dummy`; the weights do not change."""
     job_id = server.run(
         model=right_family,
         method="attention",
@@ -104,7 +104,7 @@ def test_attention_has_step_scores(server, model_dir, tmp_path, right_family):
 
 
 def test_free_generation(server, model_dir, tmp_path, family):
-    """What is generated is attributed, with tokenizers that prepend BOS too, with which Inseq's own always fails."""
+    """Generated tokens are attributed, also if the tokenizer prepends BOS, for which Inseq fails."""
     arguments = {"max_new_tokens": 4}
     job_id = server.run(
         model=family, method="saliency", input_text=TEXT, generation_args=arguments, step_scores=["probability"]
@@ -112,7 +112,7 @@ def test_free_generation(server, model_dir, tmp_path, family):
     output = loaded(server, tmp_path, job_id)
     sequence = output.sequence_attributions[0]
     assert 1 <= sequence.attr_pos_end - sequence.attr_pos_start <= 4
-    # The probabilities of the very ids that are reported, in plain Transformers.
+    # Probabilities of the reported ids in plain Transformers.
     ids = torch.tensor([[token.id for token in sequence.target]])
     network, tokenizer = plain(model_dir / family)
     with torch.no_grad():
@@ -132,12 +132,12 @@ def test_free_generation(server, model_dir, tmp_path, family):
 
 @pytest.mark.parametrize("method", ["saliency", "integrated_gradients"])
 def test_generated_equals_inseq_constrained(server, model_dir, tmp_path, right_family, method):
-    """The ids that were generated, put to Inseq as a forced target; integrated gradients use their baseline, too."""
+    """Attributing a generated target equals Inseq with the same target forced."""
     is_encoder_decoder = FAMILIES[right_family].is_encoder_decoder
     tokenizer = plain(model_dir / right_family)[1]
     suppressed = all_but_digits(tokenizer)
     generation_args = {"max_new_tokens": 4, "suppress_tokens": suppressed}
-    if is_encoder_decoder:  # the end, with which Inseq's encoded target always closes
+    if is_encoder_decoder:  # Inseq's encoded target always ends with EOS, so generation must end with it, too
         suppressed.remove(tokenizer.eos_token_id)
         generation_args |= {"forced_eos_token_id": tokenizer.eos_token_id, "min_new_tokens": 2}
     attribution_args = {"n_steps": 4} if method == "integrated_gradients" else {}
@@ -187,7 +187,7 @@ def test_layer_methods_at_the_embedding_are_the_methods_themselves(server, tmp_p
 
 
 def test_contrastive_integrated_gradients_add_up(server, family):
-    """Completeness, from plain Transformers' probabilities: what the scores sum to is the contrast's own difference."""
+    """Scores sum to the difference of `at_input` and `at_baseline` in `info`, up to the reported delta."""
     target = forced(family)
     contrast = target.replace("fox jumps", "jumps fox")
     result = server.result(server.run(

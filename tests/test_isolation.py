@@ -1,5 +1,6 @@
-"""Jobs do not disturb each other. Every leak of Inseq in a long-lived process has a test here, and each test shows that
-it would notice: with the guard taken out, the leak is there.
+"""Jobs do not affect each other, although Inseq leaves state behind in a long-lived process.
+
+Many tests also remove the guard and check that the leak appears, which shows that they would detect it.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ def new_engine(**settings) -> AttributionEngine:
 
 
 def measured_engine(model):
-    """One that knows the model's rates: a job's own forwards are then all there are."""
+    """An engine that has measured the model's speed, so that later forward passes belong to jobs only."""
     engine = new_engine()
     run(engine, model, "dummy")
     return engine
 
 
 def run(engine, model, method, *, cancel_at=None, on_forward=lambda: None, report=lambda progress: None, **body):
-    """The scores of a job as plain data, or `Cancelled` at its n-th forward."""
+    """Run a job and return its scores as plain data. Raises `Cancelled` at forward pass number `cancel_at`."""
     request = engine.check(AttributionRequest(model=model, method=method, input_text=INPUTS[model], **body))
     forwards = 0
 
@@ -111,14 +112,14 @@ def test_a_stopped_job_leaves_no_trace_function(engine, monkeypatch):
 
 
 def test_dropout_does_not_stay_on(engine, monkeypatch):
-    """`mc_dropout_prob_avg` puts the model into train mode and leaves it there."""
+    """Inseq's `mc_dropout_prob_avg` leaves the model in train mode."""
     clean = run(engine, PHRASEBOOK, "saliency")
     run(engine, PHRASEBOOK, "dummy", step_scores=["mc_dropout_prob_avg"])
     assert run(engine, PHRASEBOOK, "saliency") == clean
 
     with without(monkeypatch, isolation, "_snapshot", no_snapshot):
         leaky = measured_engine(PHRASEBOOK)
-        with pytest.raises(Cancelled):  # in the dropout's own forward, before the step is done
+        with pytest.raises(Cancelled):  # during a forward pass with dropout
             run(
                 leaky, PHRASEBOOK, "dummy", step_scores=["mc_dropout_prob_avg"], generated_text="il", cancel_at=3,
                 corrections=False,
@@ -137,7 +138,7 @@ def test_the_wrapper_and_its_gradients_are_as_before(engine):
         assert not any(module.training for module in model.modules())
 
 
-# What Inseq shares between all callers
+# State that Inseq shares between all callers
 
 
 def mutable_defaults():
@@ -160,7 +161,7 @@ def mutable_defaults():
 
 def test_inseqs_shared_defaults_stay_empty(engine):
     for *_, default in mutable_defaults():
-        default.clear()  # of what other tests did with Inseq itself
+        default.clear()  # other tests call Inseq directly and leave entries
     contrast = {"contrast_targets": PROMPT + " milk.", "contrast_targets_alignments": [[[i, i] for i in range(12)]]}
     run(engine, LOOKUP, "occlusion", generation_args={"max_new_tokens": 2})
     run(
@@ -177,7 +178,7 @@ def test_inseqs_shared_defaults_stay_empty(engine):
 
 
 def test_another_callers_tokens_do_not_reach_a_job(engine):
-    """After one call with a target prefix, every later `attribute` of any model in the process begins with its tokens."""
+    """In Inseq, a call with a target prefix makes all later generations in the process begin with its tokens."""
     clean = run(engine, PHRASEBOOK, "saliency")
     theirs = inseq.load_model(str(BUNDLED / PHRASEBOOK), "saliency", device="cpu")
     shared = inspect.signature(AttributionModel.attribute).parameters["generation_args"].default
@@ -191,7 +192,7 @@ def test_another_callers_tokens_do_not_reach_a_job(engine):
 
 
 def test_one_methods_default_aggregation_is_not_anothers(engine, monkeypatch):
-    """Making a gradient output writes `vnorm` into Inseq's table of defaults, for every class."""
+    """In Inseq, creating a gradient output makes `vnorm` the default aggregation of every class."""
 
     def attention_by_scores():
         request = engine.check(AttributionRequest(model=LOOKUP, method="attention", input_text=PROMPT))
@@ -215,7 +216,7 @@ def test_one_methods_default_aggregation_is_not_anothers(engine, monkeypatch):
 
 
 def together(*calls):
-    """Run calls in threads that start at once; their results in order."""
+    """Run calls in threads that start together; returns their results in order."""
     barrier, found = threading.Barrier(len(calls)), [None] * len(calls)
 
     def work(index):
@@ -239,7 +240,7 @@ def test_different_models_at_once_give_unchanged_numbers(engine):
 
 
 def test_jobs_on_one_model_do_not_disturb_each_other():
-    """DeepLIFT hooks the model that its neighbour is using; value zeroing would silently change numbers."""
+    """Jobs on one model run one at a time, as DeepLIFT and value zeroing hook the model and would change other jobs."""
     methods = ("deeplift", "value_zeroing", "saliency")
     alone = [run(new_engine(), PHRASEBOOK, method) for method in methods]
     engine = new_engine()
@@ -261,7 +262,7 @@ def test_jobs_on_one_model_do_not_disturb_each_other():
 
 
 def test_random_jobs_do_not_draw_from_each_other(monkeypatch):
-    """The generators are one per process: two jobs that draw at once would change each other's numbers."""
+    """The random generators belong to the process, so random jobs run one at a time."""
     alone = [run(new_engine(), model, "lime", attribution_args={"n_samples": 30}) for model in (LOOKUP, PHRASEBOOK)]
     engine = new_engine()
     for model in (LOOKUP, PHRASEBOOK):
@@ -281,7 +282,7 @@ def test_random_jobs_do_not_draw_from_each_other(monkeypatch):
 
 @pytest.mark.parametrize("method", sorted(set(inseq.list_feature_attribution_methods())))
 def test_methods_said_to_draw_nothing_draw_nothing(engine, method):
-    """Methods whose traits say `is_random` wait for each other; the others must leave every generator where it is."""
+    """Methods without `is_random` do not wait for others, so they must leave all random generators unchanged."""
     if method in {"layer_integrated_gradients", "layer_deeplift"} or traits.of_method(method).is_random:
         return
     run(engine, LOOKUP, "dummy")
@@ -294,9 +295,9 @@ def test_methods_said_to_draw_nothing_draw_nothing(engine, method):
 
 
 def test_models_load_one_at_a_time(monkeypatch):
-    """Two `from_pretrained` at once fail with "Cannot copy out of meta tensor", and spoil the loads after them."""
+    """Two concurrent calls of `from_pretrained` fail with "Cannot copy out of meta tensor", as do later loads."""
     inside, most, two, patience = 0, 0, threading.Event(), 0.5
-    really_one_at_a_time = threading.Lock()  # the spoilt state would be this process's
+    really_one_at_a_time = threading.Lock()  # a real race would break later loads in this process
 
     def watching(original):
         def from_pretrained(*args, **kwargs):
@@ -328,7 +329,7 @@ def test_models_load_one_at_a_time(monkeypatch):
 
 
 def test_loading_another_dtype_waits_for_running_attributions(engine, monkeypatch):
-    """While a bfloat16 model is built, the process's default dtype is bfloat16: entropies would be off."""
+    """Loading a bfloat16 model changes the default dtype of the process, which would change scores of running jobs."""
 
     def loaded_meanwhile(patience):
         loader = threading.Thread(target=lambda: run(engine, PHRASEBOOK, "dummy", dtype="bfloat16"))
@@ -358,7 +359,7 @@ def test_loading_another_dtype_waits_for_running_attributions(engine, monkeypatc
         assert False in loaded_meanwhile(patience=120)
 
 
-# Everything after everything
+# All methods in sequence
 
 
 @pytest.mark.parametrize("model", [LOOKUP, PHRASEBOOK])
@@ -379,7 +380,7 @@ def test_any_order_with_failures_between_equals_fresh_models(engine, model, back
         ours = run(engine, model, method, **body)
         fresh = run(new_engine(), model, method, **body)
         assert orjson.dumps(ours) == orjson.dumps(fresh), method
-        # Three ways to fail: midway, at the tokens, and in Inseq itself.
+        # Three kinds of failure: cancelled during attribution, invalid positions, and an error in Inseq.
         if index % 3 == 0:
             with pytest.raises(Cancelled):
                 run(engine, model, method, cancel_at=9, **body)
@@ -392,7 +393,7 @@ def test_any_order_with_failures_between_equals_fresh_models(engine, model, back
 
 
 def test_scores_that_are_all_nan_are_refused(engine, monkeypatch):
-    """ReAGent can end without a number; a heatmap of nothing would look like a result."""
+    """A job fails if all its scores are NaN, which can happen with ReAGent; it would look like a result."""
     original = FeatureAttribution.load
 
     def load(name, **kwargs):
@@ -426,7 +427,7 @@ def test_progress_is_told_step_by_step(engine):
 
 
 def test_what_a_method_needs_once_is_a_stage_of_its_own(engine):
-    """The vocabulary's nearest neighbours take a minute on a large one: the job says that it is preparing."""
+    """Finding nearest neighbours takes a minute for a large vocabulary; meanwhile the job's stage is `preparing`."""
     stages = []
     run(
         engine, PHRASEBOOK, "discretized_integrated_gradients", attribution_args={"n_steps": 4}, generated_text="il",

@@ -1,4 +1,4 @@
-"""Tokens and their labels: Inseq's own, in time that grows with the text and not with its square."""
+"""Token labels equal Inseq's, and are made in linear time (Inseq's are quadratic)."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_steps_are_labelled_as_inseq_labels_them(engine, model, options):
 
 
 def plain(tokens):
-    """A contrast's id is a token in Inseq, and a number in a result; a token's string may be nested in itself."""
+    """(string, id) of each token; -1 for a contrast's id, which in Inseq is a token instead of a number."""
     if tokens is None:
         return None
     return [[(str(token.token), token.id if isinstance(token.id, int) else -1) for token in each] for each in tokens]
@@ -77,7 +77,7 @@ def plain(tokens):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """How often Inseq looks for a token's pair, and makes a string of tokens."""
+    """Counts Inseq's lookups of aligned tokens and its conversions of tokens to strings."""
     found = {"pairs": 0, "strings": 0}
     look_up, to_string = attribution_utils.get_aligned_idx, HuggingfaceModel.convert_tokens_to_string
 
@@ -95,7 +95,7 @@ def counted(monkeypatch):
 
 
 def test_the_work_grows_with_the_text_and_not_with_its_square(engine, counted):
-    """Twice as many tokens in prompt and target: Inseq would look at four times as many."""
+    """With twice as many tokens, the lookups double and conversions hardly grow; Inseq's lookups would quadruple."""
     names, calls = ["Anna", "Ben", "Clara", "David"], []
     for repeats in (2, 4):
         text = " ".join(f"{name} likes tea." for name in names * repeats)
@@ -107,7 +107,7 @@ def test_the_work_grows_with_the_text_and_not_with_its_square(engine, counted):
         calls.append((steps, *counted.values()))
     (few, *first), (many, *second) = calls
     assert many > 1.9 * few > 30
-    # The predicted token of each step; and the words of the vocabulary that were met.
+    # One lookup for each step, and one conversion for each distinct token.
     assert first[0] <= few + 2
     assert second[0] <= many + 2
     assert second[1] <= first[1] + 2 < few

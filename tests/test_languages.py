@@ -1,4 +1,4 @@
-"""Multilingual translation models: the tokenizer's languages, and the token that a translation begins with."""
+"""Languages of multilingual translation models: the tokenizer's codes, and the first token of a translation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SOURCE, TARGET = "the red cat sees a dog", "il gatto rosso"
 
 @pytest.fixture(scope="module", params=CODES)
 def translator(request, model_dir):
-    """The model's name, and its network and tokenizer in plain Transformers."""
+    """The model's name, its network and tokenizer in plain Transformers, and its source and target language."""
     folder = model_dir / f"translator-{request.param}"
     if not folder.exists():
         build(request.param, folder)
@@ -36,7 +36,7 @@ def expected_probabilities(network, source, target):
 
 
 def test_forced_translation(server, tmp_path, translator):
-    """Source and target begin or end with their languages, as the tokenizer class has it."""
+    """Source and target have their language tokens where the tokenizer class puts them."""
     name, network, tokenizer, (source, target) = translator
     ours = run(
         server, tmp_path, model=name, method="saliency", input_text=SOURCE, generated_text=TARGET,
@@ -45,7 +45,7 @@ def test_forced_translation(server, tmp_path, translator):
     ids = tokenizer(SOURCE, return_tensors="pt").input_ids
     labels = tokenizer(text_target=TARGET, return_tensors="pt").input_ids
     language = tokenizer.convert_tokens_to_ids(f"__{target}__" if "m2m100" in name else target)
-    # mBART's decoder starts with the language, the others' with the end of the text.
+    # mBART's decoder starts with the language token, the others' with EOS.
     start = language if name.endswith("mbart") else network.config.decoder_start_token_id
     decoder = torch.cat([torch.tensor([[start]]), labels], 1)
     assert [token.id for token in ours[0].source] == ids[0].tolist()
@@ -72,7 +72,7 @@ def test_translation_begins_with_its_language(server, tmp_path, translator):
 
 
 def test_a_language_is_of_one_job_only(server, translator):
-    """The tokenizer is shared by all jobs on a model."""
+    """A job's languages do not change later jobs, which share the tokenizer."""
     name, *_, (source, target) = translator
     body = {"model": name, "method": "dummy", "input_text": SOURCE, "generated_text": TARGET, "step_scores": ["logit"]}
     default, other = {"tgt_lang": target}, {"src_lang": target, "tgt_lang": source}
@@ -82,7 +82,7 @@ def test_a_language_is_of_one_job_only(server, translator):
 
 
 def test_a_forced_translation_needs_its_language(server, translator):
-    """NLLB's tokenizer would take the source's, in silence; and remember it, once anything was encoded as a target."""
+    """Without `tgt_lang`, NLLB's tokenizer would silently use the source language, and keep it for later jobs."""
     generated = server.submit(
         model=translator[0], method="dummy", input_text=SOURCE,
         generation_args={"max_new_tokens": 3, "min_new_tokens": 3, "suppress_tokens": [1]},
@@ -103,7 +103,7 @@ def test_an_unknown_language_is_told(server, translator):
 
 
 def test_cleaned_tokens_are_text(server, translator):
-    """Inseq nests the token of a lone `▁` in itself when it cleans it."""
+    """Tokens are strings. Cleaning a lone `▁` in Inseq makes a token that contains a token."""
     name, *_, (source, target) = translator
     body = {"model": name, "method": "saliency", "input_text": "the ~ ☃ cat", "generated_text": TARGET}
     job_id = server.run(

@@ -1,5 +1,6 @@
-"""Memory: a device that runs out of it (tried once more in smaller pieces, told clearly, serving afterwards), and what
-attention keeps.
+"""Memory: after running out of it, a job is tried once more in smaller pieces, or fails with a clear error.
+
+Also the peak memory of attention as a method.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def test_given_up_clearly_and_usable_afterwards(engine, monkeypatch):
         with pytest.raises(OutOfMemory, match="also in smaller pieces"):
             run(engine, method="saliency")
     assert len(tries) == 2
-    assert engine.models()["loaded"] == []  # its memory was given back
+    assert engine.models()["loaded"] == []  # the model is unloaded to free its memory
     after = run(engine, method="saliency")
     assert torch.equal(after[0].target_attributions.nan_to_num(), clean[0].target_attributions.nan_to_num())
 
@@ -90,7 +91,7 @@ print(json.dumps([run(8), run(1200)]))
 
 
 def test_attention_keeps_the_rows_of_the_steps(tmp_path):
-    """The high-water mark of a process of its own: far below the weights of all layers at all positions."""
+    """The peak memory of a process rises by less than half the attention weights of all layers and positions."""
     layers, heads, tokens = 16, 4, 1200
     build_small_gpt2(tmp_path / "long", layers=layers, positions=2048)
     found = subprocess.run(
@@ -98,4 +99,4 @@ def test_attention_keeps_the_rows_of_the_steps(tmp_path):
     )
     before, after = json.loads(found.stdout.splitlines()[-1])
     weights = layers * heads * tokens**2 * torch.float32.itemsize
-    assert after - before < weights / 2  # Inseq takes them three times
+    assert after - before < weights / 2  # Inseq needs three times these weights

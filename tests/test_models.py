@@ -1,4 +1,4 @@
-"""Which models are served, how they are found, shared and evicted; and that the bundled ones know what they are asked."""
+"""Models are found, allowed, shared and evicted; attributions of the bundled models find the true tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.serving import ROOT, Server, until
 
 @pytest.fixture(scope="module")
 def small_models(tmp_path_factory):
-    """A model root with three models of equal size."""
+    """A model directory with three models of equal size."""
     root = tmp_path_factory.mktemp("small-models")
     for index, name in enumerate(("one", "two", "three")):
         build_small_gpt2(root / name, seed=index)
@@ -75,7 +75,7 @@ def test_the_least_recently_used_goes_first_but_never_one_in_use(small_models):
             pass
         assert names() == {"one", "three"}  # `one` is older than `two`, but in use
         with lease(cache, "three"), lease(cache, "two"):
-            assert names() == {"one", "two", "three"}  # all in use: over the budget rather than wrong
+            assert names() == {"one", "two", "three"}  # models in use are kept, even over the budget
     with lease(cache, "two"):
         pass
     assert names() == {"three", "two"}
@@ -98,7 +98,7 @@ def test_a_changed_directory_is_another_revision(small_models, tmp_path):
 def test_only_allowed_names_are_served(small_models):
     cache = ModelCache(Settings(model_dirs=[str(small_models)], allowed_models="one,org/*"))
     assert cache.sources.resolve("one").kind == "directory"
-    assert cache.sources.resolve(LOOKUP).kind == "bundled"  # what ships with the project is always served
+    assert cache.sources.resolve(LOOKUP).kind == "bundled"  # bundled models are always allowed
     for name in ("two", "other/model", "one-more"):
         with pytest.raises(ModelNotAllowed, match="does not serve"):
             cache.sources.resolve(name)
@@ -129,7 +129,7 @@ except ModelUnavailable as error:
 
 
 def test_an_unreachable_hub_is_told_within_seconds(tmp_path):
-    """Online mode, with a hub that accepts connections and says nothing: the patience is ours, not the hub client's."""
+    """If the hub accepts connections but does not respond, our timeout applies instead of the hub client's."""
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -152,7 +152,7 @@ def test_an_unreachable_hub_is_told_within_seconds(tmp_path):
 
 
 def test_remote_code_is_never_run(tmp_path):
-    """A model that brings code of its own is refused, and its code not touched."""
+    """A model that needs its own code is refused, and the code is not run."""
     folder = tmp_path / "sly"
     build_small_gpt2(folder)
     config = json.loads((folder / "config.json").read_text())
@@ -176,7 +176,7 @@ def test_half_precision_is_served_and_named(server):
     assert not np.array_equal(near, exact, equal_nan=True)
 
 
-# What the bundled models know
+# The bundled models
 
 
 def test_the_bundled_models_are_small_and_load_quickly(small_models):
@@ -185,8 +185,8 @@ def test_the_bundled_models_are_small_and_load_quickly(small_models):
     assert sources.bundled_models() == (LOOKUP, PHRASEBOOK)
 
 
-# The share of examples in which the method's top token is one that the answer truly depends on. Each is a little below
-# what was measured when the models were trained (docs/demo-models.md); chance is about 1 in 4 and 1 in 7.
+# The smallest allowed share of examples in which the answer depends on the method's top token. Each is a little below
+# the share measured after training (docs/demo-models.md). The share of a random token is about 1 in 4 and 1 in 7.
 LOOKUP_SHARES = {"value_zeroing": 0.95, "input_x_gradient": 0.7, "layer_gradient_x_activation": 0.7}
 PHRASEBOOK_SHARES = {"attention": 0.95, "value_zeroing": 0.95, "saliency": 0.95, "input_x_gradient": 0.95,
                      "integrated_gradients": 0.95, "deeplift": 0.95, "occlusion": 0.85, "lime": 0.8,
@@ -195,7 +195,7 @@ PHRASEBOOK_SHARES = {"attention": 0.95, "value_zeroing": 0.95, "saliency": 0.95,
 
 
 def lookup_share(server, method, examples):
-    """How often the top prompt token for the answer is one that it depends on: the thing, its name, the asked name."""
+    """Share of examples whose top token for the answer is the thing, its name, or the name in the question."""
     hits = []
     body = {"model": LOOKUP, "method": method, "input_text": [each.prompt for each in examples],
             "generation_args": {"max_new_tokens": 2}}  # fmt: skip
@@ -213,7 +213,7 @@ def lookup_share(server, method, examples):
 
 
 def phrasebook_share(server, method, examples):
-    """How often the top source token of a target word is the word that it translates."""
+    """Share of target words whose top source token is the word that they translate."""
     hits = []
     result = server.result(server.run(model=PHRASEBOOK, method=method, input_text=[each.source for each in examples]))
     for example, sequence in zip(examples, result["sequence_attributions"], strict=True):
@@ -231,7 +231,7 @@ def test_the_true_token_comes_out_on_top_in_lookups(server, method):
     assert share >= LOOKUP_SHARES[method], share
 
 
-# LIME takes 50 forward passes for each of some 120 tokens here, one by one.
+# LIME is slow: 50 single forward passes for each of about 120 tokens.
 @pytest.mark.parametrize(
     "method", [pytest.param(each, marks=pytest.mark.slow if each == "lime" else ()) for each in PHRASEBOOK_SHARES]
 )
@@ -242,7 +242,7 @@ def test_the_true_word_comes_out_on_top_in_translations(server, method):
 
 
 def test_two_models_attribute_at_the_same_time(server):
-    """Two workers, two models: both jobs are seen in the middle of their work at once."""
+    """Two workers attribute with two models at the same time."""
     slow = {"method": "sequential_integrated_gradients", "n_steps": 300, "engine": "inseq"}
     texts = {LOOKUP: [PROMPT] * 20, PHRASEBOOK: [SENTENCE] * 20}
     ids = [server.submit(model=model, input_text=text, **slow) for model, text in texts.items()]

@@ -1,4 +1,4 @@
-"""What is done of a job that has not ended, or never will: the same numbers, to the last token that was attributed."""
+"""Partial results of running, cancelled and failed jobs equal the whole result up to the last attributed token."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def engine(tmp_path_factory):
 
 
 def stopped_after(engine, steps, **body):
-    """What a job has to offer when it is cancelled after so many steps."""
+    """The partial results of a job that is cancelled after `steps` steps."""
     request = engine.check(AttributionRequest(engine="inseq", **body))
     offered, done = [], 0
 
@@ -64,7 +64,7 @@ VARIANTS = [
 @pytest.mark.parametrize("method", ["input_x_gradient", "occlusion"])
 @pytest.mark.parametrize("model", [LOOKUP, PHRASEBOOK])
 def test_the_tokens_that_are_done_are_as_if_asked_for(engine, model, method, more):
-    """Equal in every field to the job with `attr_pos_end` there, which other tests compare with Inseq."""
+    """A partial result equals a job with `attr_pos_end` at its end, which other tests compare with Inseq."""
     more = {name: value.get(model, value) if isinstance(value, dict) else value for name, value in more.items()}
     if "attributed_fn_args" in more:
         more["attributed_fn_args"] = {"contrast_targets": OTHER[model]}
@@ -73,7 +73,7 @@ def test_the_tokens_that_are_done_are_as_if_asked_for(engine, model, method, mor
     (sequence,) = partial.sequence_attributions
     assert sequence.attr_pos_end - sequence.attr_pos_start == 2
     expected = whole(engine, **body, attr_pos_end=sequence.attr_pos_end)
-    if "attributed_fn" in more:  # whose labels of tokens that are still to come name no contrast
+    if "attributed_fn" in more:  # only attributed tokens have the contrast in their label
         sequence.target[sequence.attr_pos_end :] = expected.sequence_attributions[0].target[sequence.attr_pos_end :]
         start = sequence.attr_pos_start
         sequence.target[:start] = expected.sequence_attributions[0].target[:start]
@@ -83,7 +83,8 @@ def test_the_tokens_that_are_done_are_as_if_asked_for(engine, model, method, mor
     assert "partial" not in expected.info
     if "output_step_attributions" in more:
         assert len(partial.step_attributions) == len(expected.step_attributions) == 2
-    assert set(partial.info["corrections"]) <= set(expected.info["corrections"])  # of attr_pos_end
+    # The other job may have one more: the correction of attr_pos_end.
+    assert set(partial.info["corrections"]) <= set(expected.info["corrections"])
     apart = {"partial", "exec_time", "convergence", "corrections"}
     assert partial.info.keys() - apart == expected.info.keys() - apart
     same = partial.info.keys() - apart - {"tokens"}
@@ -148,14 +149,14 @@ def until_some(server, job_id):
 
 
 def columns(document):
-    """The scores of each generated token that has any."""
+    """Scores of each attributed token, as columns."""
     (sequence,) = document["sequence_attributions"]
     return [list(column) for column in zip(*sequence["target_attributions"], strict=True)]
 
 
 @pytest.fixture(scope="module")
 def whole_job(server):
-    """The same job run to its end: its id."""
+    """The id of the same job, run to its end."""
     return server.run(**SLOW)
 
 
@@ -181,7 +182,7 @@ def test_partial_while_running_and_kept_when_cancelled(server, tmp_path, whole_j
     problem = server.client.get(f"/attribution/jobs/{job_id}/results").json()
     assert problem["type"] == "/problems/no-result"
     assert "?partial=true" in problem["detail"]
-    # Every view of it works, and so does Inseq.
+    # Inseq loads a partial result.
     (tmp_path / "partial.json").write_bytes(partial_of(server, job_id, format="inseq").content)
     loaded = FeatureAttributionOutput.load(tmp_path / "partial.json")
     assert loaded.sequence_attributions[0].target_attributions.shape[1] == kept["info"]["partial"]["steps_done"]
@@ -194,7 +195,7 @@ def test_partial_is_kept_when_the_time_is_up(server):
     job = server.wait(job_id)
     assert (job["status"], job["error"]["type"]) == ("failed", "/problems/timed-out")
     kept = partial_of(server, job_id)
-    if job["progress"]["steps_done"] == 0:  # a slow machine
+    if job["progress"]["steps_done"] == 0:  # on a slow machine no step was done
         assert kept.status_code == 409
     else:
         assert kept.json()["info"]["partial"]["steps_done"] == job["progress"]["steps_done"]

@@ -1,4 +1,4 @@
-"""Progress of an attribution, counted without a model: monotone, in the method's unit, with the expected time left."""
+"""Progress of an attribution, without a model: the fraction never decreases, in the method's unit, with an ETA."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_steps_of_several_texts():
     progress.begin_attributing(5)
     progress.expect(10.0)
     progress.begin_text(2)
-    progress.forward_begins()  # no unit of a method with steps
+    progress.forward_begins()  # not counted: this method counts steps
     progress.steps_done(1)
     progress.steps_done(2)
     progress.begin_text(3)
@@ -57,9 +57,9 @@ def test_forwards_of_a_method_with_one_step():
     progress.begin_attributing(4)
     progress.expect(4.0)
     progress.begin_text(2)
-    progress.steps_done(1)  # steps and parts are no units of such a method
+    progress.steps_done(1)  # not counted: this method counts forward passes
     progress.part_done(1.0)
-    for _ in range(3):  # one forward more than expected
+    for _ in range(3):  # one more than expected
         progress.forward_begins()
     progress.begin_text(2)
     progress.forward_begins()
@@ -77,7 +77,7 @@ def test_a_text_that_is_attributed_again_does_not_count_again():
 
 
 def test_forwards_between_generation_and_the_first_text_are_not_counted():
-    """The first job on a model measures its speed there."""
+    """The first job on a model measures the model's speed in this stage; those forward passes are not progress."""
     for unit in Unit:
         progress, seen = counter(unit)
         progress.begin_generating(2)

@@ -1,7 +1,6 @@
-"""The single pass gives the numbers of Inseq's loop: over families, methods, functions, arguments, lengths.
+"""The single pass has the numbers of Inseq's loop for all families, methods, functions, arguments and lengths.
 
-The loop's own numbers are held to Inseq called directly by `test_exactness` and `test_families`, which run with
-`engine: auto`, and so with the single pass too.
+`test_exactness` and `test_families` compare `engine: auto`, which uses the single pass, with Inseq called directly.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ OWN_INFO = {"engine", "engine_check", "exec_time", "convergence"}
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory, model_dir):
-    """The real engine in this process, with a model of every family."""
+    """The real engine in this process, with a model of each family."""
     for name in (*FAMILIES, "falcon"):
         if not (model_dir / name).exists():
             build(name, model_dir / name)
@@ -41,14 +40,14 @@ def engine(tmp_path_factory, model_dir):
 
 
 def run(engine, way, *, dtype="float32", should_cancel=lambda: False, report=lambda _: None, **body):
-    # float64 is no request's, and tells an error from a rounding.
+    # Requests cannot ask for float64; in it, differences above rounding show errors.
     request = engine.check(AttributionRequest(engine=way, **body)).model_copy(update={"dtype": dtype})
     parts = engine.run(request, device="cpu", report=report, should_cancel=should_cancel)
     return stored_form.decode(parts[0].content)
 
 
 def assert_same(ours, theirs, rtol=1e-5):
-    """All that Inseq's classes hold, the steps too, and all of `info` but what tells of the engine."""
+    """Compare all fields of sequences and steps, and all of `info` except the keys about the engine."""
     for mine, other in zip(ours.sequence_attributions, theirs.sequence_attributions, strict=True):
         reference.assert_same_sequence(mine, other, rtol=rtol)
         assert type(mine).__name__ == type(other).__name__
@@ -71,7 +70,7 @@ def assert_same(ours, theirs, rtol=1e-5):
 
 
 def arguments(method):
-    """Arguments of a method, as a strategy."""
+    """A strategy for arguments of a method."""
     return {
         "saliency": st.fixed_dictionaries({}, optional={"abs": st.booleans()}),
         "integrated_gradients": st.fixed_dictionaries(
@@ -92,7 +91,7 @@ def arguments(method):
 
 @st.composite
 def bodies(draw):
-    """A request on a family's model: digits, since each is one token."""
+    """A strategy for requests on a family's model. Texts are digits, each of which is one token."""
     family, method = draw(st.sampled_from(sorted(FAMILIES))), draw(st.sampled_from(METHODS))
     digits = st.text("0123456789", min_size=1, max_size=9)
     source, target = draw(digits), draw(digits)
@@ -114,20 +113,20 @@ def bodies(draw):
     return body
 
 
-# Of the largest score: the roundings that are left are those of the float32 in which a result is stored (6e-8).
+# Relative to the largest score. What remains is rounding (6e-8), as results are stored in float32.
 IN_FLOAT64 = 1e-6
 
 
 def largest_allowed_difference(engine, body, dtype, theirs):
-    """How far two orders of the same operations may end from each other, relative to the largest score.
+    """The largest difference that rounding explains, relative to the largest score.
 
-    In float32 a rounding grows by the condition of the network, which differs from example to example. It is measured as
-    the distance of Inseq's own float32 scores from its float64 scores. The single pass makes as many roundings of the
-    same size, so the two differ by at most the sum of two such distances; twice that allows for chance.
+    The network amplifies float32 rounding by a factor that differs between examples. The error of Inseq's float32
+    scores is their distance from its float64 scores. The single pass makes as many roundings of the same size, so the
+    two differ by about twice this error at most; the tolerance is four times the error.
     """
     if dtype == "float64":
         return IN_FLOAT64
-    if body["method"] == "gradient_shap":  # in float64 it draws other numbers
+    if body["method"] == "gradient_shap":  # random draws differ in float64
         return 1e-5
     with Float64Throughout():
         exact = run(engine, "inseq", dtype="float64", **body)
@@ -137,7 +136,7 @@ def largest_allowed_difference(engine, body, dtype, theirs):
 @given(body=bodies(), positions=st.sampled_from([1, 20, 1000]), dtype=st.sampled_from(["float32", "float64"]))
 @settings(max_examples=70, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_equals_inseqs_loop(engine, monkeypatch, body, positions, dtype):
-    """`positions` at once: pieces of every size give the same."""
+    """Equals Inseq's loop for any batch size (`positions` per forward pass)."""
     monkeypatch.setattr(batch_sizes, "_CPU_POSITIONS", positions)
     with Float64Throughout() if dtype == "float64" else nullcontext():
         ours, theirs = (run(engine, way, dtype=dtype, **body) for way in ("single_pass", "inseq"))
@@ -148,7 +147,7 @@ def test_equals_inseqs_loop(engine, monkeypatch, body, positions, dtype):
 @pytest.mark.parametrize("family", [*FAMILIES, "falcon"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_family_is_trusted(engine, family, method):
-    """With `auto`: a probe agrees, and says by how much, also where a window is shorter than the text."""
+    """`auto` uses the single pass and reports the probe's difference, also for sliding-window attention."""
     text, target = "The quick brown", "fox jumps over"
     target = target if family in FAMILIES and FAMILIES[family].is_encoder_decoder else f"{text} {target}"
     body = {"model": family, "method": method, "input_text": text, "generated_text": target}
@@ -163,12 +162,12 @@ def test_every_family_is_trusted(engine, family, method):
     ("family", "is_fused"),
     [
         ("gpt2", True), ("llama", True), ("opt", True), ("bart", True),
-        # A bias on its maps; maps that are capped; attention that is spelled out in a module of its own.
+        # Attention bias (t5), capped attention scores (gemma2), attention written out in a module (falcon, bloom).
         ("t5", False), ("gemma2", False), ("falcon", False), ("bloom", False),
     ],
 )  # fmt: skip
 def test_attention_keeps_no_maps_where_it_is_fused(engine, family, is_fused):
-    """And how much is done at once is reckoned with maps where there are some."""
+    """Fused attention saves no attention maps for backward, and `row_bytes` counts maps only for the others."""
     kept = []
     with engine._models.lease(family, device="cpu", dtype="float32") as loaded:
         split_model = SplitModel(loaded.model)
@@ -181,7 +180,7 @@ def test_attention_keeps_no_maps_where_it_is_fused(engine, family, is_fused):
             kept.append(max(sizes.values()))
             del held
         reckoned = [batch_sizes.row_bytes(split_model, length, with_graph=True) for length in (50, 100)]
-    # A map has the square of the length.
+    # The size of a map is quadratic in the length: 4 times for twice the length.
     assert (kept[1] < 3 * kept[0]) == is_fused
     assert (reckoned[1] < 2.6 * reckoned[0]) == is_fused
 
@@ -189,7 +188,7 @@ def test_attention_keeps_no_maps_where_it_is_fused(engine, family, is_fused):
 @pytest.mark.parametrize("model", [LOOKUP, PHRASEBOOK])
 @pytest.mark.parametrize("method", METHODS)
 def test_inseqs_loop_is_inseq(engine, model, method):
-    """Without the work that nobody reads, and with a forced contrast, which has no single pass."""
+    """Our loop equals Inseq called directly, although it skips unused computations; also with a contrastive score."""
     text, target, contrast = {
         LOOKUP: (PROMPT, PROMPT + " milk. Ben", PROMPT + " tea. Ben"),
         PHRASEBOOK: ("the red cat sees a dog", "il gatto rosso vede un cane", "il gatto nero vede un cane"),
@@ -221,10 +220,10 @@ CONTRAST = {"contrast_targets": PROMPT + " tea. Ben"}
 ])  # fmt: skip
 @pytest.mark.parametrize("method", METHODS[:-1])
 def test_functions(engine, method, more):
-    """Contrasts without a forward of their own are attributed in the single pass; step scores of any kind are read.
+    """The single pass equals Inseq's loop for contrastive attributed functions and for step scores with arguments.
 
-    In float64, because a divergence of two distributions that are nearly the same is all rounding in float32; in float32
-    `test_exactness` has these functions.
+    In float64, since in float32 the divergence of two nearly equal distributions is only rounding; `test_exactness`
+    tests these functions in float32.
     """
     small = {"integrated_gradients": {"n_steps": 3}, "gradient_shap": {"n_samples": 2}}.get(method, {})
     body = {"model": LOOKUP, "method": method, "input_text": PROMPT, "generated_text": PROMPT + " milk. Ben",
@@ -232,16 +231,16 @@ def test_functions(engine, method, more):
     with Float64Throughout():
         ours, theirs = (run(engine, way, dtype="float64", **body) for way in ("single_pass", "inseq"))
     if more.get("attributed_fn") == "pcxmi":
-        # Zero where the contrast has the same token: whether rounding adds up to rounding is chance.
+        # The score is 0 if the contrast has the same token; then rounding decides whether completeness is warned of.
         for each in (ours, theirs):
             each.info.pop("warnings")
     assert_same(ours, theirs, rtol=IN_FLOAT64)
 
 
-# Gradient SHAP draws from the same generator, in another order: its dropout scores are other draws of the same.
+# Gradient SHAP draws from the same generator in another order, so its dropout scores are other samples.
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "gradient_shap"])
 def test_dropout_scores(engine, method):
-    """On a model with dropout: the score is divided by its spread over several draws, which is zero without."""
+    """Uses a model with dropout, as the score is divided by the standard deviation of samples, which is 0 without."""
     body = {"model": "gpt2", "method": method, "input_text": "12345", "generated_text": "12345678",
             "attribution_args": {"n_steps": 3} if method == "integrated_gradients" else {},
             "step_scores": ["mc_dropout_prob_avg", "probability"], "step_scores_args": {"n_mcd_steps": 2}}  # fmt: skip
@@ -257,7 +256,7 @@ def test_dropout_scores(engine, method):
     {"sliding_window_shapes": (3,), "strides": (1, 5)},
 ])  # fmt: skip
 def test_occlusion_windows(engine, model, window):
-    """Windows of several tokens that overlap, and reach over the end."""
+    """Windows of several tokens, which overlap or extend beyond the text."""
     text = "a b c d e f"
     with engine._models.lease(model, device="cpu", dtype="float32") as loaded:
         width = loaded.model.get_embedding_layer().embedding_dim
@@ -287,7 +286,7 @@ def test_several_inputs_free_generation_and_seeds(engine):
 @pytest.mark.parametrize(("more", "reason"), [
     ({"method": "lime"}, "lime has no single pass"),
     ({"method": "attention"}, "attention has no single pass"),
-    # On a model with dropout: what is attributed is divided by its spread over several draws.
+    # A model with dropout, since this function is divided by the standard deviation of samples.
     ({"model": "gpt2", "method": "saliency", "input_text": "1234", "generated_text": "123456",
       "attributed_fn": "mc_dropout_prob_avg"}, "more than the logits of one step"),
     ({"method": "saliency", "attributed_fn": "contrast_prob_diff",
@@ -308,14 +307,14 @@ def test_what_has_no_single_pass_is_refused_or_left_to_inseq(engine, more, reaso
 
 
 class Forgetful(torch.nn.Module):
-    """An attention-free mixer that is not causal: each position gets the mean over all."""
+    """A layer that is not causal: adds the mean over all positions to each position."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden + hidden.mean(1, keepdim=True)
 
 
 def test_a_model_that_looks_ahead_is_not_trusted(engine):
-    """Verify, then trust: `auto` gives Inseq's numbers, `single_pass` fails with the reason."""
+    """If the probe finds a difference, `auto` uses Inseq's loop, and `single_pass` fails with the reason."""
     body = {"model": "opt", "method": "saliency", "input_text": "1234", "generated_text": "1234567"}
     with engine._models.lease("opt", device="cpu", dtype="float32") as loaded:
         verdicts = dict(loaded.verdicts)
@@ -338,7 +337,7 @@ def test_a_model_that_looks_ahead_is_not_trusted(engine):
 
 
 def test_a_share_of_jobs_is_checked_again(engine, tmp_path, monkeypatch):
-    """A wrong single pass that no probe saw: the result is Inseq's, and the model is not trusted again."""
+    """If a recheck finds a difference, the job and later ones on the model have Inseq's numbers."""
     careful = AttributionEngine(Settings(data_dir=tmp_path, recheck_share=1))
     body = {"model": LOOKUP, "method": "input_x_gradient", "input_text": PROMPT, "generated_text": PROMPT + " milk."}
     right = run(careful, "auto", **body)
@@ -355,7 +354,7 @@ def test_a_share_of_jobs_is_checked_again(engine, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("method", ["saliency", "integrated_gradients", "occlusion"])
 def test_cancelled_between_the_pieces(engine, monkeypatch, method):
-    """Products count as forwards do; the next job on the model is as it was."""
+    """A job can be cancelled between two passes, forward or backward; the next job is not affected."""
     monkeypatch.setattr(batch_sizes, "_CPU_POSITIONS", 1)
     body = {"model": LOOKUP, "method": method, "input_text": PROMPT, "generated_text": PROMPT + " milk. Ben likes",
             "attribution_args": {"n_steps": 6} if method == "integrated_gradients" else {}}  # fmt: skip

@@ -1,4 +1,4 @@
-"""The single pass in float64, against plain autograd: equal to twelve digits, with nothing of Inseq or Captum between."""
+"""The single pass in float64 equals plain autograd, without Inseq or Captum, to twelve digits."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.families import FAMILIES, build
 from tests.first_principles import Float64Throughout, Plain
 
 TEXT, TARGET = "The quick brown", "fox jumps over"
-# Two orders of float64 operations differ by at most 2e-14 of the largest score here, on AVX2 and without vector
-# instructions: other processors round in yet another order, within the same bounds of each operation.
+# Relative to the largest score. Measured: at most 2e-14, with AVX2 and without vector instructions. Other processors
+# round in another order, with the same error bound for each operation.
 DIGITS = 1e-12
 
 
@@ -27,7 +27,7 @@ def gradients(plain, step):
 
 
 def riemann(plain, step):
-    """The mean of the gradients at the middles of four equal parts of the path; a quarter is exact in any precision."""
+    """Integrated gradients by the midpoint rule with four parts; the weight 1/4 is exact in any precision."""
     x, b = plain.embedded(step), plain.embedded(step, baseline=True)
     alphas = torch.tensor([0.125, 0.375, 0.625, 0.875], dtype=x.dtype)[:, None, None]
     return plain.gradient(b + alphas * (x - b), step).mean(0) * (x - b)[0]
@@ -66,8 +66,8 @@ def gelu(_module, x):
 
 @pytest.fixture(autouse=True)
 def float64_throughout(monkeypatch):
-    """No constant and no operation inside Transformers has fewer digits than float64, on either side."""
-    # Bloom writes sqrt(2 / pi) with eight digits, which is the same number in float32 only.
+    """Run Transformers' operations and constants in float64, for the expected and the actual scores."""
+    # Bloom has sqrt(2 / pi) with eight digits, which is enough only for float32.
     monkeypatch.setattr(BloomGelu, "forward", gelu)
     with Float64Throughout():
         yield
@@ -97,7 +97,7 @@ def test_equals_first_principles(folder, tmp_path, monkeypatch, family, method):
             engine="single_pass",
         )
     )  # fmt: skip
-    # Inseq keeps scores in float32, so what is compared is what it is given.
+    # Inseq stores scores in float32, so compare the scores before they are passed to Inseq's classes.
     with engine._models.lease(family, device="cpu", dtype="float64") as loaded:
         Runner(
             request, loaded, report=lambda _: None, should_cancel=lambda: False, expected_seconds=lambda _: 0.0,

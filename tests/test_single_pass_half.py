@@ -1,7 +1,7 @@
-"""The single pass in half precision: no further from the numbers of float32 than Inseq's own half precision is.
+"""In half precision, the single pass is as close to float32 scores as Inseq is.
 
-Two computations in half precision differ by their roundings, some percent on models as small as these, so that to be equal
-to Inseq's numbers says little. What is compared is how far each is from Inseq in float32, on the same weights.
+Rounding makes any two computations in half precision differ by some percent on models as small as these, so comparing
+with Inseq in half precision shows little. Each is compared with Inseq in float32 on the same weights.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ ALWAYS = {
     ("t5", "saliency", "bfloat16"),
     ("t5", "deeplift", "float16"),
 }
-# Errors of the same kind and number, but not the same ones: one text's differ by half, the mean over six by a tenth.
+# Errors are alike but random: the ratio for one text may be off by half, the mean over six texts by a tenth.
 ROOM = 1.15
 
 
 class Measured:
-    """Scores of the texts on models of half precision: Inseq's in float32, Inseq's own, and ours."""
+    """Computes scores on models with half-precision weights, with Inseq (in any dtype) and with the service."""
 
     def __init__(self, root):
         self.root = root
@@ -55,7 +55,7 @@ class Measured:
         self.inseq_model = cache(self._inseq_model)
 
     def folder(self, family, dtype):
-        """The family's model with weights that half precision holds, so that float32 has the same."""
+        """The family's model with weights rounded to `dtype`, so that float32 has the same weights."""
         folder = self.root / f"{family}-{dtype}"
         if not folder.exists():
             build(family, folder)
@@ -95,7 +95,7 @@ def scores(output):
 
 
 def off(found, truth):
-    """Relative to the size of all scores."""
+    """Norm of the difference, relative to the norm of the true scores."""
     assert found.shape == truth.shape
     return float((found - truth).nan_to_num().norm() / truth.nan_to_num().norm())
 
@@ -106,7 +106,7 @@ def measured(tmp_path_factory):
 
 
 def combinations():
-    """All of them take minutes: a few of each kind run always."""
+    """All combinations; as they take minutes, only those in ALWAYS are not marked as slow."""
     for family in FAMILIES_HERE:
         for method in METHODS:
             for dtype in HALVES:
@@ -121,10 +121,10 @@ def test_as_near_to_float32_as_inseq(measured, family, method, dtype):
         truth = measured.inseq(family, dtype, method, text, computed_in="float32")
         theirs = measured.inseq(family, dtype, method, text, computed_in=dtype)
         ours = scores(measured.ours(family, dtype, method, text))
-        assert off(theirs, truth) > 0  # or nothing was computed in half precision
+        assert off(theirs, truth) > 0  # otherwise Inseq did not compute in half precision
         assert torch.equal(ours.isnan(), truth.isnan())
         if not torch.equal(theirs.isnan(), truth.isnan()):
-            # Captum's bound is zero in float16, and where nothing changed it divides by it.
+            # Captum's DeepLIFT divides by 0 where an activation equals its baseline: its epsilon is 0 in float16.
             assert (method, dtype) == ("deeplift", "float16")
             continue
         ratios.append(off(ours, truth) / off(theirs, truth))
@@ -134,7 +134,7 @@ def test_as_near_to_float32_as_inseq(measured, family, method, dtype):
 
 @pytest.mark.parametrize("family", ["gpt2", "bart"])
 def test_a_verdict_of_its_own(measured, family):
-    """What was found in half precision says nothing of float32, and the other way round; `info` has what was found."""
+    """Each dtype has its own probe and tolerance, and `info` has the difference that its probe found."""
     checks = {
         dtype: measured.ours(family, "bfloat16", "saliency", TEXTS[0], computed_in=dtype, engine="auto").info
         for dtype in ("bfloat16", "float32", "bfloat16")

@@ -1,4 +1,4 @@
-"""Occlusion of texts so long that attention is done in pieces: still Inseq's numbers, and never a whole map."""
+"""Occlusion of long texts computes attention in blocks of queries, with Inseq's numbers and without whole maps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from settings import Settings
 from tests import reference
 from tests.families import FAMILIES, build
 
-# Decoders whose attention is called through Transformers' interface; gemma2's is not fused.
+# Decoders that call Transformers' AttentionInterface. All but gemma2 use fused attention.
 PIECEWISE = {"gpt2", "llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi3", "gptneox", "opt"}
 TEXT, TARGET = "0123456789" * 3, "0123456789" * 3 + "01234"
 
@@ -37,10 +37,10 @@ def run(engine, family, way):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_attention_in_pieces(engine, monkeypatch, family):
-    """Of a few queries each, as a text of thousands of tokens would have them."""
+    """With blocks of four queries, scores equal Inseq's."""
     for name, value in (("_CPU_SCORES", 1), ("_FEWEST", 4), ("_FEWEST_FUSED", 4)):
         monkeypatch.setattr(blockwise_attention, name, value)
-    run(engine, family, "single_pass")  # what is measured and compared once for a model
+    run(engine, family, "single_pass")  # the first run also measures speed and probes the model
     shapes = []
 
     def watched(attend):
@@ -57,14 +57,14 @@ def test_attention_in_pieces(engine, monkeypatch, family):
     if shapes:
         longest = max(keys for _, keys in shapes)
         assert max(queries for queries, _ in shapes) == 4
-        assert {keys for _, keys in shapes} > {4, 8, longest}  # not of what stands behind a piece
+        assert {keys for _, keys in shapes} > {4, 8, longest}  # keys after the last query of a block are left out
     theirs = run(engine, family, "inseq")
     assert (ours.info["engine"], theirs.info["engine"]) == ("single_pass", "inseq")
     reference.assert_same_sequence(ours.sequence_attributions[0], theirs.sequence_attributions[0])
 
 
 def test_of_the_last_attention_only_what_steps_read(engine, monkeypatch):
-    """One query for each of the five steps, of the block that no attention stands above."""
+    """In the last block, attention is computed only for the queries of the five steps."""
     asked = []
     attention = blockwise_attention.attend
 

@@ -1,4 +1,4 @@
-"""Step scores in Inseq's loop: its numbers, and no forward of their own where another one has their logits."""
+"""Step scores equal Inseq's, and reuse the logits of other forward passes if possible."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.families import build
 TEXT = {LOOKUP: PROMPT, PHRASEBOOK: SENTENCE}
 TARGET = {LOOKUP: f"{PROMPT} tea. Ben", PHRASEBOOK: "il cane vede"}
 OTHER = {LOOKUP: f"{PROMPT} milk. Ben", PHRASEBOOK: "il gatto vede"}
-# Their steps run the model on the text as it is.
+# These methods run the model on the unchanged text at each step, so step scores need no forward pass.
 OWN = {
     "saliency": {},
     "input_x_gradient": {},
@@ -31,7 +31,7 @@ OWN = {
     "layer_gradient_x_activation": {},
     "occlusion": {},
 }
-# Theirs do not, or there is one step only.
+# These do not, or have one step for the whole text.
 OTHERS = {
     "lime": {"n_samples": 4},
     "sequential_integrated_gradients": {"n_steps": 2},
@@ -44,13 +44,13 @@ SCORES = ["probability", "crossentropy", "entropy", "top_p_size", "contrast_prob
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
-    build("gpt2", root / "gpt2")  # which has dropout
+    build("gpt2", root / "gpt2")  # a model with dropout
     return AttributionEngine(Settings(data_dir=tmp_path_factory.mktemp("data"), model_dirs=(str(root),)))
 
 
 @pytest.fixture
 def forwards():
-    """How often any model runs forward from its ids or embeddings to its logits."""
+    """Counts the forward passes of all models."""
     counted = [0]
 
     def count(module, _inputs):
@@ -80,9 +80,9 @@ def model(request):
 
 @pytest.fixture(scope="module")
 def expected(model):
-    """Inseq's: the scores of a step do not depend on the method."""
+    """Inseq's step scores, which do not depend on the method."""
     arguments = {"contrast_targets": OTHER[model], "top_p": 0.8}
-    names = [name for name in SCORES if name != "crossentropy"]  # which fails in Inseq
+    names = [name for name in SCORES if name != "crossentropy"]  # fails in Inseq
     found = reference.attribute(
         BUNDLED / model, TEXT[model], "dummy", generated_texts=TARGET[model], step_scores=names,
         step_scores_args=arguments,
@@ -101,7 +101,7 @@ def test_they_are_inseqs(engine, model, expected, method, way):
     for name, scores in found.items():
         reference.assert_close(scores, expected[name], name)
     assert len(set(found["probability"].tolist())) == len(found["probability"]) > 2
-    # What is attributed is what it was without them.
+    # Step scores do not change the attributions.
     plain = run(engine, model, method, engine=way)
     reference.assert_close(output[0].target_attributions, plain[0].target_attributions, "target")
     reference.assert_close(output[0].source_attributions, plain[0].source_attributions, "source")
@@ -110,22 +110,22 @@ def test_they_are_inseqs(engine, model, expected, method, way):
 @pytest.mark.parametrize("way", ["inseq", "auto"])
 @pytest.mark.parametrize("method", OWN | OTHERS)
 def test_forwards(engine, model, forwards, method, way):
-    """Those of a job with step scores, and of the same job without."""
+    """Compares the numbers of forward passes of a job with and without step scores."""
     counts = []
     scores, contrast = ["probability", "entropy"], {"contrast_targets": OTHER[model]}
     more = {"engine": way, "step_scores_args": contrast}
-    run(engine, model, method, engine=way, step_scores=scores)  # the model is probed once
+    run(engine, model, method, engine=way, step_scores=scores)  # the first run also probes the model
     for names in ([], scores, [*scores, "pcxmi", "contrast_prob"]):
         forwards[0] = 0
         output = run(engine, model, method, step_scores=names, **more if "pcxmi" in names else {"engine": way})
         counts.append(forwards[0])
     steps = output[0].attr_pos_end - output[0].attr_pos_start
-    # `auto`: where the method has no single pass, one forward over the whole text.
+    # With `auto`, methods without a single pass need one forward pass over the whole text.
     for_all = 0 if method in OWN else steps if way == "inseq" else 1
     if way == "auto" and method in {"integrated_gradients", "gradient_shap", "occlusion"}:
-        for_all = counts[1] - counts[0]  # of the single pass, which test_estimates has
+        for_all = counts[1] - counts[0]  # checked in `test_estimates`
     assert counts[1] - counts[0] == for_all
-    assert counts[2] - counts[1] == steps  # one for both contrastive functions
+    assert counts[2] - counts[1] == steps  # both contrastive functions share one for each step
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_forwards(engine, model, forwards, method, way):
     ],
 )  # fmt: skip
 def test_what_is_attributed_is_left_alone(engine, method, function):
-    """Scores that are read off one forward before the first step do not call the attributed function, which may draw."""
+    """Computing step scores does not call the attributed function, which may draw random numbers."""
     arguments = {"mc_dropout_prob_avg": {"n_mcd_steps": 3}, "top_p_size": {"top_p": 0.8}}.get(
         function, {"contrast_targets": "The quick brown jumps fox over"}
     )
@@ -154,7 +154,7 @@ def test_what_is_attributed_is_left_alone(engine, method, function):
 
 
 def test_what_is_done_has_its_scores(engine):
-    """Scores that are read off the whole text before the first step are those of a job that ended there."""
+    """A partial result has step scores of its steps only, although they are computed for the whole text first."""
     offered, done = [], 0
     asked = request(engine, LOOKUP, "lime", step_scores=["probability"])
 

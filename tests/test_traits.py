@@ -1,4 +1,4 @@
-"""The table of facts about methods and step functions: complete, and true of Inseq."""
+"""The traits of methods and step functions are complete and agree with Inseq."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from attribution.catalogue import inseq_catalogue, traits
 from attribution.catalogue.traits import Reads, ScoreShape
 from tests.serving import ROOT
 
-# Where a name may be written: the table, an implementation, a correction, the wire format's alias and examples.
+# Modules that may contain names of methods: the table, implementations, and the request's alias and examples.
 MAY_NAME_METHODS = {
     "api/uvicorn_server.py",  # the first job that a started server prints
     "attribution/catalogue/traits.py",
-    "attribution/single_pass/method_dispatch.py",  # which implementation a method has
+    "attribution/single_pass/method_dispatch.py",  # maps methods to implementations
     "attribution_client/options.py",  # the terminal's default method
     "attribution_client/plots.py",  # the axis of a probability
     "attribution_schema/request.py",
@@ -54,7 +54,7 @@ def test_the_facts_fit_the_functions_own_parameters(name):
 
 
 def test_an_unknown_name_has_the_cautious_defaults():
-    """A method that a newer Inseq adds runs in Inseq's own loop, without a shortcut."""
+    """An unknown method of a newer Inseq runs in Inseq's loop without optimizations."""
     unknown = traits.of_method("a_method_of_a_newer_inseq")
     assert not unknown.has_single_pass
     assert not unknown.runs_own_text
@@ -65,7 +65,7 @@ def test_an_unknown_name_has_the_cautious_defaults():
 def test_no_other_module_asks_for_a_method_or_function_by_its_name():
     names = (traits.METHODS.keys() | traits.STEP_FUNCTIONS.keys()) - {
         "attention"
-    }  # a module's name in Transformers, too
+    }  # also the name of a module in Transformers
     found = set()
     for path in ROOT.glob("*/**/*.py"):
         room, file = path.relative_to(ROOT).parts[0], path.relative_to(ROOT).as_posix()
