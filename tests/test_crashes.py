@@ -50,7 +50,7 @@ def test_sigterm_ends_cleanly_and_loses_nothing(tmp_path):
 
 
 def test_a_second_server_on_a_data_directory_is_told_so(tmp_path):
-    with Server(tmp_path) as first:
+    with fake_server(tmp_path) as first:
         second = Server(tmp_path)
         with pytest.raises(AssertionError, match="did not start"):
             second.start()

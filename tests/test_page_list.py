@@ -116,7 +116,7 @@ def test_what_another_client_ended_or_deleted_is_no_longer_under_way(tmp_path, o
         expect(page.locator(".jobs li")).to_have_count(19)
 
 
-def test_no_answer_to_a_click_is_said_until_the_next(tmp_path, open_page):
+def test_no_answer_is_said_to_a_click_until_the_next_and_to_a_read_until_there_is_one(tmp_path, open_page):
     server = Server(tmp_path)
     server.start()
     job_id = long_job(server)
@@ -128,7 +128,12 @@ def test_no_answer_to_a_click_is_said_until_the_next(tmp_path, open_page):
     expect(submit).to_be_enabled()
     notice = page.locator(".job-view .notice")
     unsent = written.locator(".job-form .notice")
+    reader = open_page(server)
+    unread = reader.locator(".job-view .notice")
+    expect(entry(reader, job_id)).to_be_visible()
     server.kill()
+    entry(reader, job_id).click()
+    expect(unread).to_contain_text("No answer")
     button.click()
     submit.click()
     for each, said in ((page, notice), (written, unsent)):
@@ -137,6 +142,7 @@ def test_no_answer_to_a_click_is_said_until_the_next(tmp_path, open_page):
     page.set_viewport_size({"width": 390, "height": 800})
     assert is_within(page, 390)
     with Server(tmp_path, "--port", server.url.rsplit(":", 1)[1]) as server:
+        expect(unread).to_have_count(0)
         # The page reads the list again, but does not repeat the click.
         for each, said in ((page, notice), (written, unsent)):
             expect(each.locator(".jobs .error")).to_have_count(0)
@@ -155,22 +161,6 @@ def test_no_answer_to_a_click_is_said_until_the_next(tmp_path, open_page):
         button.click()
         expect(page.locator(".facts .status")).to_have_text("cancelled")
         expect(notice).to_have_count(0)
-
-
-def test_no_answer_to_a_read_is_said_until_there_is_one(tmp_path, open_page):
-    server = Server(tmp_path)
-    server.start()
-    job_id = long_job(server)
-    page = open_page(server)
-    expect(entry(page, job_id)).to_be_visible()
-    server.kill()
-    entry(page, job_id).click()
-    notice = page.locator(".job-view .notice")
-    expect(notice).to_contain_text("No answer")
-    with Server(tmp_path, "--port", server.url.rsplit(":", 1)[1]):
-        expect(notice).to_have_count(0)
-        page.get_by_role("button", name="Cancel").click()
-        expect(page.locator(".facts .status")).to_have_text("cancelled")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -226,7 +226,7 @@ def test_parts_expire_like_results(tmp_path):
     assert store.expire(before=time.time() + 1, keep=10, keep_bytes=10**9) == [job_id]
     store.close()
     assert list((tmp_path / "results").iterdir()) == []
-    with Server(tmp_path) as server:
+    with Server(tmp_path, module="tests.fake_engine") as server:  # reads the store alone
         answer = partial_of(server, job_id)
         assert (answer.status_code, answer.json()["type"]) == (410, "/problems/result-expired")
         answer = server.client.get(f"/attribution/jobs/{job_id}/results")
