@@ -15,6 +15,7 @@ from attribution.run.token_notes import SideNotes
 from attribution.text import encoding
 from attribution.text.contrast import contrast_arguments
 from attribution.text.encoding import Text
+from attribution.text.sandbox import TextSandbox
 from models import Arguments, AttributionRequest
 
 
@@ -41,6 +42,7 @@ class TextReader:
     progress: ProgressCounter
     draws_random: bool  # whether the method draws random numbers
     max_input_tokens: int
+    sandbox: TextSandbox
 
     def read(self, index: int, languages: dict[str, int]) -> PreparedText:
         """Input number `index` with its target, which is generated if the request gives none.
@@ -49,7 +51,9 @@ class TextReader:
         `NothingGenerated` or `AttributionFailed`.
         """
         request, loaded = self.request, self.loaded
-        prompt, forced = encoding.read_input(loaded, request, index, max_tokens=self.max_input_tokens)
+        prompt, forced = encoding.read_input(
+            loaded, request, index, max_tokens=self.max_input_tokens, sandbox=self.sandbox
+        )
         self.warnings.extend(prompt.warnings)
         random_state = None
         if forced is None:

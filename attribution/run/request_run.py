@@ -16,12 +16,14 @@ from attribution.estimates.passes import Shape
 from attribution.estimates.rates import Rates
 from attribution.model_cache.cache import ModelCache
 from attribution.model_cache.loading import LoadedModel
+from attribution.model_cache.sources import bundled_models
 from attribution.run import memory_retry, record
 from attribution.run.comparison_progress import ComparisonProgress
 from attribution.run.generated_targets import GeneratedTargets
 from attribution.run.method_run import Runner
 from attribution.run.progress import Report
 from attribution.single_pass.batch_sizes import is_out_of_memory, smaller_pieces
+from attribution.text.sandbox import Sandboxes, TextSandbox
 from models import AttributionRequest, Progress, ResultPart, Stage
 from problems import OutOfMemory
 from settings import Settings
@@ -46,6 +48,7 @@ class RequestRunner:
     models: ModelCache
     rates: Rates
     estimator: Estimator
+    sandboxes: Sandboxes
 
     def run(self, request: AttributionRequest, device: str, callbacks: Callbacks) -> list[ResultPart]:
         """The parts of a checked request's result (see `record.encode`).
@@ -83,6 +86,8 @@ class RequestRunner:
     ) -> list[ResultPart]:
         """Every method of the request in turn; `warnings` go into each method's result."""
         callbacks.report(Progress(stage=Stage.LOADING_MODEL))
+        if request.model not in bundled_models():
+            self.sandboxes.prepare()  # it starts while the model is loaded
         is_comparison = request.methods is not None
         progress = ComparisonProgress(callbacks.report, request.method_names)
         targets = GeneratedTargets(are_shared=is_comparison)
@@ -98,6 +103,7 @@ class RequestRunner:
                     should_cancel=callbacks.should_cancel,
                     expected_seconds=partial(expected.of_method, name),
                     max_input_tokens=self.settings.max_input_tokens,
+                    sandbox=TextSandbox(self.sandboxes, loaded.source, callbacks.should_cancel),
                     recheck_share=self.settings.recheck_share,
                     targets=targets,
                     warnings=warnings,
