@@ -29,7 +29,11 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class JobLimits:
-    """Limits of all jobs. `max_attempts`: starts of a job after which a job that kills the process is not run again."""
+    """Limits of all jobs. `max_attempts`: starts after which a job that kills the process is not run again.
+
+    A job that ran beside others when the process died is run alone after that, so only the one that is the cause
+    reaches the limit.
+    """
 
     max_attempts: int = 3
     max_seconds: float = float("inf")  # running time of one job
@@ -83,7 +87,7 @@ class JobManager:
         max_attempts = self._limits.max_attempts
         for job in self._store.recover(max_attempts, interrupted):
             log.warning("job_recovered", job_id=job.job_id, attempt=job.attempt, max_attempts=max_attempts)
-        self._workers.start()
+        self._workers.start(suspects=self._store.interrupted())
         self._progress_writer.start()
 
     def stop(self, grace: float) -> None:

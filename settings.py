@@ -43,7 +43,10 @@ class Settings(BaseSettings):
         PROJECT_ROOT / "data", description="Directory of the job store and the result files. One server per directory."
     )
     max_attempts: int = Field(
-        3, ge=1, description="How often a job is started before it fails because the server died each time."
+        3,
+        ge=1,
+        description="How often a job is started before it fails because the server died each time, at last with no "
+        "other job beside it.",
     )
 
     # Models

@@ -146,6 +146,18 @@ class JobStore:
             rows = connection.execute(query.group_by(jobs.c.model, jobs.c.method))
             return {(model, method): count for model, method, count in rows}
 
+    def interrupted(self) -> list[str]:
+        """Return the ids of the pending jobs that ran when a server died, oldest first."""
+        query = sa.select(jobs.c.job_id).where(IS_WAITING, jobs.c.attempt > 0).order_by(jobs.c.seq)
+        with self._read() as connection:
+            return list(connection.execute(query).scalars())
+
+    def claim_interrupted(self, job_id: str) -> JobRecord | None:
+        """Take this pending job and mark it running. Returns None if it is not pending."""
+        with self._write() as connection:
+            row = connection.execute(self._claiming(jobs.c.job_id == job_id)).one_or_none()
+        return None if row is None else record(row)
+
     def claim(self, busy_models: Collection[str] = ()) -> JobRecord | None:
         """Take the next pending job and mark it running. Returns None if no job waits.
 
@@ -154,13 +166,13 @@ class JobStore:
         """
         with self._write() as connection:
             seq = self._turns.next(connection, busy_models)
-            row = None if seq is None else connection.execute(self._claiming(seq)).one_or_none()
+            row = None if seq is None else connection.execute(self._claiming(jobs.c.seq == seq)).one_or_none()
         return None if row is None else record(row)
 
-    def _claiming(self, seq: int) -> Any:
+    def _claiming(self, which: sa.ColumnElement[bool]) -> Any:
         return (
             sa.update(jobs)
-            .where(jobs.c.seq == seq, jobs.c.status == JobStatus.PENDING.value)
+            .where(which, jobs.c.status == JobStatus.PENDING.value)
             .values(
                 status=JobStatus.RUNNING.value,
                 attempt=jobs.c.attempt + 1,
@@ -255,9 +267,10 @@ class JobStore:
             return self._move(connection, job, JobStatus.PENDING, attempt=job.attempt - 1, started_at=None)
 
     def recover(self, max_attempts: int, give_up: Callable[[JobRecord], Problem]) -> list[JobRecord]:
-        """Recover from a crash: put running jobs back to pending, or fail those started `max_attempts` times.
+        """Recover from a crash: put running jobs back to pending; fail one that ran alone in its last attempt.
 
-        Jobs with a cancel request are cancelled. give_up: returns the error of a job that fails. Returns the jobs that
+        Of jobs that ran together, any may be the cause, so none of them is given up. Jobs with a cancel request are
+        cancelled. give_up: returns the error of a job that fails. Returns the jobs that
         were running.
         """
         with self._write() as connection:
@@ -265,7 +278,7 @@ class JobStore:
             for job in map(record, rows):
                 if job.cancel_requested:
                     self._finish(connection, job, JobStatus.CANCELLED)
-                elif job.attempt < max_attempts:
+                elif job.attempt < max_attempts or len(rows) > 1:
                     self._move(connection, job, JobStatus.PENDING, started_at=None)
                 else:
                     error = give_up(job).model_dump_json()
