@@ -181,6 +181,8 @@ class WorkerPool:
             status = JobStatus.COMPLETED
         except Cancelled:
             status = self._end_stopped(job, limit)
+        except SystemExit:  # tells this thread to end
+            raise
         except BaseException as error:  # a library's panic is no `Exception`, and must not end the worker
             status = self._end_failed(job, error)
         seconds = self._clock() - started

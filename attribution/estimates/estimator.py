@@ -81,7 +81,7 @@ class Estimator:
                 f"{request.model!r} is not on this machine, and an estimate downloads nothing. Submit a short job, "
                 "which downloads it, and ask again."
             )
-        with self._models.held(request.model, device=device, dtype=request.dtype) as loaded:
+        with self._models.in_use(request.model, device=device, dtype=request.dtype) as loaded:
             rates = self._measured(loaded)
             inputs = self._inputs(request, loaded)
             each = [self._estimate(request.of_method(name), loaded, rates, inputs) for name in request.method_names]

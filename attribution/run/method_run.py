@@ -111,7 +111,7 @@ class Runner:
             self._warnings.append("attribute_target has no effect: a decoder-only model's prefix is always attributed.")
         encoding.check_texts(self._request, self._sandbox)
         with ExitStack() as stack:
-            stack.enter_context(isolated(self._model))
+            stack.enter_context(isolated(self._model, self._should_cancel))
             stack.enter_context(self._watched_forwards())
             fix = self._loaded.embeddings_fix
             applied = [self._ledger.apply(each) for each in fix.corrections]
@@ -208,7 +208,7 @@ class Runner:
             on_progress=self._on_progress,
         )
         self._snapshot = replace(self._snapshot, current=(attribution, prepared))
-        output, identity = text_run.attribute(attribution, self._choice, prepared.random_state)
+        output, identity = text_run.attribute(attribution, self._choice, prepared.random_state, self._should_cancel)
         (sequence,) = output.sequence_attributions
         self._warnings += result_checks.warnings_of_gaps(output, self._method, self._model)
         self.notes.append(token_notes.of_result(self._model, prepared.text, prepared.notes, sequence))

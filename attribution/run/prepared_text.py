@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from attribution.corrections.registry import Ledger
-from attribution.isolation import RANDOM_DRAWS, RandomState
+from attribution.isolation import RANDOM_DRAWS, RandomState, held
 from attribution.model_cache.loading import LoadedModel
 from attribution.run import token_notes
 from attribution.run.generated_targets import GeneratedTargets
@@ -74,7 +74,7 @@ class TextReader:
         else:
             target = encoding.encode_target(loaded, request, prompt, forced)
             if self.draws_random:
-                with RANDOM_DRAWS:
+                with held(RANDOM_DRAWS, self.sandbox.should_cancel):
                     random_state = RandomState.seeded(request.seed)
         first, end = encoding.check_positions(
             loaded.model,

@@ -90,9 +90,11 @@ class RequestRunner:
             self.sandboxes.prepare()  # it starts while the model is loaded
         is_comparison = request.methods is not None
         progress = ComparisonProgress(callbacks.report, request.method_names)
-        targets = GeneratedTargets(are_shared=is_comparison)
+        targets = GeneratedTargets(are_shared=is_comparison, should_cancel=callbacks.should_cancel)
         done: dict[str, FeatureAttributionOutput] = {}
-        with self.models.lease(request.model, device=device, dtype=request.dtype) as loaded:
+        with self.models.lease(
+            request.model, device=device, dtype=request.dtype, should_cancel=callbacks.should_cancel
+        ) as loaded:
             expected = _ExpectedSeconds(request, loaded, self.estimator, progress)
             for name in request.method_names:
                 one = request.of_method(name)
