@@ -7,15 +7,11 @@ are counted by arithmetic (`passes`); seconds and bytes come from rates measured
 from __future__ import annotations
 
 import copy
-import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from math import prod
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -42,7 +38,7 @@ from settings import Settings
 
 _GIB = 1024**3
 _READ_AT_ONCE = 4  # estimates that render and tokenize at the same time; the others wait
-_LONGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors library
+_ALWAYS_TRIED = 256 * 1024**2  # bytes that a job may take whatever is free: estimates are not that exact
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -91,6 +87,34 @@ class Estimator:
         """Expected seconds to attribute texts of these shapes. The caller holds the model's lock."""
         factor = self._rates.factor(loaded.key, route_of(request))
         return self._rates.measured(loaded).seconds(_all_passes(request, loaded, shapes)) * (factor or 1.0)
+
+    def check_memory(self, request: AttributionRequest, loaded: LoadedModel, shapes: Sequence[Shape]) -> None:
+        """Raise `MemoryError` if these texts need more than the CPU's free memory. The caller holds the model's lock.
+
+        A GPU refuses an allocation by itself, and only the job fails. The operating system promises more than it has,
+        and then ends the process.
+        """
+        if loaded.key.device != "cpu":
+            return
+        # The single pass divides its rows by what is free.
+        every = [] if _engine(request, loaded) is Engine.SINGLE_PASS else _all_passes(request, loaded, shapes)
+        peak = self._peak(request, loaded, self._rates.measured(loaded), every, shapes) - loaded.size
+        free = memory_of("cpu").free
+        if peak > max(_ALWAYS_TRIED, free):
+            raise MemoryError(f"the estimate is {peak / _GIB:.1f} GiB, and {free / _GIB:.1f} GiB are free")
+
+    @staticmethod
+    def _peak(
+        request: AttributionRequest,
+        loaded: LoadedModel,
+        rates: ModelRates,
+        every: list[Passes],
+        shapes: Sequence[Shape],
+    ) -> int:
+        """Bytes, with the weights."""
+        stored = sum(_score_bytes(request, loaded, each) for each in shapes)
+        # All steps' scores stay in CPU memory until they are joined, and the joined copy needs as much again.
+        return int(rates.peak_bytes(every)) + (2 * stored if loaded.key.device == "cpu" else 0)
 
     def _measured(self, loaded: LoadedModel) -> ModelRates:
         """The model's rates, measured now if needed.
@@ -142,8 +166,7 @@ class Estimator:
             if each.new
         )
         stored = sum(_score_bytes(request, loaded, each.shape) for each in inputs)
-        # All steps' scores stay in CPU memory until they are joined, and the joined copy needs as much again.
-        peak = rates.peak_bytes(every) + (2 * stored if device == "cpu" else 0)
+        peak = self._peak(request, loaded, rates, every, [each.shape for each in inputs])
         available = memory_of(device).free + loaded.size  # the weights are in memory already
         estimate = Estimate(
             model=request.model,
@@ -208,7 +231,7 @@ def _added_up(request: AttributionRequest, each: list[Estimate]) -> Estimate:
 
 def check_weights(source: ModelSource, request: AttributionRequest, device: str) -> None:
     """Raise `InvalidRequest` if the model's weights alone exceed the device's memory."""
-    weights = _parameters(source.path, source.revision) * torch.finfo(getattr(torch, request.dtype)).bits // 8
+    weights = source.parameters * torch.finfo(getattr(torch, request.dtype)).bits // 8
     memory = memory_of(device).total
     if weights > memory:
         raise InvalidRequest.at(
@@ -216,23 +239,6 @@ def check_weights(source: ModelSource, request: AttributionRequest, device: str)
             f"The weights of {request.model!r} take {weights / _GIB:.1f} GiB in {request.dtype}, and {device} has "
             f"{memory / _GIB:.1f} GiB. Use a smaller dtype or model.",
         )
-
-
-@lru_cache(maxsize=256)
-def _parameters(path: Path, revision: str) -> int:  # noqa: ARG001 - part of the cache key: files change with it
-    """The number of parameters in a model's files, from the JSON headers of its safetensors.
-
-    0 if they cannot be read: loading the model then reports the reason.
-    """
-    count = 0
-    try:
-        for file in path.glob("*.safetensors"):
-            with file.open("rb") as opened:
-                header = json.loads(opened.read(min(int.from_bytes(opened.read(8), "little"), _LONGEST_HEADER)))
-            count += sum(prod(each["shape"]) for name, each in header.items() if name != "__metadata__")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return 0
-    return count or sum(file.stat().st_size for file in path.glob("*.bin")) // 4
 
 
 class _Reader:

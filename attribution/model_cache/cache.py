@@ -15,11 +15,13 @@ from typing import Any
 import torch
 
 from attribution.isolation import held
+from attribution.model_cache.device_memory import memory_of
 from attribution.model_cache.loading import LoadedModel, ModelKey, load
 from attribution.model_cache.sources import ModelSource, ModelSources
-from problems import Cancelled
+from problems import Cancelled, OutOfMemory
 from settings import Settings
 
+_GIB = 1024**3
 _POLL_SECONDS = 0.1  # between two questions whether to stop waiting
 
 
@@ -163,6 +165,7 @@ class ModelCache:
         torch.set_num_threads(threads)  # of this thread
         try:
             self._evict(to_free=source.weights_bytes)
+            self._check_memory(source, key)
             loaded = load(source, key, should_cancel=lambda: not loading.waiting)
             self._loads += 1
         except BaseException as error:
@@ -171,6 +174,17 @@ class ModelCache:
             loading.set_exception(error)
         else:
             loading.set_result(loaded)
+
+    def _check_memory(self, source: ModelSource, key: ModelKey) -> None:
+        """Raise `OutOfMemory` if the weights, which are first read into CPU memory, exceed what is free of it."""
+        weights = source.parameters * getattr(torch, key.dtype).itemsize
+        if weights > memory_of("cpu").free:
+            self.forget_idle()
+        if weights > (free := memory_of("cpu").free):
+            raise OutOfMemory(
+                f"The weights of {source.name!r} take {weights / _GIB:.1f} GiB in {key.dtype}, and {free / _GIB:.1f} "
+                "GiB of memory are free. Use a smaller dtype or model, or try again when other jobs have ended."
+            )
 
     def _evict(self, to_free: int) -> None:
         """Evict idle models, least recently used first, until `to_free` more bytes fit."""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
@@ -32,6 +33,7 @@ BUNDLED_DIR = PROJECT_ROOT / "demo_models"
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 _OTHERS = ("*.json", "*.txt", "*.model", "*.jinja", "*.spm")
+_LONGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors library
 _DOWNLOAD = Path(__file__).with_name("hub_download.py")
 _POLL_SECONDS = 0.1  # between two questions whether to stop
 
@@ -49,6 +51,11 @@ class ModelSource:
     def weights_bytes(self) -> int:
         """The size of the weight files."""
         return sum(file.stat().st_size for glob in _WEIGHTS for file in self.path.glob(glob))
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters; 0 if the files cannot be read."""
+        return _parameters(self.path, self.revision)
 
 
 class ModelSources:
@@ -183,3 +190,20 @@ def _fingerprint(path: Path) -> str:
     files = sorted(file for file in path.iterdir() if file.is_file())
     entries = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return "local-" + hashlib.sha256(repr(entries).encode()).hexdigest()[:12]
+
+
+@lru_cache(maxsize=256)
+def _parameters(path: Path, revision: str) -> int:  # noqa: ARG001 - part of the cache key: files change with it
+    """The number of parameters in a model's files, from the JSON headers of its safetensors.
+
+    0 if they cannot be read: loading the model then reports the reason.
+    """
+    count = 0
+    try:
+        for file in path.glob("*.safetensors"):
+            with file.open("rb") as opened:
+                header = json.loads(opened.read(min(int.from_bytes(opened.read(8), "little"), _LONGEST_HEADER)))
+            count += sum(prod(each["shape"]) for name, each in header.items() if name != "__metadata__")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return 0
+    return count or sum(file.stat().st_size for file in path.glob("*.bin")) // 4

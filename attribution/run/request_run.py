@@ -77,8 +77,8 @@ class RequestRunner:
                 raise
             self.models.forget_idle()
             raise OutOfMemory(
-                f"{device} ran out of memory, also in smaller pieces. Shorten the text, lower n_steps, or set "
-                "internal_batch_size to 1."
+                f"{device} ran out of memory, also in smaller pieces ({_first_line(error)}). Shorten the text, lower "
+                "n_steps, or set internal_batch_size to 1."
             ) from error
 
     def _attempt(
@@ -118,6 +118,10 @@ class RequestRunner:
         return record.encode(request, done)
 
 
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class _ExpectedSeconds:
     """The time that each method of a request should take, estimated once the shapes of the texts are known."""
 
@@ -136,6 +140,7 @@ class _ExpectedSeconds:
             for each in self._request.method_names:
                 one = self._request.of_method(each)
                 self._seconds[each] = self._estimator.expected_seconds(one, self._loaded, shapes)
+                self._estimator.check_memory(one, self._loaded, shapes)
             self._progress.expect(self._seconds)
         return self._seconds[name]
 

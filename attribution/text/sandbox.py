@@ -103,8 +103,8 @@ class Sandboxes:
 
     def _too_large(self, what: str) -> str:
         return (
-            f"{what} was stopped: it needs more than {self.memory // _MIB} MiB of memory on these texts. Shorten them, "
-            "or use another model (INSEQ_API_TEXT_MEMORY_BYTES sets the limit)."
+            f"{what} was stopped: it needs more than {self.memory // _MIB} MiB of memory, or than the machine has, on "
+            "these texts. Shorten them, or use another model (INSEQ_API_TEXT_MEMORY_BYTES sets the limit)."
         )
 
 
