@@ -118,17 +118,19 @@ def test_a_server_with_a_memory_limit_fails_the_job_and_lives(tmp_path, limited)
     large = {"model": LOOKUP, "method": "integrated_gradients", "engine": "inseq", "n_steps": 2000,
              "internal_batch_size": 2000, "input_text": text, "generated_text": f"{text} tea"}  # fmt: skip
     filling = {"model": "filling", "method": "dummy", "messages": [{"role": "user", "content": "x"}]}
-    with Server(tmp_path / "data", INSEQ_API_MODEL_DIRS=str(tmp_path / "models")) as server:
-        with limited(server.pid, 800 * 1024**2):
-            before = server.result(server.run(**small))["sequence_attributions"]
-            job = server.wait(server.submit(**large))
-            assert job["error"]["type"] == "/problems/out-of-memory", job
-            assert "GiB are free" in job["error"]["detail"], job
-            job = server.wait(server.submit(**filling))
-            assert job["error"]["type"] == "/problems/input-rejected", job
-            assert server.result(server.run(**small))["sequence_attributions"] == before
-            assert server.client.get("/health/ready").status_code == 200
-            assert server.stop() == 0
+    with (
+        Server(tmp_path / "data", INSEQ_API_MODEL_DIRS=str(tmp_path / "models")) as server,
+        limited(server.pid, 800 * 1024**2),
+    ):
+        before = server.result(server.run(**small))["sequence_attributions"]
+        job = server.wait(server.submit(**large))
+        assert job["error"]["type"] == "/problems/out-of-memory", job
+        assert "GiB are free" in job["error"]["detail"], job
+        job = server.wait(server.submit(**filling))
+        assert job["error"]["type"] == "/problems/input-rejected", job
+        assert server.result(server.run(**small))["sequence_attributions"] == before
+        assert server.client.get("/health/ready").status_code == 200
+        assert server.stop() == 0
 
 
 def test_weights_that_exceed_the_free_memory_are_not_loaded(tmp_path, monkeypatch):
