@@ -384,11 +384,13 @@ class StoreMachine(RuleBasedStateMachine):
         self.store.close()
         self.store = JobStore(self.path)
         self.store.recover(2, lambda job: ERROR)
-        for job_id, status in self.expected.items():
-            if status is JobStatus.RUNNING and job_id in self.doomed:
-                self.expected[job_id] = JobStatus.CANCELLED
-            elif status is JobStatus.RUNNING:
-                self.expected[job_id] = JobStatus.PENDING if self.attempts[job_id] < 2 else JobStatus.FAILED
+        running = [job_id for job_id, status in self.expected.items() if status is JobStatus.RUNNING]
+        for job_id in running:
+            # Only a job that ran alone is given up.
+            again = JobStatus.PENDING if self.attempts[job_id] < 2 or len(running) > 1 else JobStatus.FAILED
+            self.expected[job_id] = JobStatus.CANCELLED if job_id in self.doomed else again
+        waiting = [job_id for job_id, status in self.expected.items() if status is JobStatus.PENDING]
+        assert self.store.interrupted() == [job_id for job_id in waiting if self.attempts[job_id]]
 
     @invariant()
     def the_store_agrees(self):
