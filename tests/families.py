@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers as t
 from tokenizers import processors
@@ -84,6 +85,9 @@ FAMILIES = {
                      extra={"decoder_start_token_id": "eos_token"}),
 }  # fmt: skip
 
+# Their computations differ little from another family's here, so they are tested in `make test-slow` alone.
+VARIANTS = {"qwen2", "qwen3", "mistral", "gemma2", "phi3", "gptneox", "bart", "pegasus", "m2m100"}
+
 # Models of which a test needs one property: own decoder embeddings, no causal mask, custom attention.
 RELATIVES = {
     "marian-own": Family(t.MarianConfig, t.MarianMTModel,
@@ -98,6 +102,11 @@ RELATIVES = {
                       "initializer_range": 0.25},
                      _GPT),
 }  # fmt: skip
+
+
+def family_params(*names: str) -> list[Any]:
+    """Parameters of a test: the named families, or all. Variants are marked slow."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in VARIANTS else name for name in names or FAMILIES]
 
 
 def build(name: str, folder: Path) -> Path:
