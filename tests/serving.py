@@ -139,7 +139,8 @@ class Server:
         self.settle()
         while jobs := self.client.get("/attribution/jobs", params={"limit": 200}).json()["jobs"]:
             for job in jobs:
-                self.client.delete(f"/attribution/jobs/{job['job_id']}")
+                answer = self.client.delete(f"/attribution/jobs/{job['job_id']}")
+                assert answer.status_code == 204, answer.text
 
     def run(self, **body: Any) -> str:
         """Submit a job, wait for it and check that it completed; returns its id."""
