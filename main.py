@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import structlog
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 from prometheus_client import CollectorRegistry
@@ -94,8 +95,10 @@ def _services(settings: Settings, engine: AttributionEngineProtocol, http_regist
     devices = [device for device in engine.devices() for _ in range(settings.workers_per_device)]
     threads = max(1, _cores() // len(devices))
 
+    watching = CapacityLimiter(2)  # threads of their own: many clients that watch large jobs must not delay polls
+
     async def read(job_id: str) -> Job:
-        return await run_in_threadpool(job_document, manager, job_id, ALL_OWNERS)
+        return await to_thread.run_sync(job_document, manager, job_id, ALL_OWNERS, limiter=watching)
 
     watch = JobWatch(asyncio.get_running_loop(), read)
     metrics = ServiceMetrics(

@@ -25,6 +25,8 @@ from problems import HeadersTooLarge, MalformedRequest, RequestTimedOut, ServerB
 
 _HEADER_BYTES = 64 * 1024  # of the request line and all headers; also of the trailers, and of one chunk's extensions
 _HEADER_COUNT = 200
+_CHUNKS = 1000  # of a body; more must have on average
+_CHUNK_BYTES = 64
 _PIPELINED = 16  # requests that wait on one connection for the responses before theirs
 _PROGRESS_BYTES = 1024  # a body that gets fewer within the stall time makes no progress
 _LINGER = 2.0  # seconds for which a refused client may go on sending, so that it reads the refusal before a reset
@@ -63,7 +65,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_headers = True
         self._header_bytes = self._header_count = 0
         self._unparsed = 0  # bytes received since the parser last completed headers, a chunk header or a piece of body
-        self._body_bytes = 0  # received since the last progress
+        self._chunks = self._received = 0  # of this request's body
+        self._body_bytes = 0  # of them, those since the last progress
         self._discarded = 0
         self._refusal: ServiceError | None = None
         self._ignores_input = False
@@ -154,16 +157,22 @@ class BoundedProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= _PIPELINED:
             self._stop_parsing(MalformedRequest(f"At most {_PIPELINED} pipelined requests may wait for a response."))
         self._in_headers = False
-        self._header_bytes = self._header_count = self._unparsed = self._body_bytes = self._discarded = 0
+        self._header_bytes = self._header_count = self._unparsed = self._body_bytes = 0
+        self._chunks = self._received = self._discarded = 0
         self.waiting.pop(self, None)
         self._progress_at = self.loop.time()
         super().on_headers_complete()
 
     def on_chunk_header(self) -> None:
+        """Refuse a body in tiny chunks, which takes the parser as long as one of many times its size."""
         self._unparsed = 0
+        self._chunks += 1
+        if self._chunks > _CHUNKS and self._received < self._chunks * _CHUNK_BYTES:
+            self._stop_parsing(MalformedRequest(f"More than {_CHUNKS} chunks must have {_CHUNK_BYTES} bytes or more."))
 
     def on_body(self, body: bytes) -> None:
         self._unparsed = 0
+        self._received += len(body)
         self._body_bytes += len(body)
         if self._body_bytes >= _PROGRESS_BYTES:
             self._body_bytes, self._progress_at = 0, self.loop.time()

@@ -86,6 +86,7 @@ def check_fits(view: Format, options: ViewOptions) -> None:
     given = options.model_fields_set
     wrong = {
         "table": "table" in given and view not in {"csv", "parquet"} and "csv and parquet",
+        "escape_formulas": options.escape_formulas and view != "csv" and "csv",
         "style": "style" in given and view != "html" and "html",
         "granular": options.granular and view == "html" and "json, csv, parquet and inseq",
         "decode_tokens": options.decode_tokens

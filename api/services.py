@@ -29,7 +29,7 @@ class Services:
     views: WorkThreads = field(default_factory=lambda: WorkThreads(2))
     estimates: WorkThreads = field(default_factory=lambda: WorkThreads(2))
     submissions: WorkThreads = field(default_factory=lambda: WorkThreads(8))
-    stored_views: WorkThreads = field(default_factory=lambda: WorkThreads(8))  # read and decompressed only
+    stored_views: WorkThreads = field(default_factory=lambda: WorkThreads(4))  # read and decompressed only
 
     def install(self, app: FastAPI) -> None:
         """Make the services available to the app's routes."""

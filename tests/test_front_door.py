@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from jobs.store.api_keys import ApiKeys
+from tests.abuse import MB, abuse
 from tests.fake_engine import body
 from tests.serving import Server, until
 
@@ -230,6 +231,28 @@ def test_a_response_that_is_not_read_is_dropped(door, path):
 def connections(server):
     """How many connections the server's process has."""
     return sum(each.status == psutil.CONN_ESTABLISHED for each in psutil.Process(server.pid).net_connections("tcp"))
+
+
+def test_tiny_chunks_are_refused(door):
+    """They take the parser as long as a body of many times their size."""
+    start = head(
+        door, "POST", "/attribution/jobs", "Content-Type: application/json", "Transfer-Encoding: chunked", key_of(door)
+    )
+    with connected(door, start + b"\r\n" + b"1\r\n \r\n" * 2000) as connection:
+        assert_refused(rest(connection), 400, "malformed-request")
+
+
+@pytest.mark.slow
+def test_abuse_of_all_kinds_keeps_no_memory_and_fails_no_poll(tmp_path, capsys):
+    with (
+        capsys.disabled(),
+        Server(tmp_path, module="tests.fake_engine", INSEQ_API_STALL_TIMEOUT_SECONDS="3") as server,
+    ):
+        print()
+        before, after, failed = abuse(server)
+        assert "Traceback" not in server.log
+    assert failed == 0
+    assert after < 1.1 * before + 32 * MB  # so much may be free and not given back
 
 
 def test_a_revoked_key_ends_what_waits_for_a_job(door):

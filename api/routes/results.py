@@ -7,7 +7,6 @@ import hashlib
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
 
 from api.dependencies import OwnerDep, ServicesDep
 from api.engine_protocol import AttributionEngineProtocol
@@ -75,7 +74,7 @@ async def get_results(
         return contents(manager.get(job_id, owner), manager, store, method=method, partial=partial)
 
     # An unfinished result is encoded when it is found.
-    found = await (services.views.run(request, find) if partial else run_in_threadpool(find))
+    found = await (services.views if partial else services.stored_views).run(request, find)
     view = view or _preferred(request.headers.get("Accept", "*/*"), is_joint=found.is_joint)
     check_fits(view, options)
     if found.is_joint and view != "json":
