@@ -72,7 +72,7 @@ def _serve(context: click.Context, /, **options: Any) -> None:
             "the hosts it answers to in INSEQ_API_ALLOWED_HOSTS."
         )
     configure_logging()
-    serve(invocation.create_app(settings), settings.host, settings.port)
+    serve(invocation.create_app(settings), settings)
 
 
 @_serve.group("keys")

@@ -153,6 +153,10 @@ class AttributionEngine:
     def corrections(self) -> list[dict[str, str]]:
         return registry.all_corrections()
 
+    def is_listed(self, model: str) -> bool:
+        """Whether the operator made this model's name known: bundled, in a model directory, or allowed by name."""
+        return self._models.sources.is_listed(model)
+
     def models(self) -> dict[str, Any]:
         """The models that ship with the project, those in memory, and what else this server allows."""
         return {

@@ -66,6 +66,10 @@ class ViewOptions(BaseModel):
     table: Literal["attributions", "step_scores"] = Field(
         "attributions", description="Which table `csv` and `parquet` write."
     )
+    escape_formulas: bool = Field(
+        False,
+        description="For `csv` in a spreadsheet: an apostrophe before each text that it could take for a formula.",
+    )
     style: Literal["heatmap", "inseq"] = Field(
         "heatmap", description="For `html`: the service's `heatmap`, or what `inseq`'s own `show` makes."
     )

@@ -30,8 +30,8 @@ class CheckingEngine(FakeEngine):
 
 def main():
     configure_logging()
-    settings = Settings(data_dir=Path(sys.argv[sys.argv.index("--data-dir") + 1]))
-    serve(create_app(settings, CheckingEngine()), "127.0.0.1", 0)
+    settings = Settings(data_dir=Path(sys.argv[sys.argv.index("--data-dir") + 1]), port=0)
+    serve(create_app(settings, CheckingEngine()), settings)
 
 
 if __name__ == "__main__":

@@ -72,6 +72,8 @@ class FakeEngine:
     def __init__(self):
         self.runs: list[str] = []
         self.go_on = threading.Event()
+        self.loaded: list[dict] = []
+        self.listed: set[str] = set()
 
     def check(self, request):
         return request
@@ -114,7 +116,10 @@ class FakeEngine:
         return raw
 
     def models(self):
-        return {}
+        return {"loaded": self.loaded}
+
+    def is_listed(self, model):
+        return model in self.listed
 
     def methods(self):
         return []
@@ -128,8 +133,8 @@ class FakeEngine:
 
 def main():
     configure_logging()
-    settings = Settings(data_dir=Path(sys.argv[sys.argv.index("--data-dir") + 1]), workers_per_device=2)
-    serve(create_app(settings, FakeEngine()), "127.0.0.1", 0)
+    settings = Settings(data_dir=Path(sys.argv[sys.argv.index("--data-dir") + 1]), workers_per_device=2, port=0)
+    serve(create_app(settings, FakeEngine()), settings)
 
 
 if __name__ == "__main__":

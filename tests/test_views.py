@@ -317,6 +317,30 @@ def test_any_token_survives_a_table(source, target):
         assert found == [(*row[:-1], np.float32(row[-1])) for row in rows]
 
 
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1", '=HYPERLINK("http://x","y")']
+
+
+def test_a_text_is_no_formula_in_a_spreadsheet_if_asked_and_exact_if_not():
+    """A spreadsheet takes a field for a formula by its first character, whether it is quoted or not."""
+    output = an_output([*FORMULAS, "a=b", "'=1", "1-2"], ["<s>", *FORMULAS])
+    exact = read_csv(table_views.csv_view(output, ViewOptions()))[1]
+    assert set(FORMULAS) <= {row[3] for row in exact}
+    escaped = read_csv(table_views.csv_view(output, ViewOptions(escape_formulas=True)))[1]
+    assert not [
+        field for row in escaped for field in row if isinstance(field, str) and field[:1] in set("=+-@\t\r\n\uff1d")
+    ]
+    assert [[f"'{each}" if each in FORMULAS else each for each in row] for row in exact] == [
+        list(row) for row in escaped
+    ]
+
+
+def test_formulas_are_escaped_in_csv_only(server, one):
+    assert "'" not in get(server, one, format="csv", escape_formulas="true").text
+    assert get(server, one, format="csv").headers["content-disposition"].startswith("attachment")
+    refused = get(server, one, format="json", escape_formulas="true")
+    assert (refused.status_code, "escape_formulas" in refused.json()["detail"]) == (422, True)
+
+
 def test_a_score_that_is_not_a_number_is_null_and_not_lost():
     output = an_output(["a", "b"], ["c", "d"], torch.tensor([[math.nan], [2.0]]))
     for view, read in ((table_views.csv_view, read_csv), (table_views.parquet_view, read_parquet)):

@@ -63,6 +63,12 @@ class ModelSources:
                 f"{', '.join(self._settings.allowed_models) or 'nothing else'}."
             )
 
+    def is_listed(self, name: str) -> bool:
+        """Whether the operator made this name known: bundled, in a model directory, or allowed without a wildcard."""
+        if name in bundled_models() or name in self._settings.allowed_models:
+            return True
+        return any((Path(directory) / name).is_dir() for directory in self._settings.model_dirs)
+
     def is_encoder_decoder(self, name: str) -> bool | None:
         """Whether the model is an encoder-decoder, from its config; None if its files are not on this machine."""
         source = self.on_this_machine(name)
