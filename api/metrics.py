@@ -98,8 +98,8 @@ class ServiceMetrics(JobListener):
 
     def job_ended(self, job: JobRecord, status: JobStatus, seconds: float) -> None:
         """Count a job that ran."""
-        method = job.request.method or "comparison"
-        self._jobs.labels(method, job.request.model, status.value).observe(seconds)
+        method = job.method if len(job.method_names) == 1 else "comparison"
+        self._jobs.labels(method, job.model, status.value).observe(seconds)
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

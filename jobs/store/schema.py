@@ -10,6 +10,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 
+from jobs.store.data_dir import touch_private
 from problems import StorageFailed
 
 metadata = sa.MetaData()
@@ -37,6 +38,7 @@ jobs = sa.Table(
     sa.Column("priority", sa.Integer, nullable=False),
     sa.Column("reuse_key", sa.String(64)),
     sa.Column("reused_from", sa.String(32)),
+    sa.Column("kept_since", sa.Float),
 )
 api_keys = sa.Table(
     "api_keys",
@@ -67,13 +69,25 @@ result_files = sa.Table(
     sa.Column("sha256", sa.String(64), nullable=False),
 )
 
+removed_files = sa.Table("removed_files", metadata, sa.Column("name", sa.String(200), primary_key=True))
+retention_clock = sa.Table(
+    "retention_clock",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("seconds", sa.Float, nullable=False),
+)
+
 # Literals, not bound parameters: SQLite uses a partial index only if the statement itself contains its condition.
 IS_WAITING = jobs.c.status == sa.literal_column("'pending'")
 IS_RUNNING = jobs.c.status == sa.literal_column("'running'")
 
 
 def open_database(file: Path) -> sa.Engine:
-    """Open the database with synchronous=FULL: a commit returns after fsync."""
+    """Open the database with synchronous=FULL: a commit returns after fsync. Raises `OSError`.
+
+    Its file is created, if it does not exist, for its owner only; SQLite gives its other files the same mode.
+    """
+    touch_private(file)
     engine = sa.create_engine(f"sqlite:///{file}", pool_size=16, max_overflow=32)
     sa.event.listen(engine, "connect", _configure_connection)
     sa.event.listen(engine, "begin", _begin)
@@ -141,5 +155,6 @@ def migrate(engine: sa.Engine) -> None:
 def _configure_connection(connection: Any, _record: object) -> None:
     # `_begin` emits BEGIN, so sqlite3 must not begin transactions by itself.
     connection.isolation_level = None
+    connection.text_factory = lambda text: text.decode(errors="replace")  # text that is no UTF-8 must not raise
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
         connection.execute(f"PRAGMA {pragma}").close()
