@@ -13,7 +13,16 @@ from problems import StorageFailed
 REMEDY = "The operator must repair the data directory (docs/operations.md); then try again."
 DATABASE, RESULTS, LOCK = "jobs.sqlite3", "results", "server.lock"
 RESTORE_MARK = "restore-unfinished"  # a file that exists while `restore` moves things
-_OURS = ("jobs.sqlite3", "results", "server.lock", "inseq-artifacts", "huggingface", "before-restore", "restore")
+_OURS = (
+    "jobs.sqlite3",
+    "results",
+    "server.lock",
+    "inseq-artifacts",
+    "huggingface",
+    "before-restore",
+    "restore",
+    "restoring",
+)
 log = structlog.get_logger(__name__)
 
 
@@ -53,7 +62,7 @@ class DataDirectory:
             self.results.mkdir(mode=0o700, exist_ok=True)
             self.results.chmod(0o700)
             touch_private(self.database)
-            _sync(self.path)
+            sync(self.path)
             self._database_number = self.database.stat().st_ino
         except OSError as error:
             raise StorageFailed(f"{self.path} cannot be written: {error.strerror}.") from error
@@ -81,7 +90,7 @@ def make_private(path: Path) -> None:
     """
     if not path.is_dir():
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _sync(path.parent)
+        sync(path.parent)
     elif path.stat().st_mode & 0o077:
         foreign = sorted(each.name for each in path.iterdir() if not each.name.startswith(_OURS))
         if foreign:
@@ -103,7 +112,8 @@ def touch_private(path: Path) -> None:
             file.chmod(0o600)
 
 
-def _sync(directory: Path) -> None:
+def sync(directory: Path) -> None:
+    """Make the names in a directory durable."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

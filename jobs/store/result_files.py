@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from jobs.store.data_dir import REMEDY
+from jobs.store.data_dir import REMEDY, sync
 from jobs.store.leftovers import SET_ASIDE
 from models import ResultPart
 from problems import ResultDamaged, StorageFailed
@@ -47,7 +47,7 @@ class ResultFiles:
         names = [f"{job_id}.{attempt}.{part.kind}" for part in parts]
         try:
             files = [self._write(name, part) for name, part in zip(names, parts, strict=True)]
-            _sync_directory(self.directory)
+            sync(self.directory)
         except OSError as error:
             self.remove(names)
             raise StorageFailed(f"The result could not be stored: {error.strerror}. {REMEDY}") from error
@@ -79,7 +79,7 @@ class ResultFiles:
             for stored, link in zip(files, linked, strict=True):
                 self.read(stored)
                 os.link(self._path(stored.name), self._path(link.name))
-            _sync_directory(self.directory)
+            sync(self.directory)
         except (OSError, StorageFailed, ResultDamaged) as error:
             self.remove(link.name for link in linked)
             raise StorageFailed(f"The result cannot be linked: {error}.") from error
@@ -132,11 +132,3 @@ class ResultFiles:
 
 def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
