@@ -11,6 +11,7 @@ import sys
 import tarfile
 import threading
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -51,7 +52,7 @@ def test_a_backup_made_while_jobs_run_restores_after_kill_9(tmp_path):
         later = []
 
         def submit():
-            while not stop.is_set():
+            while not stop.wait(0.1):
                 later.append(server.submit(**body(f"later {len(later)}")))
 
         writer = threading.Thread(target=submit)
@@ -156,8 +157,7 @@ def newer(files):
         file.flush()
         with closing(sqlite3.connect(file.name)) as connection, connection:
             connection.execute("UPDATE alembic_version SET version_num = '9999'")
-        with open(file.name, "rb") as again:
-            files["jobs.sqlite3"] = again.read()
+        files["jobs.sqlite3"] = Path(file.name).read_bytes()
     manifest = json.loads(files["manifest.json"])
     manifest["sha256"]["jobs.sqlite3"] = hashlib.sha256(files["jobs.sqlite3"]).hexdigest()
     files["manifest.json"] = json.dumps(manifest).encode()
@@ -212,6 +212,18 @@ def test_a_backup_needs_a_store_and_a_new_name(stored, tmp_path):
     assert (tmp_path / "a.tar").read_bytes() == b"mine"
 
 
+def dying_after(calls, function):
+    """The function, which lets the process die at the call after so many."""
+    left = iter(range(calls))
+
+    def counted(*arguments):
+        if next(left, None) is None:
+            os._exit(9)
+        return function(*arguments)
+
+    return counted
+
+
 def test_a_restore_that_is_killed_between_two_moves_keeps_the_server_from_starting_and_can_be_repeated(
     stored, tmp_path
 ):
@@ -221,16 +233,7 @@ def test_a_restore_that_is_killed_between_two_moves_keeps_the_server_from_starti
     number = 0
     while True:
         if (child := os.fork()) == 0:
-            left = number
-
-            def counted(self, target, rename=type(data_dir).rename):
-                nonlocal left
-                if not left:
-                    os._exit(9)
-                left -= 1
-                return rename(self, target)
-
-            type(data_dir).rename = counted
+            Path.rename = dying_after(number, Path.rename)
             backup.restore(data_dir, archive)
             os._exit(0)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -140,7 +140,7 @@ def _add_file(tar: tarfile.TarFile, path: Path, name: str) -> str | None:
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = os.fstat(file.fileno()).st_size, 0o600
             hashing = _Hashing(file)
-            tar.addfile(entry, hashing)  # type: ignore[arg-type]  # it calls `read` only
+            tar.addfile(entry, hashing)
             return hashing.hexdigest
     except FileNotFoundError:
         return None
@@ -238,7 +238,7 @@ def _checksums(manifest: bytes) -> dict[str, str]:
     content = json.loads(manifest)
     if not isinstance(content, dict) or content.get("format") != _FORMAT or not isinstance(content.get("sha256"), dict):
         raise ValueError("its manifest is not of this version")
-    return content["sha256"]
+    return {str(name): str(digest) for name, digest in content["sha256"].items()}
 
 
 def _write_file(path: Path, content: IO[bytes]) -> str:

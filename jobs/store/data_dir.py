@@ -13,16 +13,7 @@ from problems import StorageFailed
 REMEDY = "The operator must repair the data directory (docs/operations.md); then try again."
 DATABASE, RESULTS, LOCK = "jobs.sqlite3", "results", "server.lock"
 RESTORE_MARK = "restore-unfinished"  # a file that exists while `restore` moves things
-_OURS = (
-    "jobs.sqlite3",
-    "results",
-    "server.lock",
-    "inseq-artifacts",
-    "huggingface",
-    "before-restore",
-    "restore",
-    "restoring",
-)
+_OURS = ("jobs.sqlite3", "results", "server.lock", "inseq-artifacts", "huggingface", "before-restore", "restor")
 log = structlog.get_logger(__name__)
 
 

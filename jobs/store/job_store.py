@@ -27,7 +27,7 @@ from jobs.store.kept_results import KeptResults
 from jobs.store.listing import Filters, owned, page_query
 from jobs.store.records import JobRecord, OwnerFilter, Submission
 from jobs.store.result_files import ResultFile, ResultFiles
-from jobs.store.rows import is_job, record, text, unreadable_error
+from jobs.store.rows import LATEST, is_job, record, text, unreadable_error
 from jobs.store.schema import (
     IS_RUNNING,
     IS_WAITING,
@@ -59,7 +59,7 @@ class JobStore:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._clock = clock
+        self._clock = lambda: min(max(0.0, clock()), LATEST)  # a clock may be wrong; times must be readable
         self._directory = DataDirectory(data_dir)
         self._results = ResultFiles(self._directory.results)
         self._directory.lock()
@@ -78,7 +78,7 @@ class JobStore:
         try:
             check_database(self._engine, may_be_new=self._results.is_empty)
             migrate(self._engine)
-            self._kept = KeptResults(self._results, self._read, self._write, clock, monotonic)
+            self._kept = KeptResults(self._results, self._read, self._write, self._clock, monotonic)
         except sa.exc.DBAPIError as error:
             self.close()
             raise StorageFailed(f"The job store {data_dir} cannot be opened: {error.orig}. {REMEDY}") from error

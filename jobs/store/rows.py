@@ -21,7 +21,7 @@ from problems import JobUnreadable
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _BY_NUMBER = re.compile(r"row-(-?[0-9]{1,19})")  # the id shown for a row whose own id no path can contain
 _INTEGERS = range(-(2**63), 2**63)  # SQLite's
-_LATEST = 253402300800.0  # 10000-01-01, the first time that `datetime` does not have
+LATEST = 253402300799.0  # 9999-12-31, the last second that `datetime` has
 T = TypeVar("T")
 
 
@@ -111,7 +111,7 @@ def _progress(value: Any) -> Progress:
 
 
 def _time(value: Any) -> float:
-    if not is_number(value) or not 0 <= value < _LATEST:
+    if not is_number(value) or not 0 <= value <= LATEST:
         raise ValueError("no time")
     return float(value)
 

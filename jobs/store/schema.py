@@ -86,7 +86,8 @@ IS_RUNNING = jobs.c.status == sa.literal_column("'running'")
 def open_database(file: Path, *, wal: bool = True) -> sa.Engine:
     """Open the database with synchronous=FULL: a commit returns after fsync. Raises `OSError`.
 
-    wal: with a write-ahead log beside it. Its file is created, if it does not exist, for its owner only; SQLite gives its other files the same mode.
+    wal: with a write-ahead log beside it. A file that does not exist is created for its owner only; SQLite gives its
+    other files the same mode.
     """
     touch_private(file)
     engine = sa.create_engine(f"sqlite:///{file}", pool_size=16, max_overflow=32)
