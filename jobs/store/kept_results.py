@@ -90,10 +90,12 @@ class KeptResults:
         return names
 
     def _remove_forgotten(self) -> None:
-        """Remove the files in `removed_files`, then their names."""
+        """Remove the files in `removed_files`, then, when their removal is durable, their names."""
         with self._read() as connection:
             names = list(connection.execute(sa.select(removed_files.c.name)).scalars())
         gone = self._results.remove(names)
+        if not gone or not self._results.sync():
+            return  # at the next sweep
         for some in (gone[at : at + _AT_ONCE] for at in range(0, len(gone), _AT_ONCE)):
             with self._write() as connection:
                 connection.execute(sa.delete(removed_files).where(removed_files.c.name.in_(some)))

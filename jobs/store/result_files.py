@@ -94,6 +94,14 @@ class ResultFiles:
                 gone.append(name)
         return gone
 
+    def sync(self) -> bool:
+        """Make removals durable. Returns False if the disk fails."""
+        try:
+            sync(self.directory)
+        except OSError:
+            return False
+        return True
+
     @property
     def is_empty(self) -> bool:
         """Whether there are no result files."""
