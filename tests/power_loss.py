@@ -160,7 +160,7 @@ class Disk:
         for changes in self.pending.values():
             for path, file in changes[: rng.randint(0, len(changes)) if keeps == "some" else 0]:
                 self._settle(names, path, file)
-        written = {}
+        written: dict[int, Path] = {}
         target.mkdir()
         (target / "results").mkdir()
         for path, file in names.items():

@@ -59,7 +59,7 @@ class JobStore:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._clock = lambda: min(max(0.0, clock()), LATEST)  # a clock may be wrong; times must be readable
+        self._wall_clock = clock
         self._directory = DataDirectory(data_dir)
         self._results = ResultFiles(self._directory.results)
         self._directory.lock()
@@ -85,6 +85,10 @@ class JobStore:
         except BaseException:
             self.close()
             raise
+
+    def _clock(self) -> float:
+        """Return the seconds since the epoch, within the range of dates, however wrong the clock is."""
+        return min(max(0.0, self._wall_clock()), LATEST)
 
     def close(self) -> None:
         """Close the database and unlock the directory."""
