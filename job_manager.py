@@ -152,6 +152,10 @@ class JobManager:
             self._running.withdraw_cancel(job_id)
         if job is None:
             raise _not_found(job_id)
+        if job.unreadable and job.status is JobStatus.RUNNING and self._running.get(job_id) is None:
+            self._store.cancel_unreadable(job)  # a worker claims no such job, so none will end it
+            self._running.withdraw_cancel(job_id)
+            job = self.get(job_id, owner)
         log.info("job_cancel_requested", job_id=job_id, status=job.status.value)
         self._listener.job_changed(job_id)
         return self._current(job)

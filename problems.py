@@ -38,6 +38,7 @@ raised errors into responses.
         ├── OutOfMemory         507
         ├── TimedOut            422  the job exceeded its time limit
         ├── Interrupted         500  the server died too often while it ran the job
+        ├── JobUnreadable       500  its row in the store is damaged, or was written by another version
         └── AttributionFailed   500  Inseq or the model raised
 """
 
@@ -330,6 +331,12 @@ class Interrupted(JobError):
     """The server died too often while it ran the job."""
 
     slug, status = "interrupted", HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+class JobUnreadable(JobError):
+    """The stored job cannot be read."""
+
+    slug, status = "job-unreadable", HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 class AttributionFailed(JobError):

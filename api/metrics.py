@@ -120,7 +120,7 @@ class ServiceMetrics(JobListener):
 
     def job_ended(self, job: JobRecord, status: JobStatus, seconds: float) -> None:
         """Count a job that ran."""
-        method = job.request.method or "comparison"
+        method = job.method if len(job.method_names) == 1 else "comparison"
         self._jobs.labels(method, self._model_label(job, status), status.value).observe(seconds)
 
     def _model_label(self, job: JobRecord, status: JobStatus) -> str:
@@ -128,7 +128,7 @@ class ServiceMetrics(JobListener):
 
         A model that the operator does not list has a label once a job with it has completed: made-up names have none.
         """
-        name = job.request.model.partition("@")[0]
+        name = job.model.partition("@")[0]
         if self._is_listed(name):
             return name
         if job.owner != ANYBODY and self.key is None:

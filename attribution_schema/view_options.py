@@ -30,7 +30,7 @@ def _object(value: str | dict[str, Any]) -> dict[str, Any]:
         return value
     try:
         parsed = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         parsed = None
     if not isinstance(parsed, dict):
         raise ValueError('must be a JSON object, such as {"source_spans": [[0, 2]]}.')  # noqa: TRY004 - a 422

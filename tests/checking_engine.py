@@ -21,7 +21,16 @@ class CheckingEngine(FakeEngine):
     def __init__(self):
         super().__init__()
         real = AttributionEngine(Settings(allowed_models=("lookup-gpt2",)))
-        for name in ("check", "estimate", "methods", "step_functions", "aggregators", "corrections", "models"):
+        for name in (
+            "check",
+            "result_identity",
+            "estimate",
+            "methods",
+            "step_functions",
+            "aggregators",
+            "corrections",
+            "models",
+        ):
             setattr(self, name, getattr(real, name))
 
     def run(self, request, **more):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import sys
 import threading
@@ -63,6 +64,11 @@ def in_process(settings):
             engine.go_on.set()
 
 
+def _text(request):
+    """The first text of a request, or the last message of its first conversation."""
+    return request.inputs[0] if request.inputs else request.conversations[0][-1].content
+
+
 class FakeEngine:
     """Reads `input_text` as a command: `sleep:0.1`, `hold` (until `go_on` is set), `fail`, `raise`, `die` or `forever`.
 
@@ -79,7 +85,7 @@ class FakeEngine:
         return request
 
     def result_identity(self, request):
-        return f"{request.inputs[0]} {request.seed}"
+        return f"{_text(request)} {request.seed}"
 
     def devices(self):
         return ("cpu",)
@@ -88,7 +94,7 @@ class FakeEngine:
         self.threads = threads
 
     def run(self, request, *, device, report, should_cancel, offer_partial=lambda _: None):
-        text = request.inputs[0]
+        text = _text(request)
         self.runs.append(text)
         action, _, argument = text.partition(":")
         seconds = {"sleep": float(argument or 0), "die": 0.3, "forever": 10**6}.get(action, 0)
@@ -110,7 +116,7 @@ class FakeEngine:
 
     @staticmethod
     def answer(request):
-        return f'{{"text": "{request.inputs[0]}", "seed": {request.seed}}}'.encode()
+        return f'{{"text": {json.dumps(_text(request))}, "seed": {request.seed}}}'.encode()
 
     def view(self, raw, view_format, options):
         return raw
