@@ -31,7 +31,7 @@ from attribution import network_state
 from attribution.catalogue.traits import STEP_SCORES_ONLY
 from attribution.corrections.embeddings import EmbeddingsFix, embeddings_fix
 from attribution.isolation import DEFAULT_DTYPE, RANDOM_DRAWS
-from attribution.model_cache import loading_report
+from attribution.model_cache import lean_forwards, loading_report
 from attribution.model_cache.attention_outputs import AttentionOutputs, find_attention_outputs
 from attribution.model_cache.sources import ModelSource
 from problems import ModelUnavailable
@@ -60,6 +60,7 @@ class LoadedModel:
     size: int  # bytes of parameters and buffers
     embeddings_fix: EmbeddingsFix = field(default_factory=EmbeddingsFix)
     attention: AttentionOutputs = field(default_factory=AttentionOutputs)
+    is_lean: bool = False  # whether `lean_forwards` leave its last logits as they are
     verdicts: dict[Any, Any] = field(default_factory=dict)  # results of engine probes, see `run.engine_choice`
     warnings: list[str] = field(default_factory=list)  # about its weights, for every result
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -128,6 +129,8 @@ def load(source: ModelSource, key: ModelKey) -> LoadedModel:
     with DEFAULT_DTYPE.shared():
         warm_up(loaded)
         loaded.embeddings_fix = embeddings_fix(model)
+        with loaded.embeddings_fix.applied(model):
+            loaded.is_lean = lean_forwards.are_exact(model)
     return loaded
 
 
