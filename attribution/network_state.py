@@ -1,10 +1,10 @@
 """Undoes what a network's forward changes in the network itself.
 
 Some families change themselves for good at the first input of a kind: BigBird-Pegasus takes full attention once a text
-was short, dynamic rotary positions keep the frequencies of the longest text, NLLB-MoE's routers keep the first text's
-capacity, RecurrentGemma keeps its last state. Numbers would depend on what ran before on the same loaded model. So what
-a forward changes in attributes, buffers, submodules and configurations is put back before the next forward and when a
-job ends. Not earlier: Captum keeps in attributes what a backward pass needs. What changes between forwards stays.
+was short, dynamic rotary positions keep the frequencies of the longest text, RecurrentGemma keeps its last state.
+Numbers would depend on what ran before on the same loaded model. So what a forward changes in attributes, buffers,
+submodules and configurations is put back before the next forward and when a job ends. Not earlier: Captum keeps in
+attributes what a backward pass needs. What changes between forwards stays.
 """
 
 from __future__ import annotations
