@@ -104,6 +104,7 @@ def load(source: ModelSource, key: ModelKey) -> LoadedModel:
                 output_loading_info=True,
             )
             warnings = loading_report.check(source.name, network, report)
+            _name_special_ids(network.config)
             tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=False)
             # Inseq's constructor would move the model to a GPU of its choice unless `device` is given, and its default
             # dictionaries are shared by all models of the process, so we pass new ones.
@@ -150,6 +151,14 @@ def _auto_class(source: ModelSource, config: PretrainedConfig) -> Any:
         f"{source.name!r} is a {config.model_type} model ({', '.join(config.architectures or ['no architecture'])}), "
         "and Transformers has no class that generates text with it. Use a causal or an encoder-decoder language model."
     )
+
+
+def _name_special_ids(config: PretrainedConfig) -> None:
+    """Copy the ids of special tokens to where Inseq reads them: those of a model with images are its text model's."""
+    text = config.get_text_config(decoder=True)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if not hasattr(config, name):
+            setattr(config, name, getattr(text, name, None))
 
 
 @contextmanager
