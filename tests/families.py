@@ -101,6 +101,31 @@ RELATIVES = {
                      {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": False,
                       "initializer_range": 0.25},
                      _GPT),
+    # Takes full attention below 15 tokens, for good.
+    "bigbird-pegasus": Family(t.BigBirdPegasusConfig, t.BigBirdPegasusForConditionalGeneration,
+                              {**_BART, "scale_embedding": True, "block_size": 2, "num_random_blocks": 1}, _SEQ2SEQ,
+                              extra={"decoder_start_token_id": "pad_token"}),
+    # Keeps its last recurrent state.
+    "recurrent-gemma": Family(t.RecurrentGemmaConfig, t.RecurrentGemmaForCausalLM,
+                              {**_GROUPED, "num_hidden_layers": 3, "lru_width": 32, "attention_window_size": 8,
+                               "w_init_variance_scale": 1.0}, _LLAMA, prepends_bos=True),
+    # Rescales its weights at the first forward.
+    "rwkv": Family(t.RwkvConfig, t.RwkvForCausalLM,
+                   {"hidden_size": 32, "attention_hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+                    "rescale_every": 1, "context_length": 128}, _GPT),
+    # Its head gets several predictions of each position.
+    "prophetnet": Family(t.ProphetNetConfig, t.ProphetNetForConditionalGeneration,
+                         {"hidden_size": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "num_encoder_layers": 2,
+                          "num_decoder_layers": 2, "num_encoder_attention_heads": 4, "num_decoder_attention_heads": 4,
+                          "max_position_embeddings": 128, "init_std": 0.25, "ngram": 2}, _SEQ2SEQ,
+                         extra={"decoder_start_token_id": "eos_token"}),
+    # Scales its input embeddings in place.
+    "ctrl": Family(t.CTRLConfig, t.CTRLLMHeadModel,
+                   {"n_embd": 32, "dff": 48, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializer_range": 0.25},
+                   _GPT),
+    # Has no limit of positions, and says -1.
+    "xlnet": Family(t.XLNetConfig, t.XLNetLMHeadModel,
+                    {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48, "initializer_range": 0.25}, _PADDED),
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from attribution.catalogue import checks
 from attribution.catalogue.inseq_catalogue import Method
 from attribution.corrections import embeddings, layers, loaded_methods
 from attribution.corrections.registry import Ledger
-from attribution.inseq_loop.cheaper_forwards import lean_occlusion
+from attribution.inseq_loop.lean_occlusion import lean_occlusion
 from attribution.model_cache.loading import LoadedModel
 from attribution.text.encoding import Text
 from models import Arguments, AttributionRequest
@@ -39,7 +39,7 @@ def load_method(
         if float32 and method.traits.prepares_vocabulary:
             stack.enter_context(embeddings.float32_vocabulary(model))
         found = FeatureAttribution.load(method.name, attribution_model=model, **arguments)
-    if method.traits.perturbed == "windows":
+    if method.traits.perturbed == "windows" and request.corrections:
         lean_occlusion(found, model)
     if method.is_layer:
         layers.correct_layer_method(found, model, ledger)

@@ -80,7 +80,10 @@ class ModelSources:
         return None if source is None else source.revision
 
     def on_this_machine(self, name: str) -> ModelSource | None:
-        """The model's files without asking the hub; None if they are not here. Raises `ModelNotAllowed`."""
+        """The model's files without asking the hub; None if they are not here.
+
+        Raises `ModelNotAllowed`, and `ModelUnavailable` for files that are no model of their own.
+        """
         self.check_allowed(name)
         bare, _, revision = name.partition("@")
         if bare in bundled_models():
@@ -89,12 +92,15 @@ class ModelSources:
         for root in self._settings.model_dirs:
             path = Path(root) / bare
             # A valid name has no `..`. A link under the root may point anywhere, because the operator made it.
+            if path.is_dir():
+                _refuse_what_is_no_model(bare, path)
             if (path / "config.json").is_file():
                 return ModelSource(bare, "directory", path, _fingerprint(path))
         try:
             path = Path(snapshot_download(bare, revision=revision or None, local_files_only=True))
         except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError):
             return None
+        _refuse_what_is_no_model(bare, path)
         # The cache may hold only a part of the repository (the tokenizer, say).
         if not (path / "config.json").is_file() or not any(found for glob in _WEIGHTS for found in path.glob(glob)):
             return None
@@ -129,7 +135,23 @@ class ModelSources:
                 f"{bare!r} is not on this machine and the Hugging Face Hub could not be reached "
                 f"({type(error).__name__}). Use one of {', '.join(bundled_models())}, or try again later."
             ) from error
+        _refuse_what_is_no_model(bare, Path(path))
         return ModelSource(bare, "hub", Path(path), str(info.sha))
+
+
+def _refuse_what_is_no_model(name: str, path: Path) -> None:
+    """Raise `ModelUnavailable` for a PEFT adapter, also beside its base model, and for weights in GGUF alone."""
+    if (path / "adapter_config.json").is_file():
+        beside = " beside a base model, and would be ignored" if (path / "config.json").is_file() else ""
+        raise ModelUnavailable(
+            f"{name!r} holds a PEFT adapter (adapter_config.json){beside}. Merge it into its base model "
+            "(`merge_and_unload()`, then `save_pretrained`), and serve the merged folder."
+        )
+    if any(path.glob("*.gguf")) and not any(found for glob in _WEIGHTS for found in path.glob(glob)):
+        raise ModelUnavailable(
+            f"{name!r} holds weights in the GGUF format alone, which this server does not read. Take the model's "
+            "safetensors files."
+        )
 
 
 @lru_cache(maxsize=1)

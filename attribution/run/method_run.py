@@ -76,7 +76,7 @@ class Runner:
             request, loaded, on_progress=lambda _: self._check_cancelled(), recheck_share=recheck_share
         )
         self._ledger = Ledger(enabled=request.corrections)
-        self._warnings = list(warnings)
+        self._warnings = [*loaded.warnings, *warnings]
         self._convergence: list[dict[str, list[float]]] = []  # for each sequence, see `completeness.describe`
         self._reader = TextReader(
             request,
