@@ -29,7 +29,10 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class JobLimits:
-    """Limits of all jobs. `max_attempts`: starts of a job after which a job that kills the process is not run again."""
+    """Limits of all jobs. `max_attempts`: starts after which a job that kills the process is not run again.
+
+    A job that ran beside others at the last of these deaths is run once more, alone: only the cause is given up.
+    """
 
     max_attempts: int = 3
     max_seconds: float = float("inf")  # running time of one job
@@ -83,7 +86,7 @@ class JobManager:
         max_attempts = self._limits.max_attempts
         for job in self._store.recover(max_attempts, interrupted):
             log.warning("job_recovered", job_id=job.job_id, attempt=job.attempt, max_attempts=max_attempts)
-        self._workers.start()
+        self._workers.start(suspects=self._store.suspects(max_attempts))
         self._progress_writer.start()
 
     def stop(self, grace: float) -> None:

@@ -18,6 +18,7 @@ raised errors into responses.
     ├── JobActive               409  a job cannot be deleted before it has ended
     ├── KeyReused               422  the Idempotency-Key was used for another request
     ├── QueueFull               429  too many jobs are waiting
+    ├── Busy                    503  other requests take all the time for requests of this kind
     ├── NotAcceptable           406  no view of the result has a media type of the Accept header
     ├── BodyTooLarge            413
     ├── UnsupportedMediaType    415
@@ -207,6 +208,12 @@ class QueueFull(ServiceError):
     """Too many jobs are waiting."""
 
     slug, status = "queue-full", HTTPStatus.TOO_MANY_REQUESTS
+
+
+class Busy(ServiceError):
+    """The server is busy with other requests of this kind."""
+
+    slug, status = "busy", HTTPStatus.SERVICE_UNAVAILABLE
 
 
 class NotAcceptable(ServiceError):

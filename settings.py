@@ -64,7 +64,10 @@ class Settings(BaseSettings):
         PROJECT_ROOT / "data", description="Directory of the job store and the result files. One server per directory."
     )
     max_attempts: int = Field(
-        3, ge=1, description="How often a job is started before it fails because the server died each time."
+        3,
+        ge=1,
+        description="How often a job is started before it fails because the server died each time, at last with no "
+        "other job beside it.",
     )
 
     # Models
@@ -110,6 +113,21 @@ class Settings(BaseSettings):
     max_inputs: int = Field(64, ge=1, description="Limit of input texts in one job.")
     max_input_tokens: int = Field(4096, ge=1, description="Limit of tokens in one input text.")
     max_new_tokens: int = Field(1024, ge=1, description="Limit of tokens generated for one input text.")
+    text_seconds: float = Field(
+        10.0,
+        gt=0,
+        description="Processor time that a model's chat template or tokenizer may take for one text, in seconds.",
+    )
+    text_memory_bytes: int = Field(
+        1024**3,
+        ge=64 * 1024**2,
+        description="Memory that a model's chat template or tokenizer may take for one text, in bytes.",
+    )
+    estimate_seconds: float = Field(
+        5.0,
+        gt=0,
+        description="How long an estimate may take to render and tokenize its texts, in seconds; then it is refused.",
+    )
     recheck_share: float = Field(
         0.0,
         ge=0,

@@ -32,6 +32,7 @@ from attribution.results import (
 )
 from attribution.run import record
 from attribution.run.request_run import Callbacks, EncodePartial, RequestRunner
+from attribution.text.sandbox import Sandboxes
 from attribution_schema.view_options import ViewOptions
 from models import AttributionRequest, Estimate, Progress, ResultPart
 from settings import Settings
@@ -57,8 +58,9 @@ class AttributionEngine:
         self._settings = settings
         self._models = ModelCache(settings)
         self._rates = Rates()
-        self._estimator = Estimator(settings, self._models, self._rates)
-        self._runner = RequestRunner(settings, self._models, self._rates, self._estimator)
+        sandboxes = Sandboxes(seconds=settings.text_seconds, memory=settings.text_memory_bytes)
+        self._estimator = Estimator(settings, self._models, self._rates, sandboxes)
+        self._runner = RequestRunner(settings, self._models, self._rates, self._estimator, sandboxes)
 
     # Before the queue
 

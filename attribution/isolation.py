@@ -19,15 +19,37 @@ from inseq.models import AttributionModel
 from transformers import set_seed
 
 from attribution import network_state
+from problems import Cancelled
 
 # Random generators are global to the process, so only one thread at a time may draw. Loading a model draws too.
 RANDOM_DRAWS = threading.RLock()
+
+_POLL_SECONDS = 0.1  # between two questions whether to stop waiting
+
+ShouldCancel = Callable[[], bool]
+
+
+def _never() -> bool:
+    return False
+
+
+@contextmanager
+def held(lock: Any, should_cancel: ShouldCancel) -> Iterator[None]:
+    """Hold a lock within the block. Raises `Cancelled` soon after `should_cancel` returned True while it waits."""
+    while not lock.acquire(timeout=_POLL_SECONDS):
+        if should_cancel():
+            raise Cancelled
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class ReaderWriterLock:
     """A lock that many threads hold together (`shared`) or one alone (`exclusive`); the latter has priority.
 
-    Not reentrant: a thread that holds it must not ask for it again.
+    Not reentrant: a thread that holds it must not ask for it again. Both raise `Cancelled` soon after `should_cancel`
+    returned True while they wait.
     """
 
     def __init__(self) -> None:
@@ -36,10 +58,10 @@ class ReaderWriterLock:
         self._waiting = 0
 
     @contextmanager
-    def shared(self) -> Iterator[None]:
+    def shared(self, should_cancel: ShouldCancel = _never) -> Iterator[None]:
         """Hold the lock together with other threads, once no thread holds it or waits for it alone."""
         with self._condition:
-            self._condition.wait_for(lambda: self._inside >= 0 and not self._waiting)
+            self._wait_for(lambda: self._inside >= 0 and not self._waiting, should_cancel)
             self._inside += 1
         try:
             yield
@@ -49,19 +71,27 @@ class ReaderWriterLock:
                 self._condition.notify_all()
 
     @contextmanager
-    def exclusive(self) -> Iterator[None]:
+    def exclusive(self, should_cancel: ShouldCancel = _never) -> Iterator[None]:
         """Hold the lock alone."""
         with self._condition:
             self._waiting += 1
-            self._condition.wait_for(lambda: self._inside == 0)
-            self._waiting -= 1
-            self._inside = -1
+            try:
+                self._wait_for(lambda: self._inside == 0, should_cancel)
+                self._inside = -1
+            finally:
+                self._waiting -= 1
+                self._condition.notify_all()
         try:
             yield
         finally:
             with self._condition:
                 self._inside = 0
                 self._condition.notify_all()
+
+    def _wait_for(self, holds: Callable[[], bool], should_cancel: ShouldCancel) -> None:
+        while not self._condition.wait_for(holds, _POLL_SECONDS):
+            if should_cancel():
+                raise Cancelled
 
 
 # Transformers sets the process-wide default dtype while it builds a model that is not float32, and Inseq's step
@@ -80,14 +110,15 @@ _HOOK_DICTS = (
 
 
 @contextmanager
-def isolated(model: AttributionModel) -> Iterator[None]:
+def isolated(model: AttributionModel, should_cancel: ShouldCancel = _never) -> Iterator[None]:
     """Restore hooks, modes and attributes of the model, tracing and gradient mode after the block, and undo what the
     last forward changed in the network.
 
-    The caller holds the model's lock. Waits while a model that is not float32 is being loaded.
+    The caller holds the model's lock. Waits while a model that is not float32 is being loaded; raises `Cancelled` soon
+    after `should_cancel` returned True meanwhile.
     """
     with ExitStack() as stack:
-        stack.enter_context(DEFAULT_DTYPE.shared())
+        stack.enter_context(DEFAULT_DTYPE.shared(should_cancel))
         stack.callback(network_state.undo, model.model)
         stack.callback(_snapshot(model))
         stack.callback(sys.settrace, sys.gettrace())

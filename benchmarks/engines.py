@@ -36,11 +36,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from attribution.engine import AttributionEngine
 from attribution.run.method_run import Runner
+from attribution.text.sandbox import Sandboxes, TextSandbox
 from benchmarks.random_models import SIZES, Size, build, peak, quiet, reset_peak, texts
 from models import AttributionRequest
 from settings import Settings
 
 Way = Callable[[], Any]
+_SANDBOXES = Sandboxes(seconds=10, memory=1024**3)
 SETTINGS: dict[str, dict[str, Any]] = {"integrated_gradients": {"n_steps": 20}}
 # Speedups that the single pass should reach, with step scores.
 GOALS = {
@@ -152,6 +154,7 @@ def engine_way(engine: AttributionEngine, body: dict[str, Any], way: str) -> Way
             return Runner(
                 request, loaded, report=lambda _: None, should_cancel=lambda: False,
                 expected_seconds=lambda _: 0.0, max_input_tokens=4096,
+                sandbox=TextSandbox(_SANDBOXES, loaded.source, lambda: False),
             ).run()  # fmt: skip
 
     return run

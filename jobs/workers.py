@@ -61,13 +61,20 @@ class WorkerPool:
         self._announced = 0  # jobs announced so far, so that a job announced while a worker claims is not missed
         self._stopping = False  # claim no more jobs
         self._aborting = False  # stop the running jobs
+        self._suspects: list[str] = []  # see `start`
+        self._alone = threading.Lock()  # held by the worker that runs a suspect, and by each to see that none is left
         self._threads = [
             threading.Thread(target=self._work, args=(device,), name=f"worker-{device}-{index}", daemon=True)
             for index, device in enumerate(devices)
         ]
 
-    def start(self) -> None:
-        """Start the threads."""
+    def start(self, suspects: Sequence[str] = ()) -> None:
+        """Start the threads.
+
+        suspects: ids of pending jobs that ran each time when a server died, as often as a job may. They run first and
+        one at a time, with no other job beside them, so that only a job that kills the process alone is given up.
+        """
+        self._suspects = list(suspects)
         for thread in self._threads:
             thread.start()
 
@@ -109,6 +116,8 @@ class WorkerPool:
     def _work(self, device: str) -> None:
         """Claim and run jobs on one device until the pool stops."""
         self._prepare_worker()
+        while self._run_suspect(device):
+            pass
         while not self._stopping:
             announced = self._announced
             try:
@@ -123,13 +132,33 @@ class WorkerPool:
                 with self._wake:
                     self._wake.wait_for(lambda: self._stopping or self._announced != announced, _IDLE_INTERVAL)  # noqa: B023
                 continue
-            self._running.add(job, device)
+            self._run_claimed(job, device)
+
+    def _run_suspect(self, device: str) -> bool:
+        """Run the next suspect while the other workers wait; returns False once there is none, or the pool stops."""
+        with self._alone:
+            if self._stopping or not self._suspects:
+                return False
             try:
-                with structlog.contextvars.bound_contextvars(job_id=job.job_id):
-                    self._run_to_end(job, device)
-            finally:
-                self._running.remove(job.job_id)
-                self._listener.job_changed(job.job_id)
+                job = self._store.claim_suspect(self._suspects[0])
+            except Exception:  # as in `_work`
+                log.exception("claim_failed")
+                with self._wake:
+                    self._wake.wait_for(lambda: self._stopping, _IDLE_INTERVAL)
+                return True
+            del self._suspects[0]
+            if job is not None:
+                self._run_claimed(job, device)
+            return True
+
+    def _run_claimed(self, job: JobRecord, device: str) -> None:
+        self._running.add(job, device)
+        try:
+            with structlog.contextvars.bound_contextvars(job_id=job.job_id):
+                self._run_to_end(job, device)
+        finally:
+            self._running.remove(job.job_id)
+            self._listener.job_changed(job.job_id)
 
     def _run_to_end(self, job: JobRecord, device: str) -> None:
         """Run a claimed job and store its end, whatever happens."""
@@ -156,7 +185,9 @@ class WorkerPool:
             status = JobStatus.COMPLETED
         except Cancelled:
             status = self._end_stopped(job, limit)
-        except Exception as error:
+        except SystemExit:  # tells this thread to end
+            raise
+        except BaseException as error:  # a library's panic is no `Exception`, and must not end the worker
             status = self._end_failed(job, error)
         seconds = self._clock() - started
         if status.is_terminal:
@@ -183,7 +214,7 @@ class WorkerPool:
             ),
         )
 
-    def _end_failed(self, job: JobRecord, error: Exception) -> JobStatus:
+    def _end_failed(self, job: JobRecord, error: BaseException) -> JobStatus:
         """Store the end of a job that raised. Unexpected exceptions are logged with their traceback."""
         if isinstance(error, ServiceError):
             # The operator's log also gets the underlying exception (Captum's own message, for example).
@@ -244,8 +275,8 @@ def encoded_partial(running: RunningJobs, job_id: str) -> Sequence[ResultPart]:
 def interrupted(job: JobRecord) -> Problem:
     """Return the problem of a job during whose runs the server died `job.attempt` times."""
     return Interrupted(
-        f"The server died {job.attempt} times while it ran this job, so the job may be the cause and is not run again. "
-        "Submit it again, or submit a smaller one."
+        f"The server died {job.attempt} times while it ran this job, the last time with no other job beside it, so the "
+        "job may be the cause and is not run again. Submit it again, or submit a smaller one."
     ).to_problem(_instance(job))
 
 

@@ -80,6 +80,7 @@ def server(tmp_path_factory, hub_cache, model_dir):
         HF_HOME=str(hub_cache),
         INSEQ_API_MODEL_DIRS=str(model_dir),
         INSEQ_API_WORKERS_PER_DEVICE="2",
+        INSEQ_API_TEXT_SECONDS="2",  # of processor time, which no honest text takes
     ) as running:
         yield running
 

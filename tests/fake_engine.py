@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -69,8 +70,13 @@ def _text(request):
     return request.inputs[0] if request.inputs else request.conversations[0][-1].content
 
 
+class Panic(BaseException):
+    """As libraries in Rust raise, which is no `Exception`."""
+
+
 class FakeEngine:
-    """Reads `input_text` as a command: `sleep:0.1`, `hold` (until `go_on` is set), `fail`, `raise`, `die` or `forever`.
+    """Reads `input_text` as a command: `sleep:0.1`, `hold` (until `go_on` is set), `fail`, `raise`, `panic`, `die` or
+    `forever`.
 
     Any other text completes immediately.
     """
@@ -106,9 +112,11 @@ class FakeEngine:
                 raise Cancelled
             time.sleep(0.005)
         if action == "die":
-            os._exit(9)
+            os.kill(os.getpid(), signal.SIGKILL)
         if action == "fail":
             raise InputRejected("The text says fail.")
+        if action == "panic":
+            raise Panic
         if action == "raise":
             raise ZeroDivisionError("division by zero")
         answer = self.answer(request)

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from attribution.model_cache.sources import ModelSource
 from attribution.text import chat
 from attribution.text.readable_tokens import readable_texts
+from attribution.text.sandbox import Sandboxes, TextSandbox
 from tests import chat_models
 from tests.first_principles import Plain
 from tests.test_corrections_methods import assert_scores, run
@@ -160,11 +162,11 @@ def normalized(name, text):
 
 @settings(deadline=None, max_examples=150)
 @given(st.lists(contents, min_size=1, max_size=4), st.sampled_from(MODELS))
-def test_marks_are_exact_for_any_text(model_folders, texts, name):
+def test_marks_are_exact_for_any_text(model_folders, sandbox_of, texts, name):
     """The unmarked tokens join to the messages' texts. A token of both template and message counts as the message's."""
     tokenizer = model_folders[name]
     messages = [{"role": "user", "content": text} for text in texts]
-    conversation = chat.render(tokenizer, messages, {})
+    conversation = chat.render(tokenizer, messages, {}, sandbox_of(name))
     assert conversation.from_template is not None
     pieces, continues = readable_texts(tokenizer, conversation.ids[0].tolist())
     written = "".join(
@@ -185,6 +187,13 @@ def test_readable_tokens_join_to_the_text(model_folders, text):
     assert len(pieces) == len(ids)
     joined = "".join(piece for index, piece in enumerate(pieces) if index not in continues)
     assert joined == normalized("chat-qwen2", text)
+
+
+@pytest.fixture(scope="module")
+def sandbox_of(model_dir):
+    """A function from a model's name to its sandbox."""
+    sandboxes = Sandboxes(seconds=60, memory=1024**3)
+    return lambda name: TextSandbox(sandboxes, ModelSource(name, "directory", model_dir / name, "1"), lambda: False)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 
 from tests import reference
 from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
-from tests.fake_engine import body
+from tests.fake_engine import body, ended, submit
 from tests.serving import Server, until
 
 
@@ -37,6 +37,36 @@ def test_a_job_that_kills_the_process_is_given_up(tmp_path):
     assert job["error"]["type"] == "/problems/interrupted"
     assert server.result(server.run(**body("hello"))) == {"text": "hello", "seed": 0}
     assert server.stop() == 0
+
+
+def _has_ended(server, job_id):
+    """Wait for the end of the job; returns False if the server died first."""
+    try:
+        server.wait(job_id)
+    except httpx.HTTPError:
+        return False
+    return True
+
+
+def test_no_innocent_job_is_given_up_with_one_that_kills_the_process(tmp_path):
+    """Two workers run two jobs, one of which kills the process each time it runs. The other completes."""
+    with Server(tmp_path, module="tests.fake_engine", INSEQ_API_MAX_ATTEMPTS="2") as server:
+        innocent, killer = server.submit(**body("sleep:0.6")), server.submit(**body("die"))
+        for job_id in (innocent, killer):
+            while not _has_ended(server, job_id):
+                server._process.wait(120)
+                server.client.close()
+                server.start()
+        assert server.job(innocent)["status"] == "completed"
+        assert server.job(killer)["error"]["type"] == "/problems/interrupted"
+        assert "with no other job beside it" in server.job(killer)["error"]["detail"]
+
+
+def test_a_panic_fails_its_job_and_not_the_worker(app):
+    job = ended(app, submit(app, "panic"))
+    assert job["error"]["type"] == "/problems/attribution-failed"
+    assert app.get("/health/ready").status_code == 200
+    assert ended(app, submit(app, "hello"))["status"] == "completed"
 
 
 def test_sigterm_ends_cleanly_and_loses_nothing(tmp_path):

@@ -5,23 +5,30 @@ Also the peak memory of attention as a method.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from attribution.engine import AttributionEngine
+from attribution.model_cache import cache
+from attribution.model_cache.device_memory import DeviceMemory
 from attribution.results import stored_form
 from attribution.run import method_run
 from models import AttributionRequest
 from problems import OutOfMemory
 from settings import Settings
+from tests import chat_models
 from tests.conftest import LOOKUP, PROMPT
 from tests.hub import build_small_gpt2
-from tests.serving import ROOT
+from tests.serving import ROOT, Server
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +77,71 @@ def test_given_up_clearly_and_usable_afterwards(engine, monkeypatch):
     assert engine.models()["loaded"] == []  # the model is unloaded to free its memory
     after = run(engine, method="saliency")
     assert torch.equal(after[0].target_attributions.nan_to_num(), clean[0].target_attributions.nan_to_num())
+
+
+@contextlib.contextmanager
+def _address_space(pid, more):
+    """`ulimit -v`: so many bytes more than the process has now."""
+    used = psutil.Process(pid).memory_info().vms
+    resource.prlimit(pid, resource.RLIMIT_AS, (used + more, resource.RLIM_INFINITY))
+    yield
+
+
+@contextlib.contextmanager
+def _cgroup(pid, more):
+    """A control group with so many bytes for what the process and its children allocate from now on."""
+    folder = Path("/sys/fs/cgroup/memory" if Path("/sys/fs/cgroup/memory").is_dir() else "/sys/fs/cgroup")
+    group = folder / f"inseq-api-test-{pid}"
+    try:
+        group.mkdir()
+        limit = group / ("memory.limit_in_bytes" if (group / "memory.limit_in_bytes").exists() else "memory.max")
+        limit.write_text(str(more))
+        (group / "cgroup.procs").write_text(str(pid))
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    try:
+        yield
+    finally:
+        for each in (group / "cgroup.procs").read_text().split():
+            (folder / "cgroup.procs").write_text(each)
+        group.rmdir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limited", [_address_space, _cgroup])
+def test_a_server_with_a_memory_limit_fails_the_job_and_lives(tmp_path, limited):
+    """What is foreseen is refused, a template that fills the memory ends alone, and the next job runs."""
+    chat_models.build("chat-llama3", tmp_path / "models" / "filling")
+    (tmp_path / "models" / "filling" / "chat_template.jinja").write_text("{{ 'a' * 1000000000 }}{{ messages }}")
+    small = {"model": LOOKUP, "method": "saliency", "input_text": PROMPT}
+    text = PROMPT + " tea. Ben likes milk. Anna likes" * 10
+    large = {"model": LOOKUP, "method": "integrated_gradients", "engine": "inseq", "n_steps": 2000,
+             "internal_batch_size": 2000, "input_text": text, "generated_text": f"{text} tea"}  # fmt: skip
+    filling = {"model": "filling", "method": "dummy", "messages": [{"role": "user", "content": "x"}]}
+    with (
+        Server(tmp_path / "data", INSEQ_API_MODEL_DIRS=str(tmp_path / "models")) as server,
+        limited(server.pid, 800 * 1024**2),
+    ):
+        before = server.result(server.run(**small))["sequence_attributions"]
+        job = server.wait(server.submit(**large))
+        assert job["error"]["type"] == "/problems/out-of-memory", job
+        assert "GiB are free" in job["error"]["detail"], job
+        job = server.wait(server.submit(**filling))
+        assert job["error"]["type"] == "/problems/input-rejected", job
+        assert server.result(server.run(**small))["sequence_attributions"] == before
+        assert server.client.get("/health/ready").status_code == 200
+        assert server.stop() == 0
+
+
+def test_weights_that_exceed_the_free_memory_are_not_loaded(tmp_path, monkeypatch):
+    build_small_gpt2(tmp_path / "one")
+    engine = AttributionEngine(Settings(model_dirs=[str(tmp_path)], data_dir=tmp_path / "data"))
+    request = engine.check(AttributionRequest(model="one", method="dummy", input_text="The"))
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "memory_of", lambda _: DeviceMemory(free=1000, total=10**10))
+        with pytest.raises(OutOfMemory, match=r"The weights of 'one' take 0\.0 GiB in float32, and 0\.0 GiB of memory"):
+        engine.run(request, device="cpu", report=lambda _: None, should_cancel=lambda: False)
+    assert engine.run(request, device="cpu", report=lambda _: None, should_cancel=lambda: False)
 
 
 _LONG = """

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import shutil
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
+import psutil
 import pytest
 
-from attribution.model_cache import sources
+from attribution.isolation import DEFAULT_DTYPE
+from attribution.model_cache import loading, sources
 from attribution.model_cache.cache import ModelCache
 from demo_models import tasks
-from problems import ModelNotAllowed, ModelUnavailable
+from problems import Cancelled, ModelNotAllowed, ModelUnavailable
 from settings import Settings
 from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 from tests.hub import COMMIT, build_small_gpt2
@@ -149,6 +154,134 @@ def test_an_unreachable_hub_is_told_within_seconds(tmp_path):
     assert float(seconds) < 30
     assert "could not be reached" in detail
     assert LOOKUP in detail
+
+
+# Cancelling a job that waits for its model
+
+
+def test_a_job_is_cancelled_while_its_model_loads(small_models, monkeypatch):
+    """The loading goes on for another job, and is done once."""
+    cache = ModelCache(Settings(model_dirs=[str(small_models)]))
+    asked, begun, go_on, warm_up = [], threading.Event(), threading.Event(), loading.warm_up
+    monkeypatch.setattr(loading, "warm_up", lambda loaded: begun.set() or (go_on.wait(60) and warm_up(loaded)))
+
+    def use(should_cancel=lambda: False):
+        with cache.lease("one", device="cpu", dtype="float32", should_cancel=should_cancel) as loaded:
+            return loaded.source.name
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(use)
+        assert begun.wait(60)
+        with pytest.raises(Cancelled):
+            use(lambda: asked.append(1) or len(asked) > 2)
+        assert not other.done()
+        assert cache.loaded_models() == []
+        go_on.set()
+        assert other.result(60) == "one"
+    assert cache.loads == 1
+    assert use(lambda: True) == "one"  # nothing to wait for
+
+
+def test_a_job_is_cancelled_while_another_has_its_model(small_models):
+    cache = ModelCache(Settings(model_dirs=[str(small_models)]))
+    asked = []
+
+    def second():
+        with cache.lease("one", device="cpu", dtype="float32", should_cancel=lambda: asked.append(1) or len(asked) > 2):
+            raise AssertionError
+
+    with lease(cache, "one"), ThreadPoolExecutor(1) as pool, pytest.raises(Cancelled):
+        pool.submit(second).result()
+    with lease(cache, "one"):
+        pass
+
+
+def test_a_loading_that_nobody_waits_for_is_given_up(small_models):
+    """A model in half precision is loaded while no attribution runs. Others do not wait for it once it is cancelled."""
+    cache = ModelCache(Settings(model_dirs=[str(small_models)]))
+    asked = []
+
+    def attributes():
+        with DEFAULT_DTYPE.shared():
+            return True
+
+    with DEFAULT_DTYPE.shared():  # an attribution runs
+        with (
+            pytest.raises(Cancelled),
+            cache.lease("one", device="cpu", dtype="bfloat16", should_cancel=lambda: asked.append(1) or len(asked) > 2),
+        ):
+            pass
+        with ThreadPoolExecutor(1) as pool:  # and another one begins
+            assert pool.submit(attributes).result(60)
+    with cache.lease("one", device="cpu", dtype="bfloat16") as loaded:
+        assert loaded.key.dtype == "bfloat16"
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """A hub with one model, whose weights come a byte at a time."""
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self._head(100)
+
+    def do_GET(self):
+        if self.path.startswith("/api/"):
+            files = [{"type": "file", "path": "model.safetensors", "oid": COMMIT, "size": 10**6}]
+            model = {"id": "org/slow", "sha": COMMIT, "siblings": [{"rfilename": "model.safetensors"}]}
+            content = json.dumps(files if "/tree/" in self.path else model).encode()
+            self._head(len(content))
+            self.wfile.write(content)
+            return
+        self._head(10**6)
+        self.server.asked.set()
+        with contextlib.suppress(OSError):
+            while not self.server.ended.wait(0.05):
+                self.wfile.write(b"x")
+            return
+
+    def _head(self, length):
+        self.send_response(200)
+        for name, value in (("Content-Length", length), ("ETag", '"e"'), ("X-Repo-Commit", COMMIT)):
+            self.send_header(name, str(value))
+        self.end_headers()
+
+
+def test_a_download_is_cancelled(tmp_path, monkeypatch):
+    """A hub that sends a byte at a time holds no worker: the job stops, and the download ends."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Hub) as hub:
+        hub.daemon_threads = True
+        hub.asked, hub.ended = threading.Event(), threading.Event()
+        thread = threading.Thread(target=hub.serve_forever)
+        thread.start()
+        monkeypatch.setattr(sources.constants, "HF_HUB_OFFLINE", False)
+        environment = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+                       "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}  # fmt: skip
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        try:
+            with pytest.raises(Cancelled):
+                ModelCache(Settings()).sources.resolve("org/slow", should_cancel=hub.asked.is_set)
+        finally:
+            hub.ended.set()
+            hub.shutdown()
+            thread.join()
+    children = [" ".join(each.cmdline()) for each in psutil.Process().children()]
+    assert not [each for each in children if "hub_download" in each]
+
+
+def test_three_models_over_the_cache_limit_in_turn(small_models):
+    """Each is loaded again in its turn, and what is in memory never exceeds the limit."""
+    with lease(ModelCache(Settings(model_dirs=[str(small_models)])), "one") as loaded:
+        size = loaded.size
+    cache = ModelCache(Settings(model_dirs=[str(small_models)], model_cache_bytes=int(2.2 * size)))
+    for _ in range(4):
+        for name in ("one", "two", "three"):
+            with lease(cache, name) as loaded:
+                assert loaded.source.name == name
+                assert cache.numbers()["bytes"] <= 2.2 * size
+    assert cache.loads == 12
 
 
 def test_remote_code_is_never_run(server, model_dir, tmp_path):

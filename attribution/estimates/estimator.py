@@ -7,13 +7,11 @@ are counted by arithmetic (`passes`); seconds and bytes come from rates measured
 from __future__ import annotations
 
 import copy
-import json
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from math import prod
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -33,12 +31,14 @@ from attribution.model_cache.device_memory import memory_of
 from attribution.model_cache.loading import LoadedModel
 from attribution.model_cache.sources import ModelSource
 from attribution.text import encoding, generation, languages
+from attribution.text.sandbox import Sandboxes, TextSandbox
 from models import AttributionRequest, Engine, Estimate, InputEstimate, SecondsEstimate
-from problems import InvalidRequest, ModelUnavailable
+from problems import Busy, Cancelled, InputRejected, InvalidRequest, ModelUnavailable
 from settings import Settings
 
 _GIB = 1024**3
-_LONGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors library
+_READ_AT_ONCE = 4  # estimates that render and tokenize at the same time; the others wait
+_ALWAYS_TRIED = 256 * 1024**2  # bytes that a job may take whatever is free: estimates are not that exact
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -56,10 +56,12 @@ class _Input:
 class Estimator:
     """Estimates over one model cache."""
 
-    def __init__(self, settings: Settings, models: ModelCache, rates: Rates) -> None:
+    def __init__(self, settings: Settings, models: ModelCache, rates: Rates, sandboxes: Sandboxes) -> None:
         self._settings = settings
         self._models = models
         self._rates = rates
+        self._sandboxes = sandboxes
+        self._reading = threading.BoundedSemaphore(_READ_AT_ONCE)
         self._readers: WeakKeyDictionary[LoadedModel, _Reader] = WeakKeyDictionary()
         self._guard = threading.Lock()
 
@@ -67,16 +69,17 @@ class Estimator:
         """The cost of a checked request on a device.
 
         Loads the model if it is on this machine but not in memory. Raises `ModelUnavailable` if it is not on this
-        machine, and the `JobError` with which the job would fail.
+        machine, the `JobError` with which the job would fail, `InputRejected` if reading the texts takes longer than
+        `settings.estimate_seconds`, and `Busy` if other estimates take all of that time.
         """
         if self._models.sources.revision(request.model) is None:
             raise ModelUnavailable(
                 f"{request.model!r} is not on this machine, and an estimate downloads nothing. Submit a short job, "
                 "which downloads it, and ask again."
             )
-        with self._models.held(request.model, device=device, dtype=request.dtype) as loaded:
+        with self._models.in_use(request.model, device=device, dtype=request.dtype) as loaded:
             rates = self._measured(loaded)
-            inputs = self._reader(loaded).inputs(request, self._settings.max_input_tokens)
+            inputs = self._inputs(request, loaded)
             each = [self._estimate(request.of_method(name), loaded, rates, inputs) for name in request.method_names]
             return self._in_time(each[0] if request.methods is None else _added_up(request, each))
 
@@ -84,6 +87,34 @@ class Estimator:
         """Expected seconds to attribute texts of these shapes. The caller holds the model's lock."""
         factor = self._rates.factor(loaded.key, route_of(request))
         return self._rates.measured(loaded).seconds(_all_passes(request, loaded, shapes)) * (factor or 1.0)
+
+    def check_memory(self, request: AttributionRequest, loaded: LoadedModel, shapes: Sequence[Shape]) -> None:
+        """Raise `MemoryError` if these texts need more than the CPU's free memory. The caller holds the model's lock.
+
+        A GPU refuses an allocation by itself, and only the job fails. The operating system promises more than it has,
+        and then ends the process.
+        """
+        if loaded.key.device != "cpu":
+            return
+        # The single pass divides its rows by what is free.
+        every = [] if _engine(request, loaded) is Engine.SINGLE_PASS else _all_passes(request, loaded, shapes)
+        peak = self._peak(request, loaded, self._rates.measured(loaded), every, shapes) - loaded.size
+        free = memory_of("cpu").free
+        if peak > max(_ALWAYS_TRIED, free):
+            raise MemoryError(f"the estimate is {peak / _GIB:.1f} GiB, and {free / _GIB:.1f} GiB are free")
+
+    @staticmethod
+    def _peak(
+        request: AttributionRequest,
+        loaded: LoadedModel,
+        rates: ModelRates,
+        every: list[Passes],
+        shapes: Sequence[Shape],
+    ) -> int:
+        """Bytes, with the weights."""
+        stored = sum(_score_bytes(request, loaded, each) for each in shapes)
+        # All steps' scores stay in CPU memory until they are joined, and the joined copy needs as much again.
+        return int(rates.peak_bytes(every)) + (2 * stored if loaded.key.device == "cpu" else 0)
 
     def _measured(self, loaded: LoadedModel) -> ModelRates:
         """The model's rates, measured now if needed.
@@ -98,6 +129,22 @@ class Estimator:
                 finally:
                     loaded.lock.release()
         return rates
+
+    def _inputs(self, request: AttributionRequest, loaded: LoadedModel) -> list[_Input]:
+        """The token counts of each input, within the time limit: on threads that others wait for."""
+        limit = self._settings.estimate_seconds
+        deadline = time.monotonic() + limit
+        sandbox = TextSandbox(self._sandboxes, loaded.source, should_cancel=lambda: time.monotonic() > deadline)
+        reader = self._reader(loaded)
+        with _held(self._reading, deadline), _held(reader.lock, deadline):
+            try:
+                return reader.inputs(request, self._settings.max_input_tokens, sandbox)
+            except Cancelled:
+                raise InputRejected(
+                    f"An estimate may take {limit:g} seconds to render and tokenize its texts, and these take longer. "
+                    "Send fewer or shorter texts, or submit the job without an estimate "
+                    "(INSEQ_API_ESTIMATE_SECONDS sets the limit)."
+                ) from None
 
     def _reader(self, loaded: LoadedModel) -> _Reader:
         with self._guard:
@@ -119,8 +166,7 @@ class Estimator:
             if each.new
         )
         stored = sum(_score_bytes(request, loaded, each.shape) for each in inputs)
-        # All steps' scores stay in CPU memory until they are joined, and the joined copy needs as much again.
-        peak = rates.peak_bytes(every) + (2 * stored if device == "cpu" else 0)
+        peak = self._peak(request, loaded, rates, every, [each.shape for each in inputs])
         available = memory_of(device).free + loaded.size  # the weights are in memory already
         estimate = Estimate(
             model=request.model,
@@ -185,7 +231,7 @@ def _added_up(request: AttributionRequest, each: list[Estimate]) -> Estimate:
 
 def check_weights(source: ModelSource, request: AttributionRequest, device: str) -> None:
     """Raise `InvalidRequest` if the model's weights alone exceed the device's memory."""
-    weights = _parameters(source.path, source.revision) * torch.finfo(getattr(torch, request.dtype)).bits // 8
+    weights = source.parameters * torch.finfo(getattr(torch, request.dtype)).bits // 8
     memory = memory_of(device).total
     if weights > memory:
         raise InvalidRequest.at(
@@ -193,23 +239,6 @@ def check_weights(source: ModelSource, request: AttributionRequest, device: str)
             f"The weights of {request.model!r} take {weights / _GIB:.1f} GiB in {request.dtype}, and {device} has "
             f"{memory / _GIB:.1f} GiB. Use a smaller dtype or model.",
         )
-
-
-@lru_cache(maxsize=256)
-def _parameters(path: Path, revision: str) -> int:  # noqa: ARG001 - part of the cache key: files change with it
-    """The number of parameters in a model's files, from the JSON headers of its safetensors.
-
-    0 if they cannot be read: loading the model then reports the reason.
-    """
-    count = 0
-    try:
-        for file in path.glob("*.safetensors"):
-            with file.open("rb") as opened:
-                header = json.loads(opened.read(min(int.from_bytes(opened.read(8), "little"), _LONGEST_HEADER)))
-            count += sum(prod(each["shape"]) for name, each in header.items() if name != "__metadata__")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return 0
-    return count or sum(file.stat().st_size for file in path.glob("*.bin")) // 4
 
 
 class _Reader:
@@ -221,16 +250,23 @@ class _Reader:
         for name in _SPECIAL_TOKENS:  # as set by Inseq
             if (token := getattr(loaded.model.tokenizer, name)) is not None:
                 setattr(model.tokenizer, name, token)
-        self._loaded = replace(loaded, model=model, lock=threading.Lock())
+        self.lock = threading.Lock()
+        self._loaded = replace(loaded, model=model, lock=self.lock)
 
-    def inputs(self, request: AttributionRequest, max_tokens: int) -> list[_Input]:
-        """The token counts of each input. Raises the `JobError` with which the job would fail."""
-        with self._loaded.lock, languages.spoken(self._loaded.model, request.languages) as spoken:
-            return [self._input(request, index, spoken, max_tokens) for index in range(request.count)]
+    def inputs(self, request: AttributionRequest, max_tokens: int, sandbox: TextSandbox) -> list[_Input]:
+        """The token counts of each input. Raises the `JobError` with which the job would fail, and `Cancelled`.
 
-    def _input(self, request: AttributionRequest, index: int, spoken: dict[str, int], max_tokens: int) -> _Input:
+        The caller holds `lock`.
+        """
+        encoding.check_texts(request, sandbox)
+        with languages.spoken(self._loaded.model, request.languages) as spoken:
+            return [self._input(request, index, spoken, max_tokens, sandbox) for index in range(request.count)]
+
+    def _input(
+        self, request: AttributionRequest, index: int, spoken: dict[str, int], max_tokens: int, sandbox: TextSandbox
+    ) -> _Input:
         loaded, seq2seq = self._loaded, bool(self._loaded.model.is_encoder_decoder)
-        prompt, forced = encoding.read_input(loaded, request, index, max_tokens=max_tokens)
+        prompt, forced = encoding.read_input(loaded, request, index, max_tokens=max_tokens, sandbox=sandbox)
         length = prompt.encoding.input_ids.shape[1]
         source = length if seq2seq else 0
         if forced is not None:
@@ -246,6 +282,20 @@ class _Reader:
         end = min(request.attr_pos_end or before + new, before + new)
         beams = arguments.get("num_beams") or loaded.network.generation_config.num_beams or 1
         return _Input(length, Shape(source, first, max(end, first)), before + new, new, beams)
+
+
+@contextmanager
+def _held(lock: threading.Lock | threading.Semaphore, deadline: float) -> Iterator[None]:
+    """Hold the lock within the block. Raises `Busy` if it is not free by the deadline."""
+    if not lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        raise Busy(
+            "Other estimates take all the time that this server has for them; ask again in a few seconds.",
+            headers={"Retry-After": "5"},
+        )
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def route_of(request: AttributionRequest) -> str:

@@ -7,16 +7,38 @@ requests or attribution.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from attribution.isolation import held
+from attribution.model_cache.device_memory import memory_of
 from attribution.model_cache.loading import LoadedModel, ModelKey, load
-from attribution.model_cache.sources import ModelSources
+from attribution.model_cache.sources import ModelSource, ModelSources
+from problems import Cancelled, OutOfMemory
 from settings import Settings
+
+_GIB = 1024**3
+_POLL_SECONDS = 0.1  # between two questions whether to stop waiting
+
+
+class _Loading(Future[LoadedModel]):
+    """A model that is being loaded, or was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting = 0  # callers
+
+    def wait(self, should_cancel: Callable[[], bool]) -> LoadedModel:
+        """The model. Raises what loading it raised, and `Cancelled` soon after `should_cancel` returned True."""
+        while not self.done():
+            if should_cancel():
+                raise Cancelled
+            wait([self], timeout=_POLL_SECONDS)
+        return self.result()
 
 
 class ModelCache:
@@ -25,27 +47,35 @@ class ModelCache:
     def __init__(self, settings: Settings) -> None:
         self.sources = ModelSources(settings)
         self._max_bytes = settings.model_cache_bytes
-        self._entries: dict[ModelKey, Future[LoadedModel]] = {}
+        self._entries: dict[ModelKey, _Loading] = {}
         self._guard = threading.Lock()
         self._clock = 0
         self._loads = 0
 
     @contextmanager
-    def lease(self, name: str, *, device: str, dtype: str) -> Iterator[LoadedModel]:
+    def lease(
+        self, name: str, *, device: str, dtype: str, should_cancel: Callable[[], bool] = lambda: False
+    ) -> Iterator[LoadedModel]:
         """The loaded model, locked for the caller until the end of the block.
 
-        Raises `ModelNotAllowed`, `ModelUnavailable` or `UnsupportedByModel`.
+        Raises `ModelNotAllowed`, `ModelUnavailable` or `UnsupportedByModel`, and `Cancelled` soon after `should_cancel`
+        returned True while it waits. A model that is being loaded then is loaded to the end, for other jobs.
         """
-        with self.held(name, device=device, dtype=dtype) as loaded, loaded.lock:
+        with (
+            self.in_use(name, device=device, dtype=dtype, should_cancel=should_cancel) as loaded,
+            held(loaded.lock, should_cancel),
+        ):
             yield loaded
 
     @contextmanager
-    def held(self, name: str, *, device: str, dtype: str) -> Iterator[LoadedModel]:
+    def in_use(
+        self, name: str, *, device: str, dtype: str, should_cancel: Callable[[], bool] = lambda: False
+    ) -> Iterator[LoadedModel]:
         """The loaded model, not evicted until the end of the block.
 
         It is not locked: the caller must not run it unless it takes `lock`. Raises as `lease`.
         """
-        loaded = self._acquire(name, device, dtype)
+        loaded = self._acquire(name, device, dtype, should_cancel)
         try:
             yield loaded
         finally:
@@ -98,38 +128,63 @@ class ModelCache:
             "loads": self._loads,
         }
 
-    def _acquire(self, name: str, device: str, dtype: str) -> LoadedModel:
-        source = self.sources.resolve(name)
+    def _acquire(self, name: str, device: str, dtype: str, should_cancel: Callable[[], bool]) -> LoadedModel:
+        source = self.sources.resolve(name, should_cancel)
         key = ModelKey(source.name, source.revision, device, dtype)
-        with self._guard:
-            future = self._entries.get(key)
-            mine = future is None
-            if future is None:
-                future = self._entries[key] = Future()
-        if mine:
+        while True:
+            with self._guard:
+                loading = self._entries.get(key)
+                mine = loading is None
+                if loading is None:
+                    loading = self._entries[key] = _Loading()
+                loading.waiting += 1
+            if mine:
+                # On a thread of its own, because nothing can interrupt it: who waits for it can stop waiting.
+                arguments = (loading, source, key, torch.get_num_threads())
+                threading.Thread(target=self._load, args=arguments, name=f"load-{name}", daemon=True).start()
             try:
-                self._evict(to_free=source.weights_bytes)
-                future.set_result(load(source, key))
-                self._loads += 1
-            except BaseException as error:
+                loaded = loading.wait(should_cancel)
+            except Cancelled:  # of this job, or of all that waited before it came
+                if should_cancel():
+                    raise
+                continue
+            finally:
                 with self._guard:
-                    del self._entries[key]
-                future.set_exception(error)
-                raise
-        loaded = future.result()
-        with self._guard:
-            if self._entries.get(key) is not future:  # evicted after it was loaded
-                evicted = True
-            else:
-                evicted = False
-                self._clock += 1
-                loaded.leases += 1
-                loaded.hits += not mine
-                loaded.last_used = self._clock
-        if evicted:
-            return self._acquire(name, device, dtype)
+                    loading.waiting -= 1
+            with self._guard:
+                if self._entries.get(key) is loading:  # else it was evicted after it was loaded
+                    self._clock += 1
+                    loaded.leases += 1
+                    loaded.hits += not mine
+                    loaded.last_used = self._clock
+                    break
         self._evict(to_free=0)
         return loaded
+
+    def _load(self, loading: _Loading, source: ModelSource, key: ModelKey, threads: int) -> None:
+        torch.set_num_threads(threads)  # of this thread
+        try:
+            self._evict(to_free=source.weights_bytes)
+            self._check_memory(source, key)
+            loaded = load(source, key, should_cancel=lambda: not loading.waiting)
+            self._loads += 1
+        except BaseException as error:
+            with self._guard:
+                del self._entries[key]
+            loading.set_exception(error)
+        else:
+            loading.set_result(loaded)
+
+    def _check_memory(self, source: ModelSource, key: ModelKey) -> None:
+        """Raise `OutOfMemory` if the weights, which are first read into CPU memory, exceed what is free of it."""
+        weights = source.parameters * getattr(torch, key.dtype).itemsize
+        if weights > memory_of("cpu").free:
+            self.forget_idle()
+        if weights > (free := memory_of("cpu").free):
+            raise OutOfMemory(
+                f"The weights of {source.name!r} take {weights / _GIB:.1f} GiB in {key.dtype}, and {free / _GIB:.1f} "
+                "GiB of memory are free. Use a smaller dtype or model, or try again when other jobs have ended."
+            )
 
     def _evict(self, to_free: int) -> None:
         """Evict idle models, least recently used first, until `to_free` more bytes fit."""

@@ -5,6 +5,7 @@ Knows nothing of models or requests.
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -46,8 +47,8 @@ def memory_of(device: torch.device | str) -> DeviceMemory:
     """Free and total bytes of a torch device now, according to its driver or the operating system.
 
     Unused memory that torch's allocator holds counts as free, because torch gives it to the next allocation. The CPU's
-    memory is the machine's, or the container's limit if that is smaller. Raises torch's `RuntimeError` for a device
-    that does not exist.
+    memory is the machine's, or the limit of the container or of the process if that is smaller. Raises torch's
+    `RuntimeError` for a device that does not exist.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -68,6 +69,8 @@ def _of_the_machine() -> DeviceMemory:
     free, total = int(machine.available), int(machine.total)
     for limit, used in _container_limits(total):
         free, total = min(free, max(0, limit - used)), min(total, limit)
+    if (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:  # `ulimit -v`
+        free, total = min(free, max(0, limit - psutil.Process().memory_info().vms)), min(total, limit)
     return DeviceMemory(free, total)
 
 

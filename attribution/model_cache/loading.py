@@ -6,7 +6,7 @@ Knows nothing of names, sharing, requests or attribution.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,7 +30,7 @@ from transformers import (
 from attribution import network_state
 from attribution.catalogue.traits import STEP_SCORES_ONLY
 from attribution.corrections.embeddings import EmbeddingsFix, embeddings_fix
-from attribution.isolation import DEFAULT_DTYPE, RANDOM_DRAWS
+from attribution.isolation import DEFAULT_DTYPE, RANDOM_DRAWS, held
 from attribution.model_cache import lean_forwards, loading_report
 from attribution.model_cache.attention_outputs import AttentionOutputs, find_attention_outputs
 from attribution.model_cache.sources import ModelSource
@@ -84,15 +84,16 @@ class LoadedModel:
         return int(limit) if limit and limit > 0 else None
 
 
-def load(source: ModelSource, key: ModelKey) -> LoadedModel:
+def load(source: ModelSource, key: ModelKey, should_cancel: Callable[[], bool] = lambda: False) -> LoadedModel:
     """Read a model from its directory, wrap it with Inseq and move it to its device.
 
-    Raises `ModelUnavailable` if it cannot be read, and `UnsupportedByModel` if Inseq's scores for it would be wrong.
+    Raises `ModelUnavailable` if it cannot be read, `UnsupportedByModel` if Inseq's scores for it would be wrong, and
+    `Cancelled` if `should_cancel` returns True while it waits for other threads.
     """
     dtype = getattr(torch, key.dtype)
-    alone = nullcontext() if dtype == torch.float32 else DEFAULT_DTYPE.exclusive()
+    alone = nullcontext() if dtype == torch.float32 else DEFAULT_DTYPE.exclusive(should_cancel)
     try:
-        with _LOADING, alone, RANDOM_DRAWS:
+        with held(_LOADING, should_cancel), alone, held(RANDOM_DRAWS, should_cancel):
             config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
             network, report = _auto_class(source, config).from_pretrained(
                 source.path,

@@ -6,13 +6,17 @@ Decides which names the server serves, and names the revision of the files found
 from __future__ import annotations
 
 import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from math import prod
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -22,13 +26,16 @@ from huggingface_hub.errors import (
 )
 from transformers import AutoConfig
 
-from problems import ModelNotAllowed, ModelUnavailable
+from problems import Cancelled, ModelNotAllowed, ModelUnavailable
 from settings import PROJECT_ROOT, Settings
 
 BUNDLED_DIR = PROJECT_ROOT / "demo_models"
 
 _WEIGHTS = ("*.safetensors", "*.bin")
-_FILES = [*_WEIGHTS, "*.json", "*.txt", "*.model", "*.jinja", "*.spm"]
+_OTHERS = ("*.json", "*.txt", "*.model", "*.jinja", "*.spm")
+_LONGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors library
+_DOWNLOAD = Path(__file__).with_name("hub_download.py")
+_POLL_SECONDS = 0.1  # between two questions whether to stop
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,11 @@ class ModelSource:
     def weights_bytes(self) -> int:
         """The size of the weight files."""
         return sum(file.stat().st_size for glob in _WEIGHTS for file in self.path.glob(glob))
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters; 0 if the files cannot be read."""
+        return _parameters(self.path, self.revision)
 
 
 class ModelSources:
@@ -106,37 +118,65 @@ class ModelSources:
             return None
         return ModelSource(bare, "hub", path, path.name)
 
-    def resolve(self, name: str) -> ModelSource:
+    def resolve(self, name: str, should_cancel: Callable[[], bool] = lambda: False) -> ModelSource:
         """The model's files, downloaded from the hub if they are not on this machine.
 
-        Raises `ModelNotAllowed` or `ModelUnavailable`.
+        Raises `ModelNotAllowed`, `ModelUnavailable`, and `Cancelled` soon after `should_cancel` returned True.
         """
-        return self.on_this_machine(name) or self._fetch(name)
+        return self.on_this_machine(name) or self._fetch(name, should_cancel)
 
-    def _fetch(self, name: str) -> ModelSource:
+    def _fetch(self, name: str, should_cancel: Callable[[], bool]) -> ModelSource:
         bare, _, revision = name.partition("@")
         if constants.HF_HUB_OFFLINE:
             raise ModelUnavailable(
                 f"{bare!r} is not on this machine and the server is offline (HF_HUB_OFFLINE). Use one of "
                 f"{', '.join(bundled_models())}, or ask the operator to download it."
             )
-        try:
-            # One short request first: the download's own retries take half a minute to report an unreachable hub.
-            info = HfApi().model_info(bare, revision=revision or None, timeout=self._settings.hub_timeout_seconds)
-            patterns = [each for each in _FILES if each != "*.bin"] if _has_safetensors(info) else _FILES
-            path = snapshot_download(bare, revision=info.sha, allow_patterns=patterns)
-        except GatedRepoError as error:
-            raise ModelUnavailable(f"{bare!r} is gated: accept its terms on the hub and set HF_TOKEN.") from error
-        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-            what = f"revision {revision!r} of {bare!r}" if isinstance(error, RevisionNotFoundError) else repr(bare)
-            raise ModelUnavailable(f"There is no {what} on the Hugging Face Hub, or it is private.") from error
-        except Exception as error:  # besides HTTP and file errors, whatever the transport library raises
+        asked = {
+            "name": bare,
+            "revision": revision or None,
+            "timeout": self._settings.hub_timeout_seconds,
+            "weights": _WEIGHTS,
+            "others": _OTHERS,
+        }
+        answer = _downloaded(json.dumps(asked), should_cancel)
+        error = answer.get("error")
+        if error == GatedRepoError.__name__:
+            raise ModelUnavailable(f"{bare!r} is gated: accept its terms on the hub and set HF_TOKEN.")
+        if error in {RepositoryNotFoundError.__name__, RevisionNotFoundError.__name__}:
+            what = f"revision {revision!r} of {bare!r}" if error == RevisionNotFoundError.__name__ else repr(bare)
+            raise ModelUnavailable(f"There is no {what} on the Hugging Face Hub, or it is private.")
+        if error is not None:
             raise ModelUnavailable(
-                f"{bare!r} is not on this machine and the Hugging Face Hub could not be reached "
-                f"({type(error).__name__}). Use one of {', '.join(bundled_models())}, or try again later."
-            ) from error
-        _refuse_what_is_no_model(bare, Path(path))
-        return ModelSource(bare, "hub", Path(path), str(info.sha))
+                f"{bare!r} is not on this machine and the Hugging Face Hub could not be reached ({error}). Use one of "
+                f"{', '.join(bundled_models())}, or try again later."
+            )
+        _refuse_what_is_no_model(bare, Path(answer["path"]))
+        return ModelSource(bare, "hub", Path(answer["path"]), answer["revision"])
+
+
+def _downloaded(asked: str, should_cancel: Callable[[], bool]) -> dict[str, str]:
+    """What `hub_download` says. Raises `Cancelled` soon after `should_cancel` returned True; the download then ends."""
+    with subprocess.Popen(  # noqa: S603 - this package's own script
+        [sys.executable, "-P", str(_DOWNLOAD), asked],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C in a terminal is for the server
+    ) as process:
+        while True:
+            try:
+                output, _ = process.communicate(timeout=_POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                if should_cancel():
+                    process.kill()
+                    raise Cancelled from None
+            else:
+                break
+    try:
+        answer: dict[str, str] = json.loads(output)
+    except ValueError:  # it was ended from outside
+        return {"error": f"the download ended with status {process.returncode}"}
+    return answer
 
 
 def _refuse_what_is_no_model(name: str, path: Path) -> None:
@@ -180,5 +220,18 @@ def _fingerprint(path: Path) -> str:
     return "local-" + hashlib.sha256(repr(entries).encode()).hexdigest()[:12]
 
 
-def _has_safetensors(info: Any) -> bool:
-    return any(each.rfilename.endswith(".safetensors") for each in info.siblings or [])
+@lru_cache(maxsize=256)
+def _parameters(path: Path, revision: str) -> int:  # noqa: ARG001 - part of the cache key: files change with it
+    """The number of parameters in a model's files, from the JSON headers of its safetensors.
+
+    0 if they cannot be read: loading the model then reports the reason.
+    """
+    count = 0
+    try:
+        for file in path.glob("*.safetensors"):
+            with file.open("rb") as opened:
+                header = json.loads(opened.read(min(int.from_bytes(opened.read(8), "little"), _LONGEST_HEADER)))
+            count += sum(prod(each["shape"]) for name, each in header.items() if name != "__metadata__")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return 0
+    return count or sum(file.stat().st_size for file in path.glob("*.bin")) // 4

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 from attribution.corrections.registry import Ledger
-from attribution.isolation import RANDOM_DRAWS, RandomState
+from attribution.isolation import RANDOM_DRAWS, RandomState, held
 from attribution.model_cache.loading import LoadedModel
 from attribution.run.progress import ProgressCounter
 from attribution.text import generation
@@ -17,8 +18,12 @@ from models import AttributionRequest
 class GeneratedTargets:
     """Generates targets, and remembers them by the number of their input."""
 
-    def __init__(self, *, are_shared: bool = False) -> None:
-        """`are_shared`: several methods use them, and any of these may draw random numbers after the generation."""
+    def __init__(self, *, are_shared: bool = False, should_cancel: Callable[[], bool] = lambda: False) -> None:
+        """`are_shared`: several methods use them, and any of these may draw random numbers after the generation.
+
+        `should_cancel` is asked while other jobs draw.
+        """
+        self._should_cancel = should_cancel
         self._are_shared = are_shared
         self._generated: dict[int, GeneratedTarget] = {}
 
@@ -56,7 +61,7 @@ class GeneratedTargets:
         progress.begin_generating(arguments.get("max_new_tokens"))
         keeps_state = draws_random or self._are_shared
         draws = keeps_state or generation.samples(loaded, arguments)
-        with RANDOM_DRAWS if draws else nullcontext():
+        with held(RANDOM_DRAWS, self._should_cancel) if draws else nullcontext():
             if draws:
                 RandomState.seeded(request.seed)
             target = generation.generate(loaded, request, prompt, arguments, ledger)

@@ -30,8 +30,9 @@ from attribution.run.prepared_text import PreparedText, TextReader
 from attribution.run.progress import ProgressCounter, Report, Unit
 from attribution.run.record import RunRecord
 from attribution.run.token_notes import SideNotes
-from attribution.text import languages
+from attribution.text import encoding, languages
 from attribution.text.encoding import Text
+from attribution.text.sandbox import TextSandbox
 from models import AttributionRequest, Progress
 from problems import Cancelled, UnsupportedByModel
 
@@ -57,6 +58,7 @@ class Runner:
         should_cancel: Callable[[], bool],
         expected_seconds: Callable[[Sequence[Shape]], float],
         max_input_tokens: int,
+        sandbox: TextSandbox,
         targets: GeneratedTargets | None = None,
         recheck_share: float = 0.0,
         warnings: Sequence[str] = (),
@@ -87,7 +89,9 @@ class Runner:
             self._progress,
             draws_random=checks.draws_random(request),
             max_input_tokens=max_input_tokens,
+            sandbox=sandbox,
         )
+        self._sandbox = sandbox
         self.notes: list[SideNotes] = []  # for each sequence that is done
         # Seconds of the attribution: expected, set before it, and taken, without probes, set after it.
         self.expected = self.took = 0.0
@@ -105,8 +109,9 @@ class Runner:
             raise UnsupportedByModel(refusals[0].detail, errors=refusals)
         if self._request.attribute_target and not self._model.is_encoder_decoder:
             self._warnings.append("attribute_target has no effect: a decoder-only model's prefix is always attributed.")
+        encoding.check_texts(self._request, self._sandbox)
         with ExitStack() as stack:
-            stack.enter_context(isolated(self._model))
+            stack.enter_context(isolated(self._model, self._should_cancel))
             stack.enter_context(self._watched_forwards())
             fix = self._loaded.embeddings_fix
             applied = [self._ledger.apply(each) for each in fix.corrections]
@@ -203,7 +208,7 @@ class Runner:
             on_progress=self._on_progress,
         )
         self._snapshot = replace(self._snapshot, current=(attribution, prepared))
-        output, identity = text_run.attribute(attribution, self._choice, prepared.random_state)
+        output, identity = text_run.attribute(attribution, self._choice, prepared.random_state, self._should_cancel)
         (sequence,) = output.sequence_attributions
         self._warnings += result_checks.warnings_of_gaps(output, self._method, self._model)
         self.notes.append(token_notes.of_result(self._model, prepared.text, prepared.notes, sequence))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from attribution.corrections.registry import Ledger
-from attribution.isolation import RANDOM_DRAWS, RandomState
+from attribution.isolation import RANDOM_DRAWS, RandomState, held
 from attribution.model_cache.loading import LoadedModel
 from attribution.run import token_notes
 from attribution.run.generated_targets import GeneratedTargets
@@ -15,6 +15,7 @@ from attribution.run.token_notes import SideNotes
 from attribution.text import encoding
 from attribution.text.contrast import contrast_arguments
 from attribution.text.encoding import Text
+from attribution.text.sandbox import TextSandbox
 from models import Arguments, AttributionRequest
 
 
@@ -41,6 +42,7 @@ class TextReader:
     progress: ProgressCounter
     draws_random: bool  # whether the method draws random numbers
     max_input_tokens: int
+    sandbox: TextSandbox
 
     def read(self, index: int, languages: dict[str, int]) -> PreparedText:
         """Input number `index` with its target, which is generated if the request gives none.
@@ -49,7 +51,9 @@ class TextReader:
         `NothingGenerated` or `AttributionFailed`.
         """
         request, loaded = self.request, self.loaded
-        prompt, forced = encoding.read_input(loaded, request, index, max_tokens=self.max_input_tokens)
+        prompt, forced = encoding.read_input(
+            loaded, request, index, max_tokens=self.max_input_tokens, sandbox=self.sandbox
+        )
         self.warnings.extend(prompt.warnings)
         random_state = None
         if forced is None:
@@ -70,7 +74,7 @@ class TextReader:
         else:
             target = encoding.encode_target(loaded, request, prompt, forced)
             if self.draws_random:
-                with RANDOM_DRAWS:
+                with held(RANDOM_DRAWS, self.sandbox.should_cancel):
                     random_state = RandomState.seeded(request.seed)
         first, end = encoding.check_positions(
             loaded.model,

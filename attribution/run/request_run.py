@@ -16,12 +16,14 @@ from attribution.estimates.passes import Shape
 from attribution.estimates.rates import Rates
 from attribution.model_cache.cache import ModelCache
 from attribution.model_cache.loading import LoadedModel
+from attribution.model_cache.sources import bundled_models
 from attribution.run import memory_retry, record
 from attribution.run.comparison_progress import ComparisonProgress
 from attribution.run.generated_targets import GeneratedTargets
 from attribution.run.method_run import Runner
 from attribution.run.progress import Report
 from attribution.single_pass.batch_sizes import is_out_of_memory, smaller_pieces
+from attribution.text.sandbox import Sandboxes, TextSandbox
 from models import AttributionRequest, Progress, ResultPart, Stage
 from problems import OutOfMemory
 from settings import Settings
@@ -46,6 +48,7 @@ class RequestRunner:
     models: ModelCache
     rates: Rates
     estimator: Estimator
+    sandboxes: Sandboxes
 
     def run(self, request: AttributionRequest, device: str, callbacks: Callbacks) -> list[ResultPart]:
         """The parts of a checked request's result (see `record.encode`).
@@ -74,8 +77,8 @@ class RequestRunner:
                 raise
             self.models.forget_idle()
             raise OutOfMemory(
-                f"{device} ran out of memory, also in smaller pieces. Shorten the text, lower n_steps, or set "
-                "internal_batch_size to 1."
+                f"{device} ran out of memory, also in smaller pieces ({_first_line(error)}). Shorten the text, lower "
+                "n_steps, or set internal_batch_size to 1."
             ) from error
 
     def _attempt(
@@ -83,11 +86,15 @@ class RequestRunner:
     ) -> list[ResultPart]:
         """Every method of the request in turn; `warnings` go into each method's result."""
         callbacks.report(Progress(stage=Stage.LOADING_MODEL))
+        if request.model not in bundled_models():
+            self.sandboxes.prepare()  # it starts while the model is loaded
         is_comparison = request.methods is not None
         progress = ComparisonProgress(callbacks.report, request.method_names)
-        targets = GeneratedTargets(are_shared=is_comparison)
+        targets = GeneratedTargets(are_shared=is_comparison, should_cancel=callbacks.should_cancel)
         done: dict[str, FeatureAttributionOutput] = {}
-        with self.models.lease(request.model, device=device, dtype=request.dtype) as loaded:
+        with self.models.lease(
+            request.model, device=device, dtype=request.dtype, should_cancel=callbacks.should_cancel
+        ) as loaded:
             expected = _ExpectedSeconds(request, loaded, self.estimator, progress)
             for name in request.method_names:
                 one = request.of_method(name)
@@ -98,6 +105,7 @@ class RequestRunner:
                     should_cancel=callbacks.should_cancel,
                     expected_seconds=partial(expected.of_method, name),
                     max_input_tokens=self.settings.max_input_tokens,
+                    sandbox=TextSandbox(self.sandboxes, loaded.source, callbacks.should_cancel),
                     recheck_share=self.settings.recheck_share,
                     targets=targets,
                     warnings=warnings,
@@ -108,6 +116,10 @@ class RequestRunner:
                 done[name] = record.with_record(output, runner.record, loaded, runner.notes)
         callbacks.report(runner.saving)
         return record.encode(request, done)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class _ExpectedSeconds:
@@ -128,6 +140,7 @@ class _ExpectedSeconds:
             for each in self._request.method_names:
                 one = self._request.of_method(each)
                 self._seconds[each] = self._estimator.expected_seconds(one, self._loaded, shapes)
+                self._estimator.check_memory(one, self._loaded, shapes)
             self._progress.expect(self._seconds)
         return self._seconds[name]
 

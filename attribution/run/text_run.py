@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from attribution.catalogue import inseq_catalogue
@@ -15,23 +15,29 @@ from attribution.inseq_loop.engine_calls import (
 )
 from attribution.inseq_loop.text_attribution import TextAttribution, joined
 from attribution.inseq_loop.text_setup import MethodOnText
-from attribution.isolation import RANDOM_DRAWS, RandomState
+from attribution.isolation import RANDOM_DRAWS, RandomState, held
 from attribution.run.engine_choice import EngineChoice
 from problems import UnsupportedByModel
 
 
-def attribute(attribution: TextAttribution, choice: EngineChoice, random_state: RandomState | None) -> Attributed:
+def attribute(
+    attribution: TextAttribution,
+    choice: EngineChoice,
+    random_state: RandomState | None,
+    should_cancel: Callable[[], bool] = lambda: False,
+) -> Attributed:
     """A text's attribution, its step scores, and each step's completeness where the method promises it.
 
     A share of the texts that the single pass attributed runs by Inseq's loop too; if the two differ, the loop's result
     is returned. The draws of a random method begin at `random_state`. Raises `UnsupportedByModel` if the request
-    requires the single pass and it is not trusted or fails for this text.
+    requires the single pass and it is not trusted or fails for this text, and `Cancelled` where `should_cancel` returns
+    True while other jobs draw.
     """
-    with _drawing_from(random_state):
+    with _drawing_from(random_state, should_cancel):
         ours = joined([_by_chosen_engine(attribution, work, choice) for work in attribution.runs()])
     if not choice.is_to_be_rechecked(attribution.method):
         return ours
-    with _drawing_from(random_state):
+    with _drawing_from(random_state, should_cancel):
         theirs = joined([attribution.run(work, by_loop) for work in attribution.runs()])
     return ours if choice.is_confirmed(attribution.method, ours[0], theirs[0]) else theirs
 
@@ -56,11 +62,11 @@ def _by_chosen_engine(attribution: TextAttribution, work: MethodOnText, choice: 
 
 
 @contextmanager
-def _drawing_from(state: RandomState | None) -> Iterator[None]:
+def _drawing_from(state: RandomState | None, should_cancel: Callable[[], bool]) -> Iterator[None]:
     """Within the block, no other job draws, and the random generators begin at `state`; None for no draws."""
     if state is None:
         yield
         return
-    with RANDOM_DRAWS:
+    with held(RANDOM_DRAWS, should_cancel):
         state.resume()
         yield

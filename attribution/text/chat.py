@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from attribution.text.sandbox import TextSandbox
 from problems import InputRejected
 
 Message = dict[str, str]
@@ -26,21 +26,23 @@ class Conversation:
     from_template: list[bool] | None  # for each token; None where the template's tokens cannot be identified
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], variables: dict[str, Any]) -> Conversation:
+def render(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], variables: dict[str, Any], sandbox: TextSandbox
+) -> Conversation:
     """Render the prompt for the assistant's next turn; a conversation that ends with the assistant's turn is continued.
 
     `variables` are passed to the template (`enable_thinking`, say). Raises `InputRejected` if the tokenizer has no
-    template, or the template refuses the messages.
+    template, or the template refuses the messages or exceeds a limit; and `Cancelled`.
     """
     if not tokenizer.chat_template:
         raise InputRejected(
             "This model's tokenizer has no chat template, so it takes no messages: send the prompt as input_text."
         )
-    text = _render(tokenizer, messages, variables)
+    text = sandbox.render(tokenizer, messages, variables)
     # The template writes the special tokens, BOS included: the tokenizer must add none.
     fast = bool(tokenizer.is_fast)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
-    spans = _written(tokenizer, messages, variables, text) if fast else None
+    spans = _written(tokenizer, messages, variables, text, sandbox) if fast else None
     marks = None
     if spans is not None:
         marks = [
@@ -50,23 +52,12 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], variable
     return Conversation(text, torch.tensor([encoded["input_ids"]]), marks)
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], variables: dict[str, Any]) -> str:
-    continues = messages[-1]["role"] == "assistant"
-    try:
-        text: str = tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=not continues,
-            continue_final_message=continues,
-            **variables,
-        )
-    except (TemplateError, ValueError, TypeError, KeyError) as error:
-        raise InputRejected(f"The model's chat template refuses these messages: {error}") from error
-    return text
-
-
 def _written(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], variables: dict[str, Any], text: str
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Message],
+    variables: dict[str, Any],
+    text: str,
+    sandbox: TextSandbox,
 ) -> list[tuple[int, int]] | None:
     """The spans [start, end) of the messages' own words in the rendered text; None where the template changes them.
 
@@ -76,7 +67,7 @@ def _written(
     marks = [f"\ue000{index}\ue001" for index in range(len(messages))]
     marked = [{**message, "content": mark} for message, mark in zip(messages, marks, strict=True)]
     try:
-        rest = _render(tokenizer, marked, variables)
+        rest = sandbox.render(tokenizer, marked, variables)
     except InputRejected:
         return None
     spans: list[tuple[int, int]] = []

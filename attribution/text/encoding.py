@@ -15,6 +15,7 @@ from inseq.utils import format_input_texts
 from attribution.model_cache.loading import LoadedModel
 from attribution.text import chat
 from attribution.text.languages import check_target_language
+from attribution.text.sandbox import TextSandbox
 from models import AttributionRequest
 from problems import InputRejected
 
@@ -56,8 +57,32 @@ class Text:
         return self.end - self.first
 
 
+def check_texts(request: AttributionRequest, sandbox: TextSandbox) -> None:
+    """Check that the model's tokenizer handles every text that the request gives, within the limits of the sandbox.
+
+    Conversations are checked when they are rendered. Raises `InputRejected` and `Cancelled`.
+    """
+    texts = [*request.inputs] if request.conversations is None else []
+    contrasts = [
+        each
+        for arguments in (request.attributed_fn_args, request.step_scores_args)
+        for key in ("contrast_targets", "contrast_sources")
+        for each in _texts(arguments.get(key))
+    ]
+    targets = [*(request.targets or ()), *contrasts]
+    specials = not request.skip_special_tokens
+    sandbox.check_texts(
+        [{"text": each, "add_special_tokens": specials} for each in [*texts, *targets]]
+        + [{"text_target": each, "add_special_tokens": specials} for each in targets]
+    )
+
+
+def _texts(value: object) -> list[str]:
+    return [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]
+
+
 def read_input(
-    loaded: LoadedModel, request: AttributionRequest, index: int, *, max_tokens: int
+    loaded: LoadedModel, request: AttributionRequest, index: int, *, max_tokens: int, sandbox: TextSandbox
 ) -> tuple[Prompt, str | None]:
     """Input number `index` as a prompt, and the text of its forced target, None if the model generates it.
 
@@ -65,7 +90,7 @@ def read_input(
     """
     target = None if request.targets is None else request.targets[index]
     if request.conversations is not None:
-        return _encode_conversation(loaded, request, index, max_tokens), target
+        return _encode_conversation(loaded, request, index, max_tokens, sandbox), target
     model = loaded.model
     # With skip_special_tokens, Inseq also removes those that the text spells out.
     (text,), targets = format_input_texts(
@@ -92,10 +117,12 @@ def _encode_text(loaded: LoadedModel, request: AttributionRequest, text: str, ma
     return prompt
 
 
-def _encode_conversation(loaded: LoadedModel, request: AttributionRequest, index: int, max_tokens: int) -> Prompt:
+def _encode_conversation(
+    loaded: LoadedModel, request: AttributionRequest, index: int, max_tokens: int, sandbox: TextSandbox
+) -> Prompt:
     assert request.conversations is not None
     messages = [message.model_dump() for message in request.conversations[index]]
-    conversation = chat.render(loaded.model.tokenizer, messages, request.chat_template_args)
+    conversation = chat.render(loaded.model.tokenizer, messages, request.chat_template_args, sandbox)
     _check_length(loaded, conversation.ids.shape[1], "The conversation", max_tokens)
     encoding = from_ids(
         loaded.model, conversation.ids.to(loaded.model.device), include_eos_baseline=request.include_eos_baseline

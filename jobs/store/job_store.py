@@ -158,6 +158,19 @@ class JobStore:
             rows = connection.execute(query.group_by(jobs.c.model, jobs.c.method))
             return {(model, method): count for model, method, count in rows}
 
+    def suspects(self, max_attempts: int) -> list[str]:
+        """Return the ids of the pending jobs that a server's death ended in their last attempt, oldest first."""
+        last = sa.and_(IS_WAITING, jobs.c.attempt >= max_attempts)
+        with self._read() as connection:
+            rows = connection.execute(sa.select(jobs).where(last).order_by(jobs.c.seq))
+            return [record(row).job_id for row in rows]
+
+    def claim_suspect(self, job_id: str) -> JobRecord | None:
+        """Take this pending job and mark it running. Returns None if it is not pending, or cannot be read and fails."""
+        with self._write() as connection:
+            job = self._take(connection, is_job(job_id))
+        return None if job is None or job.unreadable else job
+
     def claim(
         self, busy_models: Collection[str] = (), on_unreadable: Callable[[str], None] = lambda _: None
     ) -> JobRecord | None:
@@ -170,18 +183,23 @@ class JobStore:
         while True:
             with self._write() as connection:
                 seq = self._turns.next(connection, busy_models)
-                row = None if seq is None else connection.execute(self._claiming(seq)).one_or_none()
-                job = None if row is None else record(row)
-                if job is not None and job.unreadable:
-                    self._end_unreadable(connection, job, JobStatus.FAILED)
+                job = None if seq is None else self._take(connection, jobs.c.seq == seq)
             if job is None or not job.unreadable:
                 return job
             on_unreadable(job.job_id)
 
-    def _claiming(self, seq: int) -> Any:
+    def _take(self, connection: sa.Connection, which: sa.ColumnElement[bool]) -> JobRecord | None:
+        """Mark a pending job running, or failed if it cannot be read."""
+        row = connection.execute(self._claiming(which)).one_or_none()
+        job = None if row is None else record(row)
+        if job is not None and job.unreadable:
+            self._end_unreadable(connection, job, JobStatus.FAILED)
+        return job
+
+    def _claiming(self, which: sa.ColumnElement[bool]) -> Any:
         return (
             sa.update(jobs)
-            .where(jobs.c.seq == seq, jobs.c.status == JobStatus.PENDING.value)
+            .where(which, jobs.c.status == JobStatus.PENDING.value)
             .values(
                 status=JobStatus.RUNNING.value,
                 attempt=jobs.c.attempt + 1,
@@ -269,10 +287,10 @@ class JobStore:
             return self._move(connection, job, JobStatus.PENDING, attempt=job.attempt - 1, started_at=None)
 
     def recover(self, max_attempts: int, give_up: Callable[[JobRecord], Problem]) -> list[JobRecord]:
-        """Recover from a crash: put running jobs back to pending, or fail those started `max_attempts` times.
+        """Recover from a crash: put running jobs back to pending; fail one that ran alone in its last attempt.
 
-        Jobs with a cancel request are cancelled. give_up: returns the error of a job that fails. Returns the jobs that
-        were running.
+        Of jobs that ran together, any may be the cause, so none of them is given up (see `suspects`). Jobs with a
+        cancel request are cancelled. give_up: returns the error of a job that fails. Returns those that were running.
         """
         with self._write() as connection:
             found = [record(row) for row in connection.execute(sa.select(jobs).where(IS_RUNNING))]
@@ -282,7 +300,7 @@ class JobStore:
                     self._end_unreadable(connection, job, status)
                 elif job.cancel_requested:
                     self._finish(connection, job, JobStatus.CANCELLED)
-                elif job.attempt < max_attempts:
+                elif job.attempt < max_attempts or len(found) > 1:
                     self._move(connection, job, JobStatus.PENDING, started_at=None)
                 else:
                     error = give_up(job).model_dump_json()
