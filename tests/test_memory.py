@@ -140,7 +140,7 @@ def test_weights_that_exceed_the_free_memory_are_not_loaded(tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(cache, "memory_of", lambda _: DeviceMemory(free=1000, total=10**10))
         with pytest.raises(OutOfMemory, match=r"The weights of 'one' take 0\.0 GiB in float32, and 0\.0 GiB of memory"):
-        engine.run(request, device="cpu", report=lambda _: None, should_cancel=lambda: False)
+            engine.run(request, device="cpu", report=lambda _: None, should_cancel=lambda: False)
     assert engine.run(request, device="cpu", report=lambda _: None, should_cancel=lambda: False)
 
 
