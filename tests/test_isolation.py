@@ -46,6 +46,8 @@ def measured_engine(model):
 def run(engine, model, method, *, cancel_at=None, on_forward=lambda: None, report=lambda progress: None, **body):
     """Run a job and return its scores as plain data. Raises `Cancelled` at forward pass number `cancel_at`."""
     request = engine.check(AttributionRequest(model=model, method=method, input_text=INPUTS[model], **body))
+    with engine._models.in_use(model, device="cpu", dtype=request.dtype):
+        pass  # loaded, so that only forward passes ask whether to stop
     forwards = 0
 
     def should_cancel():

@@ -34,10 +34,9 @@ class _Loading(Future[LoadedModel]):
 
     def wait(self, should_cancel: Callable[[], bool]) -> LoadedModel:
         """The model. Raises what loading it raised, and `Cancelled` soon after `should_cancel` returned True."""
-        while not self.done():
+        while not wait([self], timeout=_POLL_SECONDS).done:
             if should_cancel():
                 raise Cancelled
-            wait([self], timeout=_POLL_SECONDS)
         return self.result()
 
 
