@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from jobs.store.kept_results import KeptResults
 from jobs.store.listing import Filters, owned, page_query
 from jobs.store.records import JobRecord, OwnerFilter, Submission
 from jobs.store.result_files import ResultFile, ResultFiles
-from jobs.store.rows import LATEST, is_job, record, text, unreadable_error
+from jobs.store.rows import LATEST, is_job, record, unreadable_error
 from jobs.store.schema import (
     IS_RUNNING,
     IS_WAITING,
@@ -80,10 +80,10 @@ class JobStore:
             migrate(self._engine)
             self._kept = KeptResults(self._results, self._read, self._write, self._clock, monotonic)
         except sa.exc.DBAPIError as error:
-            self.close()
+            self._release()
             raise StorageFailed(f"The job store {data_dir} cannot be opened: {error.orig}. {REMEDY}") from error
         except BaseException:
-            self.close()
+            self._release()
             raise
 
     def _clock(self) -> float:
@@ -92,6 +92,11 @@ class JobStore:
 
     def close(self) -> None:
         """Close the database and unlock the directory."""
+        with suppress(StorageFailed):
+            self._kept.save_clock()
+        self._release()
+
+    def _release(self) -> None:
         self.keys.close()
         self._engine.dispose()
         self._directory.release()
@@ -190,24 +195,11 @@ class JobStore:
 
     def _take(self, connection: sa.Connection, which: sa.ColumnElement[bool]) -> JobRecord | None:
         """Mark a pending job running, or failed if it cannot be read."""
-        row = connection.execute(self._claiming(which)).one_or_none()
+        row = connection.execute(queue_order.claiming(which, self._clock())).one_or_none()
         job = None if row is None else record(row)
         if job is not None and job.unreadable:
             self._end_unreadable(connection, job, JobStatus.FAILED)
         return job
-
-    def _claiming(self, which: sa.ColumnElement[bool]) -> Any:
-        return (
-            sa.update(jobs)
-            .where(which, jobs.c.status == JobStatus.PENDING.value)
-            .values(
-                status=JobStatus.RUNNING.value,
-                attempt=jobs.c.attempt + 1,
-                started_at=self._clock(),
-                progress=None,
-            )
-            .returning(jobs)
-        )
 
     def save_progress(self, progress: Iterable[tuple[JobRecord, Progress]]) -> None:
         """Store the progress of running jobs; the caller limits how often."""
@@ -315,7 +307,7 @@ class JobStore:
         query = sa.select(result_files).where(result_files.c.job_id == ids)
         with self._read() as connection:
             rows = connection.execute(query).all()
-        return {each.kind: each for each in map(_file, rows)}
+        return {each.kind: each for each in map(ResultFile.of, rows)}
 
     def read(self, stored: ResultFile) -> bytes:
         """Return the bytes of a result file, verified by checksum. Raises `ResultDamaged` and `StorageFailed`."""
@@ -424,10 +416,6 @@ class JobStore:
 
 def _reason(error: sa.exc.SQLAlchemyError) -> str:
     return str(error.orig if isinstance(error, sa.exc.DBAPIError) else error)
-
-
-def _file(row: Any) -> ResultFile:
-    return ResultFile(text(row.kind), text(row.name), text(row.codec), row.size, text(row.sha256))
 
 
 def _held(job: JobRecord) -> tuple[sa.ColumnElement[bool], ...]:

@@ -47,6 +47,12 @@ class KeptResults:
         """Return the time of the retention clock, from which a result ages."""
         return self._retention_clock.now()
 
+    def save_clock(self) -> None:
+        """Store the time of the retention clock, where it continues at the next start."""
+        values = {"id": 1, "seconds": self.now()}
+        with self._write() as connection:
+            connection.execute(sa.insert(retention_clock).prefix_with("OR REPLACE").values(values))
+
     def expire(self, *, max_age: float, keep: int, keep_bytes: int) -> list[str]:
         """Remove results older than `max_age` seconds, and the oldest beyond a number or an amount of bytes.
 
@@ -56,8 +62,7 @@ class KeptResults:
         now = self.now()
         before = now - max_age
         self._remove_forgotten()
-        with self._write() as connection:
-            connection.execute(sa.insert(retention_clock).prefix_with("OR REPLACE").values(id=1, seconds=now))
+        self.save_clock()
         with self._read() as connection:
             beyond = list(connection.execute(beyond_limits(before, keep, keep_bytes)).scalars())
         expired: list[str] = []

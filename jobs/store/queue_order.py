@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from jobs.store.records import JobRecord, Submission
 from jobs.store.schema import IS_WAITING, jobs
+from models import JobStatus
 from problems import QueueFull
 
 _COUNTS = (
@@ -54,6 +55,16 @@ class Turns:
                 return seq
         # What waits has an owner that a query cannot name, because it is no UTF-8.
         return connection.execute(_FIRST).scalar_one_or_none() if owners else None
+
+
+def claiming(which: sa.ColumnElement[bool], now: float) -> sa.UpdateBase:
+    """Return the statement that marks a pending job running and returns its row. now: seconds since the epoch.
+
+    which: the condition that only this job's row meets.
+    """
+    started = {"status": JobStatus.RUNNING.value, "started_at": now, "progress": None}
+    waiting = (which, jobs.c.status == JobStatus.PENDING.value)
+    return sa.update(jobs).where(*waiting).values(started | {"attempt": jobs.c.attempt + 1}).returning(jobs)
 
 
 def positions(connection: sa.Connection, waiting: Sequence[JobRecord]) -> dict[int, int]:

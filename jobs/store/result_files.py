@@ -13,11 +13,13 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from jobs.store.data_dir import REMEDY, sync
 from jobs.store.leftovers import SET_ASIDE
+from jobs.store.rows import text
 from models import ResultPart
 from problems import ResultDamaged, StorageFailed
 
@@ -34,6 +36,11 @@ class ResultFile:
     codec: str
     size: int
     sha256: str
+
+    @classmethod
+    def of(cls, row: Any) -> ResultFile:
+        """Return a row of the table `result_files` as a file, whatever the row contains."""
+        return cls(text(row.kind), text(row.name), text(row.codec), row.size, text(row.sha256))
 
 
 class ResultFiles:
