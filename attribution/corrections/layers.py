@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -93,3 +95,16 @@ def correct_layer_method(method: FeatureAttribution, model: HuggingfaceModel, le
         forward = ForwardOnPassedIds(model)
     method.target_layer = layer
     method.method = _METHODS[method.method_name](forward, layer, multiply_by_inputs=method.method.multiplies_by_inputs)
+    method.method.attribute = _without_padding(method.method.attribute)
+
+
+def _without_padding(attribute: Callable[..., Any]) -> Callable[..., Any]:
+    """Cut the scores to the given ids ([1, length]): some encoders (LED's) pad ids before they embed them."""
+
+    @wraps(attribute)
+    def cut(inputs: tuple[torch.Tensor, ...], *rest: Any, **named: Any) -> Any:
+        scores = attribute(inputs, *rest, **named)
+        length = inputs[0].shape[1]
+        return tuple(each[:, :length] for each in scores) if isinstance(scores, tuple) else scores[:, :length]
+
+    return cut

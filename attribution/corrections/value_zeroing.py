@@ -70,7 +70,7 @@ class ValueZeroingByOperations(ValueZeroing):  # type: ignore[misc]
 
     def __init__(self, forward_func: HuggingfaceModel) -> None:
         super().__init__(forward_func)
-        self.layers_without_attention: list[int] = []  # of the decoder, once `attribute` ran
+        self.warnings: list[str] = []  # once `attribute` ran
 
     def attribute(
         self,
@@ -102,7 +102,10 @@ class ValueZeroingByOperations(ValueZeroing):  # type: ignore[misc]
         encoder, decoder = _sides(self.forward_func.model, forward)
         # A layer may hold several attentions; its index is among all of its side's.
         with_attention = {layer.index for layer in decoder.layers}
-        self.layers_without_attention = [index for index in range(decoder.count) if index not in with_attention]
+        without = [str(index) for index in range(decoder.count) if index not in with_attention]
+        if without:
+            layers = f"{', '.join(without)} of {decoder.count}"
+            self.warnings = [f"The scores are of layers with attention, not of {layers}: these have no value vectors."]
         text = _Text(forward, _METRICS[similarity_metric])
         own = None
         if encoder is None or output_decoder_self_scores or len(inputs) > 1:
