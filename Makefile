@@ -7,7 +7,7 @@ SERVE_ARGS ?=
 # A file's tests stay on one worker, which has its servers and models; the longest files come first (tests/conftest.py).
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=20
 
-.PHONY: serve test tests coverage test-numeric test-slow check audit format lock sbom bench bench-engines bench-long bench-batching demo-models support-table notebook pictures clean
+.PHONY: serve test tests coverage test-numeric test-slow test-families check audit format lock sbom bench bench-engines bench-long bench-batching demo-models support-table notebook pictures clean
 
 serve: $(VENV)/.ready  ## serve on 127.0.0.1:8000 (SERVE_ARGS="--port 9000" for more)
 	$(BIN)/python main.py $(SERVE_ARGS)
@@ -16,16 +16,19 @@ test: $(VENV)/.dev-ready $(VENV)/.browser-ready  ## everything that must pass: t
 	$(MAKE) --no-print-directory --jobs=2 check tests
 
 tests: $(VENV)/.dev-ready $(VENV)/.browser-ready  ## the tests alone
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not families"
 
 coverage: $(VENV)/.dev-ready $(VENV)/.browser-ready  ## the same tests, and which lines they run
-	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered
+	$(PYTEST) -m "not slow and not families" --cov --cov-report=term:skip-covered
 
 test-numeric: $(VENV)/.dev-ready  ## the tests that compare numbers, with other kernels: ATEN_CPU_CAPABILITY=default or avx2
 	$(PYTEST) -m numeric
 
 test-slow: $(VENV)/.dev-ready  ## what takes minutes
 	$(PYTEST) --dist worksteal -m slow
+
+test-families: $(VENV)/.dev-ready  ## every method on many model families, against first principles
+	$(PYTEST) --dist worksteal tests/test_more_families.py
 
 check: $(VENV)/.dev-ready audit  ## lint, format, types and dependencies
 	$(BIN)/ruff check .

@@ -44,6 +44,7 @@ class FinishedSteps(list[FeatureAttributionStepOutput]):
         self._on_step(len(self))
 
 
+METHOD_WARNINGS = "method_warnings"  # a key of an output's `info`, on its way from a corrected method to the run
 EngineCall = Callable[[Setup, FinishedSteps, ProgressCallback], Attributed]
 
 
@@ -125,6 +126,8 @@ def _loop(setup: Setup, steps: FinishedSteps, *, scores: list[step_scores.Scores
         output = setup.method.attribute(
             setup.batch, attributed_fn=function, show_progress=False, pretty_progress=False, **arguments
         )
+    # What a corrected method leaves out; the run takes it into the result's warnings.
+    output.info[METHOD_WARNINGS] = getattr(setup.method.method, "warnings", []) if method.has_scores else []
     if method.is_final_step and text.first > 1 and model.is_encoder_decoder:
         positions_and_padding.restore_decoder_scores(output, steps[-1], setup.ledger)
     return output, identity

@@ -33,6 +33,7 @@ class AttentionOutputs:
 
     decoder: tuple[AttentionOutput, ...] | None = None
     cross: tuple[AttentionOutput, ...] | None = None
+    encoder_has_maps: bool = True  # its weights are of all pairs of tokens, and not of windows or blocks
 
 
 def find_attention_outputs(network: torch.nn.Module, forward: Callable[[], Any]) -> AttentionOutputs:
@@ -56,7 +57,9 @@ def find_attention_outputs(network: torch.nn.Module, forward: Callable[[], Any])
         found = tuple(first[id(each)] for each in weights if id(each) in first)
         return found if found and len(found) == len(weights) else None
 
-    return AttentionOutputs(outputs(_DECODER), outputs(_CROSS))
+    encoder = output.get("encoder_attentions") or ()
+    has_maps = all(isinstance(each, torch.Tensor) and each.shape[-2] == each.shape[-1] for each in encoder)
+    return AttentionOutputs(outputs(_DECODER), outputs(_CROSS), has_maps)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from problems import Cancelled, ModelNotAllowed, ModelUnavailable
 from settings import PROJECT_ROOT, Settings
@@ -83,8 +83,13 @@ class ModelSources:
 
     def is_encoder_decoder(self, name: str) -> bool | None:
         """Whether the model is an encoder-decoder, from its config; None if its files are not on this machine."""
+        config = self.config(name)
+        return None if config is None else bool(config.is_encoder_decoder)
+
+    def config(self, name: str) -> PretrainedConfig | None:
+        """The model's configuration; None if its files are not on this machine, or it cannot be read."""
         source = self.on_this_machine(name)
-        return None if source is None else _is_encoder_decoder(source.path)
+        return None if source is None else _config(source.path, source.revision)
 
     def revision(self, name: str) -> str | None:
         """The revision of the model's files; None if they are not on this machine."""
@@ -201,11 +206,12 @@ def bundled_models() -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=256)
-def _is_encoder_decoder(path: Path) -> bool | None:
+def _config(path: Path, revision: str) -> PretrainedConfig | None:  # noqa: ARG001 - part of the key: files change
     try:
-        return bool(AutoConfig.from_pretrained(path, trust_remote_code=False).is_encoder_decoder)
+        found: PretrainedConfig | None = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError):
-        return None
+        found = None
+    return found
 
 
 @lru_cache(maxsize=16)

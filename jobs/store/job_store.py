@@ -165,10 +165,8 @@ class JobStore:
 
     def suspects(self, max_attempts: int) -> list[str]:
         """Return the ids of the pending jobs that a server's death ended in their last attempt, oldest first."""
-        last = sa.and_(IS_WAITING, jobs.c.attempt >= max_attempts)
         with self._read() as connection:
-            rows = connection.execute(sa.select(jobs).where(last).order_by(jobs.c.seq))
-            return [record(row).job_id for row in rows]
+            return [job.job_id for job in map(record, queue_order.suspects(connection, max_attempts))]
 
     def claim_suspect(self, job_id: str) -> JobRecord | None:
         """Take this pending job and mark it running. Returns None if it is not pending, or cannot be read and fails."""
@@ -419,8 +417,4 @@ def _reason(error: sa.exc.SQLAlchemyError) -> str:
 
 
 def _held(job: JobRecord) -> tuple[sa.ColumnElement[bool], ...]:
-    return (
-        jobs.c.seq == job.seq,
-        jobs.c.status == JobStatus.RUNNING.value,
-        jobs.c.attempt == job.attempt,
-    )
+    return jobs.c.seq == job.seq, jobs.c.status == JobStatus.RUNNING.value, jobs.c.attempt == job.attempt

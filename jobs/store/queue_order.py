@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -65,6 +66,12 @@ def claiming(which: sa.ColumnElement[bool], now: float) -> sa.UpdateBase:
     started = {"status": JobStatus.RUNNING.value, "started_at": now, "progress": None}
     waiting = (which, jobs.c.status == JobStatus.PENDING.value)
     return sa.update(jobs).where(*waiting).values(started | {"attempt": jobs.c.attempt + 1}).returning(jobs)
+
+
+def suspects(connection: sa.Connection, max_attempts: int) -> Sequence[Any]:
+    """Return the rows of the pending jobs that have been started `max_attempts` times, oldest first."""
+    last = (IS_WAITING, jobs.c.attempt >= max_attempts)
+    return connection.execute(sa.select(jobs).where(*last).order_by(jobs.c.seq)).all()
 
 
 def positions(connection: sa.Connection, waiting: Sequence[JobRecord]) -> dict[int, int]:
