@@ -166,6 +166,18 @@ def test_layer_methods_where_the_encoder_embeds_padding(server, folder_of, tmp_p
     assert_equal(ours, same, method)
 
 
+def test_memory_of_finding_tokens_is_estimated(server, folder_of):
+    """Gemma 4 compares each given embedding with the whole vocabulary's: positions x vocabulary x width bytes."""
+    folder_of("gemma4")
+    body = {"model": "gemma4", "method": "dummy", "step_scores": ["probability"], "input_text": TEXT}
+    short, long = (
+        server.client.post("/attribution/estimate", json=body | {"generated_text": TEXT + more}).json()
+        for more in (" fox", " fox jumps over the lazy dog")
+    )
+    positions = long["inputs"][0]["target_tokens"] - short["inputs"][0]["target_tokens"]
+    assert long["peak_memory_bytes"] - short["peak_memory_bytes"] >= positions * 320 * 32
+
+
 def test_layers_without_attention_are_named(server, folder_of, tmp_path):
     folder_of("minimax")
     _, info = attributed(server, tmp_path, "minimax", "value_zeroing")
