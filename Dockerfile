@@ -6,13 +6,14 @@ FROM python:3.11-slim
 ARG TORCH_INDEX
 
 WORKDIR /app
-COPY requirements.lock .
-RUN if [ -n "$TORCH_INDEX" ]; then \
-        pip install --no-cache-dir --index-url "$TORCH_INDEX" "$(grep '^torch==' requirements.lock)"; \
-    fi && pip install --no-cache-dir -r requirements.lock
+COPY requirements.lock requirements-torch.lock ./
+# As in the Makefile: every file has a locked hash, and torch comes last, from the index for its processor or CUDA version.
+RUN pip install --no-cache-dir --require-hashes --no-deps -r requirements.lock && \
+    pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} -r requirements-torch.lock
 COPY . .
 
-# Not root: it needs to write its data and the model cache only.
+# Not root. It writes its data, the model cache and temporary files only, so the root may be read-only:
+# docker run --read-only --tmpfs /tmp -v attribution-data:/data ...
 RUN useradd --system --create-home --uid 10001 api && mkdir /data && chown api /data
 USER api
 ENV INSEQ_API_DATA_DIR=/data INSEQ_API_HOST=0.0.0.0 HF_HOME=/data/huggingface PYTHONUNBUFFERED=1

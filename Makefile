@@ -7,7 +7,7 @@ SERVE_ARGS ?=
 # A file's tests stay on one worker, which has its servers and models; the longest files come first (tests/conftest.py).
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=20
 
-.PHONY: serve test tests coverage test-numeric test-slow check audit format lock bench bench-engines bench-long bench-batching demo-models support-table notebook pictures clean
+.PHONY: serve test tests coverage test-numeric test-slow test-families check audit format lock sbom bench bench-engines bench-long bench-batching demo-models support-table notebook pictures clean
 
 serve: $(VENV)/.ready  ## serve on 127.0.0.1:8000 (SERVE_ARGS="--port 9000" for more)
 	$(BIN)/python main.py $(SERVE_ARGS)
@@ -16,16 +16,19 @@ test: $(VENV)/.dev-ready $(VENV)/.browser-ready  ## everything that must pass: t
 	$(MAKE) --no-print-directory --jobs=2 check tests
 
 tests: $(VENV)/.dev-ready $(VENV)/.browser-ready  ## the tests alone
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not families"
 
 coverage: $(VENV)/.dev-ready $(VENV)/.browser-ready  ## the same tests, and which lines they run
-	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered
+	$(PYTEST) -m "not slow and not families" --cov --cov-report=term:skip-covered
 
 test-numeric: $(VENV)/.dev-ready  ## the tests that compare numbers, with other kernels: ATEN_CPU_CAPABILITY=default or avx2
-	$(PYTEST) -m "numeric and not slow"
+	$(PYTEST) -m numeric
 
 test-slow: $(VENV)/.dev-ready  ## what takes minutes
 	$(PYTEST) --dist worksteal -m slow
+
+test-families: $(VENV)/.dev-ready  ## every method on many model families, against first principles
+	$(PYTEST) --dist worksteal tests/test_more_families.py
 
 check: $(VENV)/.dev-ready audit  ## lint, format, types and dependencies
 	$(BIN)/ruff check .
@@ -66,17 +69,30 @@ pictures: $(VENV)/.browser-ready  ## the README's pictures of the page, again
 demo-models: $(VENV)/.ready  ## train the bundled models again
 	$(BIN)/python -m demo_models.train
 
-# Dependencies are pinned in requirements.lock (extras server and plots) and requirements-dev.lock (and dev).
-# `make lock UPGRADE=` keeps the versions that are pinned now, and adds or removes what pyproject.toml has changed.
+# Dependencies are pinned in requirements.lock (extras server and plots) and requirements-dev.lock (and dev), with the
+# hashes of their files. requirements-torch.lock has torch without one: it has a build for each kind of processor and
+# CUDA version. `make lock UPGRADE=` keeps the versions that are pinned now, and adds or removes what pyproject.toml has
+# changed. uv is used for this alone: it resolves in seconds, and reads torch's requirements from pyproject.toml.
 UPGRADE ?= --upgrade
-COMPILE = $(VENV)/locks/bin/pip-compile --quiet $(UPGRADE) --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --extra server --extra plots
+TOOLS := $(VENV)/tools/bin
+COMPILE = $(TOOLS)/uv pip compile --quiet $(UPGRADE) --generate-hashes --no-emit-package torch --no-emit-package pip --no-header \
+	--python-version 3.11 --extra server --extra plots
 
-lock: | $(VENV)/bin/python  ## pin the newest versions that pyproject.toml allows
-	$(BIN)/python -m venv $(VENV)/locks
-	$(VENV)/locks/bin/python -m pip install --quiet --disable-pip-version-check pip-tools
+lock: $(VENV)/.tools-ready  ## pin the newest versions that pyproject.toml allows
 	$(COMPILE) --output-file requirements.lock pyproject.toml
 	$(COMPILE) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
-	sed -i 's/^\(torch==[0-9.]*\)+cpu/\1/' requirements.lock requirements-dev.lock  # any build of this version
+	grep --only-matching 'torch==[0-9.]*' pyproject.toml > requirements-torch.lock
+
+sbom: $(VENV)/.tools-ready $(VENV)/.ready  ## dist/sbom.json: what the server is made of, with licences (CycloneDX)
+	@mkdir -p dist
+	$(TOOLS)/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible \
+		--output-file dist/sbom.json $(BIN)/python
+
+# Apart from the project's own environment, which these tools would fill with their requirements.
+$(VENV)/.tools-ready: | $(VENV)/bin/python
+	$(BIN)/python -m venv $(VENV)/tools
+	$(TOOLS)/python -m pip install --quiet --disable-pip-version-check "uv>=0.13,<0.14" "cyclonedx-bom>=7.5,<8"
+	@touch $@
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
@@ -84,14 +100,17 @@ $(VENV)/bin/python:
 
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-# The project itself is installed in place, for the command `attribution`.
-$(VENV)/.ready: requirements.lock | $(VENV)/bin/python
-	$(INSTALL) -r requirements.lock
+# Every file must have a locked hash. torch comes after its requirements, with what its build for CUDA requires more. The
+# project itself is installed in place, for the command `attribution`.
+$(VENV)/.ready: requirements.lock requirements-torch.lock | $(VENV)/bin/python
+	$(INSTALL) --require-hashes --no-deps -r requirements.lock
+	$(INSTALL) -r requirements-torch.lock
 	$(INSTALL) --no-deps --editable .
 	@touch $@
 
-$(VENV)/.dev-ready: requirements-dev.lock | $(VENV)/bin/python
-	$(INSTALL) -r requirements-dev.lock
+$(VENV)/.dev-ready: requirements-dev.lock requirements-torch.lock | $(VENV)/bin/python
+	$(INSTALL) --require-hashes --no-deps -r requirements-dev.lock
+	$(INSTALL) -r requirements-torch.lock
 	$(INSTALL) --no-deps --editable .
 	@touch $@ $(VENV)/.ready
 

@@ -31,8 +31,7 @@ log = structlog.get_logger(__name__)
 class JobLimits:
     """Limits of all jobs. `max_attempts`: starts after which a job that kills the process is not run again.
 
-    A job that ran beside others when the process died is run alone after that, so only the one that is the cause
-    reaches the limit.
+    A job that ran beside others at the last of these deaths is run once more, alone: only the cause is given up.
     """
 
     max_attempts: int = 3
@@ -87,7 +86,7 @@ class JobManager:
         max_attempts = self._limits.max_attempts
         for job in self._store.recover(max_attempts, interrupted):
             log.warning("job_recovered", job_id=job.job_id, attempt=job.attempt, max_attempts=max_attempts)
-        self._workers.start(suspects=self._store.interrupted())
+        self._workers.start(suspects=self._store.suspects(max_attempts))
         self._progress_writer.start()
 
     def stop(self, grace: float) -> None:
@@ -156,6 +155,10 @@ class JobManager:
             self._running.withdraw_cancel(job_id)
         if job is None:
             raise _not_found(job_id)
+        if job.unreadable and job.status is JobStatus.RUNNING and self._running.get(job_id) is None:
+            self._store.cancel_unreadable(job)  # a worker claims no such job, so none will end it
+            self._running.withdraw_cancel(job_id)
+            job = self.get(job_id, owner)
         log.info("job_cancel_requested", job_id=job_id, status=job.status.value)
         self._listener.job_changed(job_id)
         return self._current(job)

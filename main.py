@@ -8,20 +8,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import structlog
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 from prometheus_client import CollectorRegistry
 
+from api.allowed_methods import HeadMiddleware, OptionsMiddleware
 from api.engine_protocol import AttributionEngineProtocol
 from api.job_watch import JobWatch
 from api.metrics import HttpMetrics, HttpMetricsMiddleware, ServiceMetrics
-from api.middleware import (
-    BodyCheckMiddleware,
-    HostCheckMiddleware,
-    RequestIdMiddleware,
-    SecurityHeadersMiddleware,
-)
+from api.middleware import HostCheckMiddleware, RequestIdMiddleware, SecurityHeadersMiddleware
 from api.problem_responses import install_error_handlers
+from api.request_body import BodyCheckMiddleware
 from api.routes.catalogue import catalogue
 from api.routes.jobs import job_document, jobs
 from api.routes.pages import add_pages
@@ -46,6 +44,7 @@ def create_app(settings: Settings | None = None, engine: AttributionEngineProtoc
     """
     settings = settings or Settings()
     http_registry = CollectorRegistry()
+    http_metrics = HttpMetrics(http_registry)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -79,11 +78,14 @@ def create_app(settings: Settings | None = None, engine: AttributionEngineProtoc
     add_pages(app)
     install_error_handlers(app)
     # The last one added sees a request first: what refuses requests is counted, and every response has id and headers.
+    app.add_middleware(OptionsMiddleware)
     app.add_middleware(BodyCheckMiddleware, max_bytes=settings.max_body_bytes)
     app.add_middleware(HostCheckMiddleware, allowed_hosts=settings.allowed_hosts)
-    app.add_middleware(HttpMetricsMiddleware, metrics=HttpMetrics(http_registry))
+    app.add_middleware(HttpMetricsMiddleware, metrics=http_metrics)
+    app.add_middleware(HeadMiddleware)
     app.add_middleware(RequestIdMiddleware)
     app.add_middleware(SecurityHeadersMiddleware)
+    app.state.http_metrics = http_metrics  # counts the connections that the server refuses before the app sees them
     return app
 
 
@@ -93,12 +95,16 @@ def _services(settings: Settings, engine: AttributionEngineProtocol, http_regist
     devices = [device for device in engine.devices() for _ in range(settings.workers_per_device)]
     threads = max(1, _cores() // len(devices))
 
+    watching = CapacityLimiter(2)  # threads of their own: many clients that watch large jobs must not delay polls
+
     async def read(job_id: str) -> Job:
-        return await run_in_threadpool(job_document, manager, job_id, ALL_OWNERS)
+        return await to_thread.run_sync(job_document, manager, job_id, ALL_OWNERS, limiter=watching)
 
     watch = JobWatch(asyncio.get_running_loop(), read)
     metrics = ServiceMetrics(
         http_registry,
+        key=settings.metrics_key.get_secret_value() if settings.metrics_key else None,
+        is_listed=engine.is_listed,
         active_jobs=store.active,
         model_cache=engine.model_cache_numbers,
         watchers=lambda: watch.watchers,

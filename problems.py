@@ -22,7 +22,13 @@ raised errors into responses.
     ├── NotAcceptable           406  no view of the result has a media type of the Accept header
     ├── BodyTooLarge            413
     ├── UnsupportedMediaType    415
+    ├── MalformedRequest        400  it breaks the rules of HTTP itself
     ├── WrongHost               400  the Host header names another host (DNS rebinding)
+    ├── NotFound                404  no route has this path
+    ├── MethodNotAllowed        405
+    ├── HeadersTooLarge         431
+    ├── RequestTimedOut         408  headers or body did not arrive in time
+    ├── ServerBusy              503  too many connections or bodies at once
     ├── ShuttingDown            503
     ├── StorageFailed           507  the data directory is full, read-only or damaged
     └── JobError                     the `error` of a failed job
@@ -33,18 +39,49 @@ raised errors into responses.
         ├── OutOfMemory         507
         ├── TimedOut            422  the job exceeded its time limit
         ├── Interrupted         500  the server died too often while it ran the job
+        ├── JobUnreadable       500  its row in the store is damaged, or was written by another version
         └── AttributionFailed   500  Inseq or the model raised
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from http import HTTPStatus
+from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from models import Problem, ProblemItem
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
+
+
+def _path_pattern() -> re.Pattern[str]:
+    """Return what matches an absolute path of this machine: one below a directory that its root has.
+
+    A JSON pointer (`/attribution_args/n_steps`), a URL and a model's name (`org/name`) do not match. A path in quotes
+    may contain spaces.
+    """
+    names = [re.escape(each.name) for each in Path("/").iterdir() if each.is_dir()]
+    start = rf"(?<![\w.~-])/(?:{'|'.join(names)})/"
+    return re.compile(
+        rf"""(?P<quote>['"`])(?P<quoted>{start}[^'"`]*)(?P=quote)|(?P<bare>{start}[^\s'"`<>:,;()\[\]]*)"""
+    )
+
+
+_PATH = _path_pattern()
+
+
+def without_server_paths(text: str) -> str:
+    """Return the text with each absolute path of this machine replaced by its last part."""
+
+    def last_part(found: re.Match[str]) -> str:
+        path = found["quoted"] or found["bare"]
+        quote = found["quote"] or ""
+        ending = path[len(path.rstrip(".")) :]  # a full stop that ends the sentence
+        return f"{quote}{PurePosixPath(path.rstrip('.')).name}{ending}{quote}"
+
+    return _PATH.sub(last_part, text)
 
 
 class ServiceError(Exception):
@@ -73,14 +110,19 @@ class ServiceError(Exception):
         return (cls.__doc__ or "").strip().splitlines()[0].rstrip(".")
 
     def to_problem(self, instance: str | None = None) -> Problem:
-        """Return the problem document; `instance` is the path of the request or of the job that failed."""
+        """Return the problem document; `instance` is the path of the request or of the job that failed.
+
+        Paths of this machine become file names here, whatever raised: clients must not learn its directories. The log
+        gets `detail` as it is.
+        """
         return Problem(
             type=problem_type(self.slug),
             title=self.title(),
             status=int(self.status),
-            detail=self.detail,
+            detail=without_server_paths(self.detail),
             instance=instance,
-            errors=list(self.errors) or None,
+            errors=[each.model_copy(update={"detail": without_server_paths(each.detail)}) for each in self.errors]
+            or None,
             cause=self.cause,
         )
 
@@ -186,14 +228,50 @@ class BodyTooLarge(ServiceError):
     slug, status = "body-too-large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 
 
+class MalformedRequest(ServiceError):
+    """The request is not valid HTTP."""
+
+    slug, status = "malformed-request", HTTPStatus.BAD_REQUEST
+
+
 class WrongHost(ServiceError):
     """The Host header names another host."""
 
     slug, status = "wrong-host", HTTPStatus.BAD_REQUEST
 
 
+class NotFound(ServiceError):
+    """There is nothing at this path."""
+
+    slug, status = "not-found", HTTPStatus.NOT_FOUND
+
+
+class MethodNotAllowed(ServiceError):
+    """The path does not have this method."""
+
+    slug, status = "method-not-allowed", HTTPStatus.METHOD_NOT_ALLOWED
+
+
+class HeadersTooLarge(ServiceError):
+    """The request headers are too large."""
+
+    slug, status = "headers-too-large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+
+
+class RequestTimedOut(ServiceError):
+    """The request did not arrive in time."""
+
+    slug, status = "request-timed-out", HTTPStatus.REQUEST_TIMEOUT
+
+
+class ServerBusy(ServiceError):
+    """The server has too many connections or requests at once."""
+
+    slug, status = "server-busy", HTTPStatus.SERVICE_UNAVAILABLE
+
+
 class UnsupportedMediaType(ServiceError):
-    """The request body must be application/json."""
+    """The request body must be application/json, without a content coding."""
 
     slug, status = "unsupported-media-type", HTTPStatus.UNSUPPORTED_MEDIA_TYPE
 
@@ -262,6 +340,12 @@ class Interrupted(JobError):
     slug, status = "interrupted", HTTPStatus.INTERNAL_SERVER_ERROR
 
 
+class JobUnreadable(JobError):
+    """The stored job cannot be read."""
+
+    slug, status = "job-unreadable", HTTPStatus.INTERNAL_SERVER_ERROR
+
+
 class AttributionFailed(JobError):
     """The attribution failed."""
 
@@ -278,14 +362,3 @@ def all_errors(root: type[ServiceError] = ServiceError) -> Iterator[type[Service
     yield root
     for child in root.__subclasses__():
         yield from all_errors(child)
-
-
-def http_problem(status: int, detail: str | None, instance: str | None) -> Problem:
-    """Return the problem of a plain HTTP error (404 for an unknown path, 405, ...), whose type is `about:blank`."""
-    return Problem(
-        type="about:blank",
-        title=HTTPStatus(status).phrase,
-        status=status,
-        detail=detail or HTTPStatus(status).phrase,
-        instance=instance,
-    )

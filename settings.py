@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PROJECT_ROOT = Path(__file__).resolve().parent
@@ -36,7 +36,28 @@ class Settings(BaseSettings):
         ("localhost", "127.0.0.1", "[::1]"),
         description="Hosts that the `Host` header may name (protects against DNS rebinding); `*` allows any.",
     )
+    metrics_key: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="The key that reads `/metrics` (`Authorization: Bearer`), which then names every loaded model. "
+        "Without it, any API key reads them, and models that the server does not list count as `other`.",
+    )
     max_body_bytes: int = Field(4 * 1024**2, gt=0, description="Size limit of a request body, in bytes.")
+    max_connections: int = Field(
+        1000,
+        ge=1,
+        description="How many connections may be open; fewer where the limit of open files asks for it. The one that "
+        "waits longest for a request makes room for a new one; where none waits, the new one is refused with 503.",
+    )
+    header_timeout_seconds: float = Field(
+        10.0, gt=0, description="Seconds that the headers of a request may take to arrive."
+    )
+    stall_timeout_seconds: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds in which 1 KB of a body must arrive, and some of a response must be read, or else the "
+        "connection is closed.",
+    )
 
     # Storage
     data_dir: Path = Field(

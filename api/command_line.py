@@ -1,4 +1,4 @@
-"""The command line: `python main.py` serves; `python main.py keys create|list|revoke` manages API keys."""
+"""The command line: `python main.py` serves; `keys create|list|revoke` manages API keys; `backup` and `restore`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import click
 from fastapi import FastAPI
 
 from api.uvicorn_server import configure_logging, serve
+from jobs.store import backup
 from jobs.store.api_keys import ApiKeys
 from jobs.store.job_store import JobStore
 from problems import StorageFailed
@@ -28,15 +29,20 @@ class _Invocation:
     create_app: CreateApp
     settings: Settings | None = None
 
-    def keys(self) -> ApiKeys:
+    @property
+    def data_dir(self) -> Path:
         assert self.settings is not None
-        return ApiKeys.of(self.settings.data_dir)
+        return self.settings.data_dir
+
+    def keys(self) -> ApiKeys:
+        return ApiKeys.of(self.data_dir)
 
 
 def main(create_app: CreateApp, arguments: list[str] | None = None) -> None:
     """Run the command line and exit. `arguments`: those of this process by default.
 
-    Exit status: 0 after success, 1 if the data directory cannot be used or there is no such key, 2 for wrong usage.
+    Exit status: 0 after success, 1 if the data directory or a backup cannot be used or there is no such key, 2 for
+    wrong usage.
     """
     try:
         _serve.main(arguments, obj=_Invocation(create_app))
@@ -72,7 +78,7 @@ def _serve(context: click.Context, /, **options: Any) -> None:
             "the hosts it answers to in INSEQ_API_ALLOWED_HOSTS."
         )
     configure_logging()
-    serve(invocation.create_app(settings), settings.host, settings.port)
+    serve(invocation.create_app(settings), settings)
 
 
 @_serve.group("keys")
@@ -109,3 +115,26 @@ def _revoke(invocation: _Invocation, key_id: str) -> None:
     if not invocation.keys().revoke(key_id):
         click.echo(f"There is no key {key_id!r} in use.", err=True)
         sys.exit(1)
+
+
+@_serve.command("backup")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.pass_obj
+def _backup(invocation: _Invocation, file: Path) -> None:
+    """Write the jobs, results and API keys to a new FILE, also while the server runs or after a crash."""
+    made = backup.back_up(invocation.data_dir, file)
+    click.echo(f"{file}: {made.jobs} jobs, {made.results} result files.{_missing(made)}")
+
+
+@_serve.command("restore")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.pass_obj
+def _restore(invocation: _Invocation, file: Path) -> None:
+    """Restore jobs, results and API keys from FILE. Stop the server first. What is there now is moved aside."""
+    restored, before = backup.restore(invocation.data_dir, file)
+    moved = f" What was there before is in {before}." if before else ""
+    click.echo(f"Restored {restored.jobs} jobs, {restored.results} result files.{_missing(restored)}{moved}")
+
+
+def _missing(summary: backup.Summary) -> str:
+    return f" {summary.missing} result files are missing: they were gone before." if summary.missing else ""

@@ -72,6 +72,10 @@ class AttributionEngineProtocol(Protocol):
         """Return the bundled and the loaded models, and the patterns of allowed names."""
         ...
 
+    def is_listed(self, model: str) -> bool:
+        """Return whether the operator made this name known: bundled, in a model directory, or allowed by its name."""
+        ...
+
     def model_cache_numbers(self) -> dict[str, float]:
         """Return metrics of the model cache by name."""
         ...

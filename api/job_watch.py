@@ -14,9 +14,14 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from jobs.listeners import JobListener
 from models import Job
+from problems import Unauthorized
 
 _KEEPALIVE = 15.0  # seconds of silence after which a comment is sent, because proxies cut silent connections
+_KEY_CHECK = 2.0  # seconds after which the key of a waiting client is checked again
 _RETRY = 2000  # milliseconds after which a client should reconnect
+
+
+MayContinue = Callable[[], bool]  # whether the client's key is still valid; takes microseconds
 
 
 class JobWatch(JobListener):
@@ -38,22 +43,27 @@ class JobWatch(JobListener):
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._start_reading, job_id)
 
-    async def wait_for_end(self, job_id: str, timeout: float) -> Job:  # noqa: ASYNC109 - running out is no error here
-        """Return the job when it has ended, or as it is after `timeout` seconds. Raises `JobNotFound`."""
+    async def wait_for_end(self, job_id: str, seconds: float, may_continue: MayContinue) -> Job:
+        """Return the job when it has ended, or as it is after `seconds`. Raises `JobNotFound`, and `Unauthorized` when
+        the client may not continue.
+        """
         watcher = self._add_watcher(job_id)
         try:
             job = await self._read(job_id)
-            async with asyncio.timeout(timeout):
-                while not job.status.is_terminal:
-                    job = await watcher.next()
-        except TimeoutError:
-            pass
+            deadline = self._loop.time() + seconds
+            while not job.status.is_terminal and (left := deadline - self._loop.time()) > 0:
+                job = await watcher.next(min(left, _KEY_CHECK)) or job
+                if not may_continue():
+                    raise Unauthorized("The API key was revoked.", headers={"WWW-Authenticate": "Bearer"})
         finally:
             self._remove_watcher(job_id, watcher)
         return job
 
-    async def stream(self, job_id: str, last_event_id: str | None) -> AsyncIterator[bytes]:
-        """Yield server-sent events: the job now, unless the client has that event, then each change to its end."""
+    async def stream(self, job_id: str, last_event_id: str | None, may_continue: MayContinue) -> AsyncIterator[bytes]:
+        """Yield server-sent events: the job now, unless the client has that event, then each change to its end.
+
+        Ends without an event when the client may not continue; it is told why when it reconnects.
+        """
         watcher = self._add_watcher(job_id)
         try:
             yield format_sse_event(retry=_RETRY)
@@ -66,11 +76,15 @@ class JobWatch(JobListener):
                     yield format_sse_event(data_str=job.model_dump_json(), event=event, id=seen)
                 if job.status.is_terminal:
                     return
-                try:
-                    async with asyncio.timeout(_KEEPALIVE):
-                        job = await watcher.next()
-                except TimeoutError:
+                silent_until = self._loop.time() + _KEEPALIVE
+                while (changed := await watcher.next(_KEY_CHECK)) is None and self._loop.time() < silent_until:
+                    if not may_continue():
+                        return
+                if not may_continue():
+                    return
+                if changed is None:
                     yield KEEPALIVE_COMMENT
+                job = changed or job
         finally:
             self._remove_watcher(job_id, watcher)
 
@@ -118,10 +132,14 @@ class _Watcher:
         self._latest = job
         self._arrived.set()
 
-    async def next(self) -> Job:
-        await self._arrived.wait()
+    async def next(self, seconds: float) -> Job | None:
+        """Return the next document, or None if none comes in this time."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._arrived.wait()
+        except TimeoutError:
+            return None
         self._arrived.clear()
-        assert self._latest is not None
         return self._latest
 
 

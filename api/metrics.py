@@ -15,9 +15,13 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.listeners import JobListener
+from jobs.store.api_keys import ANYBODY
 from jobs.store.records import JobRecord
 from models import JobStatus
 
+_METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}  # HEAD counts as GET
+_OTHER = "other"  # the label of a model without one of its own
+_MAX_MODELS = 100  # labels of models that the operator does not list
 _JOB_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
 
 
@@ -31,6 +35,17 @@ class HttpMetrics:
         self._seconds = Histogram(
             "inseq_api_http_request_seconds", "Seconds to the start of an answer.", ["route"], registry=registry
         )
+
+        self._refused = Counter(
+            "inseq_api_connections_refused",
+            "Connections closed with a problem before a request was complete.",
+            ["problem"],
+            registry=registry,
+        )
+
+    def connection_refused(self, problem: str) -> None:
+        """Count a connection that was refused. `problem`: the slug of its problem."""
+        self._refused.labels(problem).inc()
 
     def request_answered(self, *, method: str, route: str, status: int, seconds: float) -> None:
         """Count one request. `seconds`: from its arrival to the start of the response."""
@@ -57,7 +72,7 @@ class HttpMetricsMiddleware:
         async def send_counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self._metrics.request_answered(
-                    method=scope["method"],
+                    method=scope["method"] if scope["method"] in _METHODS else "other",
                     route=getattr(scope.get("route"), "path", "unmatched"),
                     status=message["status"],
                     seconds=time.perf_counter() - began,
@@ -70,19 +85,26 @@ class HttpMetricsMiddleware:
 class ServiceMetrics(JobListener):
     """Metrics of the jobs, the model cache, the watching clients and the process, beside those of HTTP.
 
-    http: the registry of the `HttpMetrics`. active_jobs: returns the number of jobs by active status. model_cache:
-    returns numbers by name. watchers: returns the number of watching clients. The last three are called at each scrape.
+    http: the registry of the `HttpMetrics`. key: what `GET /metrics` requires; without one, any API key may read them.
+    is_listed: whether the operator made a model's name known. active_jobs: returns the number of jobs by active status.
+    model_cache: returns numbers by name. watchers: returns the number of watching clients. The last three are called at
+    each scrape.
     """
 
     def __init__(
         self,
         http: CollectorRegistry,
         *,
+        key: str | None,
+        is_listed: Callable[[str], bool],
         active_jobs: Callable[[], dict[JobStatus, int]],
         model_cache: Callable[[], dict[str, float]],
         watchers: Callable[[], int],
     ) -> None:
         self._http = http
+        self.key = key
+        self._is_listed = is_listed
+        self._loaded_models: set[str] = set()
         self._registry = CollectorRegistry()  # of its own: an app that starts twice counts its jobs from zero
         ProcessCollector(registry=self._registry)  # memory, CPU time, open files
         self._jobs = Histogram(
@@ -98,8 +120,22 @@ class ServiceMetrics(JobListener):
 
     def job_ended(self, job: JobRecord, status: JobStatus, seconds: float) -> None:
         """Count a job that ran."""
-        method = job.request.method or "comparison"
-        self._jobs.labels(method, job.request.model, status.value).observe(seconds)
+        method = job.method if len(job.method_names) == 1 else "comparison"
+        self._jobs.labels(method, self._model_label(job, status), status.value).observe(seconds)
+
+    def _model_label(self, job: JobRecord, status: JobStatus) -> str:
+        """Return the model's name if its jobs may be counted under it: at most so many names, and none of another key.
+
+        A model that the operator does not list has a label once a job with it has completed: made-up names have none.
+        """
+        name = job.model.partition("@")[0]
+        if self._is_listed(name):
+            return name
+        if job.owner != ANYBODY and self.key is None:
+            return _OTHER
+        if status is JobStatus.COMPLETED and len(self._loaded_models) < _MAX_MODELS:
+            self._loaded_models.add(name)
+        return name if name in self._loaded_models else _OTHER
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

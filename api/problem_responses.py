@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from http import HTTPStatus
 from typing import Any
 
 import structlog
@@ -11,13 +12,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from api.allowed_methods import methods_of
 from models import MODEL_NAME_PATTERN, Problem, ProblemItem
 from problems import (
     PROBLEM_MEDIA_TYPE,
     InvalidRequest,
     MalformedBody,
+    MalformedRequest,
+    MethodNotAllowed,
+    NotFound,
     ServiceError,
-    http_problem,
 )
 
 log = structlog.get_logger(__name__)
@@ -67,7 +71,7 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     items = _one_per_place(map(_item, error.errors()))
     if any(each["type"] == "json_invalid" for each in error.errors()):
-        found: ServiceError = MalformedBody("The body is not valid JSON.", errors=items)
+        found: ServiceError = MalformedBody(items[0].detail, errors=items)
     else:
         where = items[0].pointer or items[0].parameter or "the request"
         more = f" (and {len(items) - 1} more)" if len(items) > 1 else ""
@@ -89,6 +93,10 @@ def _one_per_place(items: Iterable[ProblemItem]) -> list[ProblemItem]:
 def _item(error: Any) -> ProblemItem:
     place, *path = error["loc"]
     detail = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "json_invalid":
+        (position,), reason = path, error["ctx"]["error"]
+        where = f": {reason.rstrip('.')} at character {position}." if position else f". {reason}"
+        return ProblemItem(pointer="", detail=f"The body is not valid JSON{where}")
     if error.get("ctx", {}).get("pattern") == MODEL_NAME_PATTERN:
         detail = "This is no model name: write name or org/name, optionally followed by @revision."
     if place == "body":
@@ -103,6 +111,18 @@ def _is_key(part: str) -> bool:
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    """Answer what the router and the file server refuse."""
     assert isinstance(error, HTTPException)
-    problem = http_problem(error.status_code, error.detail, request.url.path)
-    return problem_response(problem, dict(error.headers or {}))
+    path, headers = request.url.path, dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = methods_of(request.app, path)
+        found: ServiceError = MethodNotAllowed(f"This path has the methods {', '.join(allowed)}.")
+        headers["Allow"] = ", ".join(allowed)
+    elif error.status_code == HTTPStatus.NOT_FOUND:
+        found = NotFound("Nothing is at this path. GET /openapi.json lists the paths.")
+    elif error.status_code == HTTPStatus.BAD_REQUEST:
+        found = MalformedRequest(error.detail)
+    else:
+        log.error("request_failed", path=path, status=error.status_code, detail=error.detail)
+        found = ServiceError()
+    return problem_response(found.to_problem(path), headers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -50,6 +51,24 @@ def accepted_format(header: str) -> Format:
     return NEGOTIABLE[best]
 
 
+def accepts_gzip(header: str) -> bool:
+    """Return whether an `Accept-Encoding` header accepts gzip (RFC 9110, section 12.5.3)."""
+    qualities: dict[str, float] = {}
+    for member in header.lower().split(","):
+        coding, _, weight = member.partition(";")
+        found = re.fullmatch(r"\s*q\s*=\s*(\d(?:\.\d*)?)\s*", weight)
+        qualities[coding.strip()] = float(found.group(1)) if found else 1.0
+    gzip_quality = qualities.get("gzip", qualities.get("x-gzip", qualities.get("*", 0.0)))
+    return gzip_quality > 0 and gzip_quality >= qualities.get("identity", 0.0)
+
+
+def is_current(etag: str, header: str) -> bool:
+    """Return whether an `If-None-Match` header has this ETag, compared weakly (RFC 9110, section 13.1.2), or is `*`."""
+    return header.strip() == "*" or etag.removeprefix("W/") in {
+        each.strip().removeprefix("W/") for each in header.split(",")
+    }
+
+
 def _media_ranges(header: str) -> Iterator[tuple[str, str, dict[str, float | str]]]:
     """Yield the readable members of an `Accept` header: type, subtype and parameters, of which `q` is a number."""
     for member in parse_http_list(header.lower()):  # media types ignore case
@@ -67,6 +86,7 @@ def check_fits(view: Format, options: ViewOptions) -> None:
     given = options.model_fields_set
     wrong = {
         "table": "table" in given and view not in {"csv", "parquet"} and "csv and parquet",
+        "escape_formulas": options.escape_formulas and view != "csv" and "csv",
         "style": "style" in given and view != "html" and "html",
         "granular": options.granular and view == "html" and "json, csv, parquet and inseq",
         "decode_tokens": options.decode_tokens

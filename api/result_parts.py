@@ -12,7 +12,7 @@ from job_manager import JobManager
 from jobs.store.job_store import JobStore
 from jobs.store.records import JobRecord
 from models import JobStatus
-from problems import InvalidRequest, ResultNotReady
+from problems import InvalidRequest, ResultDamaged, ResultNotReady
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,29 @@ class Contents:
 def contents(record: JobRecord, manager: JobManager, store: JobStore, *, method: str | None, partial: bool) -> Contents:
     """Return the parts of a job's result; with `partial`, also what an unfinished job has attributed so far.
 
-    Raises `ResultNotReady`, `NoResult`, `ResultExpired`, and `InvalidRequest` for a method that the job does not have.
+    Raises `ResultNotReady`, `NoResult`, `ResultExpired`, `ResultDamaged` if a part is not stored, and `InvalidRequest`
+    for a method that the job does not have.
     """
-    methods, found = record.request.method_names, _parts(record, manager, store, partial=partial)
+    methods, found = record.method_names, _parts(record, manager, store, partial=partial)
     if method is not None and method not in methods:
         raise InvalidRequest(f"This job has no method {method!r}. It has: {', '.join(methods)}.")
-    if record.request.methods is None:
-        return Contents(found["summary"], {methods[0]: found["raw"]}, is_joint=False)
+    if len(methods) == 1:
+        return Contents(_part(found, "summary"), {methods[0]: _part(found, "raw")}, is_joint=False)
     numbers = {name: number for number, name in enumerate(methods) if f"raw.{number}" in found}
     if method is None:
-        return Contents(found["summary"], {name: found[f"raw.{n}"] for name, n in numbers.items()}, is_joint=True)
+        raw = {name: found[f"raw.{number}"] for name, number in numbers.items()}
+        return Contents(_part(found, "summary"), raw, is_joint=True)
     if method not in numbers:
         raise ResultNotReady(f"{method} has not attributed a token yet; ask again.", headers={"Retry-After": "1"})
-    return Contents(found[f"summary.{numbers[method]}"], {method: found[f"raw.{numbers[method]}"]}, is_joint=False)
+    number = numbers[method]
+    return Contents(_part(found, f"summary.{number}"), {method: found[f"raw.{number}"]}, is_joint=False)
+
+
+def _part(found: dict[str, Content], kind: str) -> Content:
+    """Return one part. Raises `ResultDamaged` if the store has no such part of the result."""
+    if kind not in found:
+        raise ResultDamaged(f"The part {kind} of the result is gone from the job store. Submit the job again.")
+    return found[kind]
 
 
 def _parts(record: JobRecord, manager: JobManager, store: JobStore, *, partial: bool) -> dict[str, Content]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastapi import FastAPI
 from starlette.requests import HTTPConnection
+from starlette.types import Scope
 
 from api.engine_protocol import AttributionEngineProtocol
 from api.job_watch import JobWatch
 from api.metrics import ServiceMetrics
+from api.work_threads import WorkThreads
 from job_manager import JobManager
 from jobs.store.job_store import JobStore
 
@@ -23,6 +25,11 @@ class Services:
     manager: JobManager
     watch: JobWatch
     metrics: ServiceMetrics
+    # Few at a time: they compute in Python, and would take the interpreter from the event loop.
+    views: WorkThreads = field(default_factory=lambda: WorkThreads(2))
+    estimates: WorkThreads = field(default_factory=lambda: WorkThreads(2))
+    submissions: WorkThreads = field(default_factory=lambda: WorkThreads(8))
+    stored_views: WorkThreads = field(default_factory=lambda: WorkThreads(4))  # read and decompressed only
 
     def install(self, app: FastAPI) -> None:
         """Make the services available to the app's routes."""
@@ -31,5 +38,10 @@ class Services:
 
 def services_of(connection: HTTPConnection) -> Services:
     """Return the services of the app that handles this request."""
-    services: Services = connection.app.state.services
+    return services_of_scope(connection.scope)
+
+
+def services_of_scope(scope: Scope) -> Services:
+    """Return the services of the app that handles a request with this ASGI scope."""
+    services: Services = scope["app"].state.services
     return services

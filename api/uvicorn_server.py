@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import logging
+import resource
 import signal
 import sys
 from typing import Any
@@ -13,7 +15,16 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from api.bounded_protocol import BoundedProtocol, ConnectionLimits
+from api.freed_memory import FreedMemory
+from settings import Settings
+
+log = structlog.get_logger(__name__)
 _OPEN_REQUESTS_TIMEOUT = 3  # seconds that a shutdown waits for open requests (clients that wait for a job)
+_OTHER_DESCRIPTORS = 256  # files that are no connections: SQLite, results, models, clients that were not accepted yet
+_BACKLOG = 128  # connections that wait to be accepted
+_TICKS_PER_SECOND = 10  # of uvicorn
+_TRIM_TICKS = 5 * _TICKS_PER_SECOND
 
 
 def configure_logging() -> None:
@@ -31,10 +42,26 @@ def configure_logging() -> None:
     )
 
 
-def serve(app: FastAPI, host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT, run the app's shutdown, and return. `port` 0: any free port."""
+def serve(app: FastAPI, settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, run the app's shutdown, and return. Port 0: any free port."""
+    limits = ConnectionLimits(
+        connections=_affordable(settings.max_connections),
+        header_seconds=settings.header_timeout_seconds,
+        stall_seconds=settings.stall_timeout_seconds,
+        discarded_bytes=4 * settings.max_body_bytes,
+        on_refusal=app.state.http_metrics.connection_refused,
+    )
     server = AnnouncingServer(
-        uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=_OPEN_REQUESTS_TIMEOUT)
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            http=BoundedProtocol.with_limits(limits),
+            ws="none",
+            backlog=_BACKLOG,
+            log_level="warning",
+            timeout_graceful_shutdown=_OPEN_REQUESTS_TIMEOUT,
+        )
     )
     # Uvicorn raises the signal again after its shutdown; ignored here, so that the exit status is 0.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -42,8 +69,36 @@ def serve(app: FastAPI, host: str, port: int) -> None:
     server.run()
 
 
+def _affordable(connections: int) -> int:
+    """Return how many connections leave descriptors for the rest. Raises the soft limit first."""
+    wanted = connections + _OTHER_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return connections
+    affordable = max(soft - _OTHER_DESCRIPTORS, soft // 2)
+    log.warning("connections_limited", connections=affordable, wanted=connections, descriptors=soft)
+    return affordable
+
+
 class AnnouncingServer(uvicorn.Server):
-    """Prints its address and the command of a first job when it listens."""
+    """Prints its address and the command of a first job when it listens; drops connections that stall."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._freed_memory = FreedMemory()
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _TICKS_PER_SECOND == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, BoundedProtocol):
+                    connection.drop_if_stalled(now)
+        if counter % _TRIM_TICKS == 0:
+            await self._freed_memory.give_back()
+        return await super().on_tick(counter)
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)

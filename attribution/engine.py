@@ -68,7 +68,8 @@ class AttributionEngine:
         """The request as it will run. Raises `InvalidRequest` for what can be known not to work."""
         self._models.sources.check_allowed(request.model)
         kind = self._models.sources.is_encoder_decoder(request.model)
-        checked = comparison_checks.resolve(request, self._settings, is_encoder_decoder=kind)
+        config = self._models.sources.config(request.model)
+        checked = comparison_checks.resolve(request, self._settings, is_encoder_decoder=kind, config=config)
         if source := self._models.sources.on_this_machine(request.model):
             check_weights(source, checked, self._place(checked, self.devices()[0]))
         return checked
@@ -154,6 +155,10 @@ class AttributionEngine:
 
     def corrections(self) -> list[dict[str, str]]:
         return registry.all_corrections()
+
+    def is_listed(self, model: str) -> bool:
+        """Whether the operator made this model's name known: bundled, in a model directory, or allowed by name."""
+        return self._models.sources.is_listed(model)
 
     def models(self) -> dict[str, Any]:
         """The models that ship with the project, those in memory, and what else this server allows."""

@@ -18,6 +18,7 @@ import torch
 from inseq.models import AttributionModel
 from transformers import set_seed
 
+from attribution import network_state
 from problems import Cancelled
 
 # Random generators are global to the process, so only one thread at a time may draw. Loading a model draws too.
@@ -110,13 +111,15 @@ _HOOK_DICTS = (
 
 @contextmanager
 def isolated(model: AttributionModel, should_cancel: ShouldCancel = _never) -> Iterator[None]:
-    """Restore hooks, modes and attributes of the model, tracing and gradient mode after the block.
+    """Restore hooks, modes and attributes of the model, tracing and gradient mode after the block, and undo what the
+    last forward changed in the network.
 
     The caller holds the model's lock. Waits while a model that is not float32 is being loaded; raises `Cancelled` soon
     after `should_cancel` returned True meanwhile.
     """
     with ExitStack() as stack:
         stack.enter_context(DEFAULT_DTYPE.shared(should_cancel))
+        stack.callback(network_state.undo, model.model)
         stack.callback(_snapshot(model))
         stack.callback(sys.settrace, sys.gettrace())
         stack.enter_context(torch.enable_grad())

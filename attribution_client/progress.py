@@ -22,7 +22,7 @@ def no_bar(_: Job) -> Iterator[Report]:
 @contextmanager
 def bar(first: Job) -> Iterator[Report]:
     """Show the stage, the position in the queue, the fraction done and the ETA."""
-    if first.has_ended or not (sys.stderr.isatty() or "ipykernel" in sys.modules):
+    if first.has_ended or not (sys.stderr.isatty() or _in_notebook()):
         yield lambda _: None
         return
     with warnings.catch_warnings():
@@ -40,6 +40,12 @@ def bar(first: Job) -> Iterator[Report]:
             drawn.refresh()
 
         yield report
+
+
+def _in_notebook() -> bool:
+    """Whether this process is a Jupyter kernel. A script can import ipykernel, too, without being one."""
+    module = sys.modules.get("ipykernel.kernelapp")
+    return module is not None and bool(module.IPKernelApp.initialized())
 
 
 def _stage(job: Job) -> str:

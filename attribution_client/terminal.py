@@ -178,12 +178,13 @@ def methods(client: AttributionClient, /, *, as_json: bool) -> int:
 def _result(client: AttributionClient, job: Job, given: dict[str, Any]) -> int:
     """Save and print the result of a completed job, as the options say."""
     view = view_fields(given)
-    is_comparison = job.request.methods is not None and "method" not in view
+    methods = job.request.method_names if job.request else []
+    is_comparison = len(methods) > 1 and "method" not in view
     # Inseq's file is raw unless aggregators are given.
     for_inseq = view if "aggregator" in view else {name: view[name] for name in view.keys() & {"method"}}
     for path, view_format, fields in ((given["save_path"], "inseq", for_inseq), (given["viz_path"], "html", view)):
         if path and is_comparison:
-            for method in job.request.method_names:
+            for method in methods:
                 _path_of(path, method).write_bytes(client.view(job, view_format, **fields, method=method))
         elif path:
             Path(path).write_bytes(client.view(job, view_format, **fields))
@@ -218,14 +219,15 @@ def _console() -> Console:
 def _print_jobs(found: Sequence[Job]) -> None:
     table = _table("job", "status", "", "model", "method", "text", "created")
     for job in found:
-        text = readable(" | ".join(job.request.inputs)).replace("\n", " ")
+        request = job.request
+        text = readable(" | ".join(request.inputs)).replace("\n", " ") if request else "(unreadable)"
         done = f"{job.progress.fraction:.0%}" if job.status is JobStatus.RUNNING else ""
         table.add_row(
             job.job_id,
             Text("cancelling" if job.cancel_requested and done else job.status, _STYLES.get(job.status, "")),
             done,
-            Text(job.request.model),
-            Text(", ".join(job.request.method_names)),
+            Text(request.model if request else ""),
+            Text(", ".join(request.method_names) if request else ""),
             Text(text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"),
             f"{job.created_at:%Y-%m-%d %H:%M:%S}",
         )

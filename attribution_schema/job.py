@@ -79,7 +79,9 @@ class Job(BaseModel):
     )
     reused_from: str | None = Field(None, description="The job whose stored result this job returns.")
     expired_at: datetime | None = Field(None, description="When retention removed its result.")
-    request: AttributionRequest
+    request: AttributionRequest | None = Field(
+        description="The request as accepted; null if the stored one cannot be read, which `error` explains."
+    )
     error: Problem | None = None
     links: Links
 

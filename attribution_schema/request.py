@@ -5,7 +5,6 @@ Methods, functions and their arguments are checked by `attribution.catalogue.che
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -19,7 +18,8 @@ from pydantic import (
     model_validator,
 )
 
-from attribution_schema.open_enum import OpenEnum, keep_unknown
+from attribution_schema.json_values import check_json
+from attribution_schema.open_enum import TOLERANT, OpenEnum, keep_unknown
 
 # `name` or `org/name`, optionally `@revision`: never a path. Each part starts with a letter or digit and has no two
 # dots in a row, so neither `..` nor a leading slash can be written.
@@ -166,12 +166,10 @@ class AttributionRequest(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _is_unicode(cls, data: Any) -> Any:
-        """Refuse lone surrogates, which JSON can escape but UTF-8, and so the store, cannot encode."""
-        try:
-            json.dumps(data, ensure_ascii=False, default=str).encode()
-        except UnicodeEncodeError as error:
-            raise ValueError("a string contains a lone surrogate, which is not valid Unicode") from error
+    def _can_be_stored(cls, data: Any, info: ValidationInfo) -> Any:
+        """Refuse what JSON cannot carry, or what could be stored and not be read back."""
+        if info.context is not TOLERANT:  # a newer server may allow more
+            check_json(data, cls.__name__)
         return data
 
     @field_validator("methods")

@@ -30,7 +30,7 @@ def _object(value: str | dict[str, Any]) -> dict[str, Any]:
         return value
     try:
         parsed = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         parsed = None
     if not isinstance(parsed, dict):
         raise ValueError('must be a JSON object, such as {"source_spans": [[0, 2]]}.')  # noqa: TRY004 - a 422
@@ -65,6 +65,10 @@ class ViewOptions(BaseModel):
     decode_tokens: bool = Field(False, description="Each token's decoded text (`text`) beside the raw token.")
     table: Literal["attributions", "step_scores"] = Field(
         "attributions", description="Which table `csv` and `parquet` write."
+    )
+    escape_formulas: bool = Field(
+        False,
+        description="For `csv` in a spreadsheet: an apostrophe before each text that it could take for a formula.",
     )
     style: Literal["heatmap", "inseq"] = Field(
         "heatmap", description="For `html`: the service's `heatmap`, or what `inseq`'s own `show` makes."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import statistics
 import tempfile
 import threading
@@ -108,12 +109,14 @@ def measure(store: JobStore) -> dict[str, dict[str, float]]:
     writer = threading.Thread(target=others)
     writer.start()
     began = time.perf_counter()
-    gone = store.expire(before=0, keep=60_000, keep_bytes=10**15)
+    gone = store.expire(max_age=math.inf, keep=60_000, keep_bytes=10**15)
     stop.set()
     writer.join()
     seconds = time.perf_counter() - began
     found[f"retention of {len(gone):,}"] = {"seconds": seconds, "longest_submission_meanwhile_ms": max(held)}
-    found["retention, nothing to do"] = timed([lambda: store.expire(before=0, keep=60_000, keep_bytes=10**15)] * 5)
+    found["retention, nothing to do"] = timed(
+        [lambda: store.expire(max_age=math.inf, keep=60_000, keep_bytes=10**15)] * 5
+    )
     return found
 
 

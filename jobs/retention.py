@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import structlog
 
 from jobs.periodic import Periodic
@@ -27,7 +25,7 @@ class Retention(Periodic):
     def _sweep(self) -> None:
         try:
             expired = self._store.expire(
-                before=time.time() - self._settings.results_max_days * _DAY,
+                max_age=self._settings.results_max_days * _DAY,
                 keep=self._settings.results_max_count,
                 keep_bytes=self._settings.results_max_bytes,
             )

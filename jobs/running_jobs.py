@@ -80,7 +80,7 @@ class RunningJobs:
 
     def models_on(self, device: str) -> tuple[str, ...]:
         """Return the names of the models that jobs run on this device now."""
-        return tuple(entry.job.request.model for entry in self.all() if entry.device == device)
+        return tuple(entry.job.model for entry in self.all() if entry.device == device)
 
     # Cancelling
 

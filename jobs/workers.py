@@ -71,8 +71,8 @@ class WorkerPool:
     def start(self, suspects: Sequence[str] = ()) -> None:
         """Start the threads.
 
-        suspects: ids of pending jobs that ran when a server died. They run first and one at a time, with no other job
-        beside them, so that a job that kills the process does so alone: nobody else's job counts as the cause.
+        suspects: ids of pending jobs that ran each time when a server died, as often as a job may. They run first and
+        one at a time, with no other job beside them, so that only a job that kills the process alone is given up.
         """
         self._suspects = list(suspects)
         for thread in self._threads:
@@ -121,7 +121,10 @@ class WorkerPool:
         while not self._stopping:
             announced = self._announced
             try:
-                job = self._store.claim(busy_models=self._running.models_on(device))
+                job = self._store.claim(self._running.models_on(device), self._listener.job_changed)
+            except StorageFailed as error:  # for example while the results folder is missing
+                log.warning("claim_failed", error=error.detail)
+                job = None
             except Exception:  # the store may fail for a while; the worker must be there when it recovers
                 log.exception("claim_failed")
                 job = None
@@ -137,7 +140,7 @@ class WorkerPool:
             if self._stopping or not self._suspects:
                 return False
             try:
-                job = self._store.claim_interrupted(self._suspects[0])
+                job = self._store.claim_suspect(self._suspects[0])
             except Exception:  # as in `_work`
                 log.exception("claim_failed")
                 with self._wake:
@@ -160,23 +163,24 @@ class WorkerPool:
     def _run_to_end(self, job: JobRecord, device: str) -> None:
         """Run a claimed job and store its end, whatever happens."""
         started = self._clock()
-        log.info("job_started", attempt=job.attempt, device=device, model=job.request.model)
+        log.info("job_started", attempt=job.attempt, device=device, model=job.model)
         self._listener.job_changed(job.job_id)
-        limit = min(job.request.timeout_seconds or math.inf, self._max_seconds)
+        request = job.accepted_request
+        limit = min(request.timeout_seconds or math.inf, self._max_seconds)
 
         def should_cancel() -> bool:
             return self._aborting or self._running.is_cancel_requested(job.job_id) or self._clock() - started > limit
 
         try:
             result = self._run(
-                job.request,
+                request,
                 device=device,
                 report=ProgressReporter(job.job_id, self._running, self._listener, self._clock),
                 should_cancel=should_cancel,
                 offer_partial=lambda encode: self._running.offer_partial(job.job_id, encode),
             )
             progress = self._progress(job)
-            stored = self._store_end(lambda: self._store.complete(job, result, progress), _STORE_PATIENCE)
+            stored = self._store_end(lambda: self._store.complete(job, result, progress), _STORE_PATIENCE, job)
             log.info("job_completed", seconds=round(self._clock() - started, 3), stored=stored)
             status = JobStatus.COMPLETED
         except Cancelled:
@@ -224,11 +228,14 @@ class WorkerPool:
         self._store_end(lambda: self._store.fail(job, problem, progress, partial))
         return JobStatus.FAILED
 
-    def _store_end(self, store: Callable[[], bool], patience: float = math.inf) -> bool:
+    def _store_end(
+        self, store: Callable[[], bool], patience: float = math.inf, cancellable: JobRecord | None = None
+    ) -> bool:
         """Store how a job ended, and try again while the disk fails: it may be full, and the result took long to make.
 
-        Returns whether the job was still this attempt's. Raises `StorageFailed` after `patience` seconds. When the
-        server stops first, the job stays `running` in the store and runs again after the restart.
+        Returns whether the job was still this attempt's. Raises `StorageFailed` after `patience` seconds, and
+        `Cancelled` if the job `cancellable` is cancelled meanwhile. When the server stops first, the job stays
+        `running` in the store and runs again after the restart.
         """
         deadline = self._clock() + patience
         while True:
@@ -238,6 +245,8 @@ class WorkerPool:
                 log.warning("job_end_not_stored", error=error.detail)
                 if self._stopping:
                     return False
+                if cancellable and self._running.is_cancel_requested(cancellable.job_id):
+                    raise Cancelled from error
                 if self._clock() > deadline:
                     raise
             with self._wake:

@@ -11,7 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-LOCK = Path(__file__).parent.parent / "requirements.lock"
+ROOT = Path(__file__).parent.parent
+LOCKS = (ROOT / "requirements.lock", ROOT / "requirements-torch.lock")
 
 
 def verdict(report: str, errors: str) -> tuple[int, str]:
@@ -42,7 +43,7 @@ def verdict(report: str, errors: str) -> tuple[int, str]:
 def main() -> None:
     options = ["--no-deps", "--disable-pip", "--format", "json", "--progress-spinner", "off", "--timeout", "5"]
     done = subprocess.run(
-        [sys.executable, "-m", "pip_audit", "--requirement", str(LOCK), *options],
+        [sys.executable, "-m", "pip_audit", *(f"--requirement={lock}" for lock in LOCKS), *options],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     status, text = verdict(done.stdout, done.stderr)

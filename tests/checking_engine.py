@@ -21,7 +21,16 @@ class CheckingEngine(FakeEngine):
     def __init__(self):
         super().__init__()
         real = AttributionEngine(Settings(allowed_models=("lookup-gpt2",)))
-        for name in ("check", "estimate", "methods", "step_functions", "aggregators", "corrections", "models"):
+        for name in (
+            "check",
+            "result_identity",
+            "estimate",
+            "methods",
+            "step_functions",
+            "aggregators",
+            "corrections",
+            "models",
+        ):
             setattr(self, name, getattr(real, name))
 
     def run(self, request, **more):
@@ -30,8 +39,8 @@ class CheckingEngine(FakeEngine):
 
 def main():
     configure_logging()
-    settings = Settings(data_dir=Path(sys.argv[sys.argv.index("--data-dir") + 1]))
-    serve(create_app(settings, CheckingEngine()), "127.0.0.1", 0)
+    settings = Settings(data_dir=Path(sys.argv[sys.argv.index("--data-dir") + 1]), port=0)
+    serve(create_app(settings, CheckingEngine()), settings)
 
 
 if __name__ == "__main__":

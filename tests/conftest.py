@@ -116,11 +116,11 @@ def slow(tmp_path_factory):
 # The page
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """A server for one file of page tests, which count its jobs and, in one test, add API keys."""
-    with Server(tmp_path_factory.mktemp("page"), INSEQ_API_WORKERS_PER_DEVICE="2") as running:
-        yield running
+@pytest.fixture
+def served(server):
+    """The shared server without jobs: tests of the page count them."""
+    server.clear()
+    return server
 
 
 @pytest.fixture(scope="module")

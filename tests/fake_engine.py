@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import signal
 import sys
@@ -64,6 +65,11 @@ def in_process(settings):
             engine.go_on.set()
 
 
+def _text(request):
+    """The first text of a request, or the last message of its first conversation."""
+    return request.inputs[0] if request.inputs else request.conversations[0][-1].content
+
+
 class Panic(BaseException):
     """As libraries in Rust raise, which is no `Exception`."""
 
@@ -78,12 +84,14 @@ class FakeEngine:
     def __init__(self):
         self.runs: list[str] = []
         self.go_on = threading.Event()
+        self.loaded: list[dict] = []
+        self.listed: set[str] = set()
 
     def check(self, request):
         return request
 
     def result_identity(self, request):
-        return f"{request.inputs[0]} {request.seed}"
+        return f"{_text(request)} {request.seed}"
 
     def devices(self):
         return ("cpu",)
@@ -92,7 +100,7 @@ class FakeEngine:
         self.threads = threads
 
     def run(self, request, *, device, report, should_cancel, offer_partial=lambda _: None):
-        text = request.inputs[0]
+        text = _text(request)
         self.runs.append(text)
         action, _, argument = text.partition(":")
         seconds = {"sleep": float(argument or 0), "die": 0.3, "forever": 10**6}.get(action, 0)
@@ -116,13 +124,16 @@ class FakeEngine:
 
     @staticmethod
     def answer(request):
-        return f'{{"text": "{request.inputs[0]}", "seed": {request.seed}}}'.encode()
+        return f'{{"text": {json.dumps(_text(request))}, "seed": {request.seed}}}'.encode()
 
     def view(self, raw, view_format, options):
         return raw
 
     def models(self):
-        return {}
+        return {"loaded": self.loaded}
+
+    def is_listed(self, model):
+        return model in self.listed
 
     def methods(self):
         return []
@@ -136,8 +147,8 @@ class FakeEngine:
 
 def main():
     configure_logging()
-    settings = Settings(data_dir=Path(sys.argv[sys.argv.index("--data-dir") + 1]), workers_per_device=2)
-    serve(create_app(settings, FakeEngine()), "127.0.0.1", 0)
+    settings = Settings(data_dir=Path(sys.argv[sys.argv.index("--data-dir") + 1]), workers_per_device=2, port=0)
+    serve(create_app(settings, FakeEngine()), settings)
 
 
 if __name__ == "__main__":

@@ -11,18 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers as t
 from tokenizers import processors
 
 from tests.hub import byte_level_tokenizer
 
-_SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
           "max_position_embeddings": 128, "initializer_range": 0.25}  # fmt: skip
-_GROUPED = {**_SMALL, "num_key_value_heads": 2}
+GROUPED = {**SMALL, "num_key_value_heads": 2}
 # A window shorter than the tests' texts: with the real size, Mistral computes the same as Llama.
-_WINDOWED = {**_GROUPED, "sliding_window": 4}
-_BART = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+WINDOWED = {**GROUPED, "sliding_window": 4}
+BART = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
          "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 128,
          "init_std": 0.25}  # fmt: skip
 
@@ -37,72 +38,110 @@ class Family:
     special: dict[str, str]
     prepends_bos: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
+    gain: float = 1.0  # of all matrices, where the family ignores its initializer range
 
     @property
     def is_encoder_decoder(self) -> bool:
-        return "Seq2Seq" in self.model.__name__ or "Conditional" in self.model.__name__ or "MT" in self.model.__name__
+        return any(each in self.model.__name__ for each in ("Seq2Seq", "Conditional", "MT", "TextToText"))
 
 
-_GPT = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
-_LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-_PADDED = {**_LLAMA, "pad_token": "<pad>"}
-_QWEN = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-_GEMMA = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
-_SEQ2SEQ = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+GPT = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+PADDED = {**LLAMA, "pad_token": "<pad>"}
+QWEN = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+GEMMA = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
+SEQ2SEQ = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
 # mBART and M2M100 have no language codes here; `tests.translators` has their real tokenizers.
 FAMILIES = {
     "gpt2": Family(t.GPT2Config, t.GPT2LMHeadModel,
-                   {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializer_range": 0.25}, _GPT),
-    "llama": Family(t.LlamaConfig, t.LlamaForCausalLM, _GROUPED, _LLAMA, prepends_bos=True),
-    "qwen2": Family(t.Qwen2Config, t.Qwen2ForCausalLM, _GROUPED, _QWEN),
-    "qwen3": Family(t.Qwen3Config, t.Qwen3ForCausalLM, {**_GROUPED, "head_dim": 8}, _QWEN),
-    "mistral": Family(t.MistralConfig, t.MistralForCausalLM, _WINDOWED, _LLAMA, prepends_bos=True),
-    "gemma2": Family(t.Gemma2Config, t.Gemma2ForCausalLM, {**_WINDOWED, "head_dim": 8}, _GEMMA, prepends_bos=True),
-    "gemma3": Family(t.Gemma3TextConfig, t.Gemma3ForCausalLM, {**_WINDOWED, "head_dim": 8}, _GEMMA, prepends_bos=True),
-    "phi3": Family(t.Phi3Config, t.Phi3ForCausalLM, _GROUPED, _PADDED, prepends_bos=True),
-    "gptneox": Family(t.GPTNeoXConfig, t.GPTNeoXForCausalLM, _SMALL, _GPT),
+                   {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializer_range": 0.25}, GPT),
+    "llama": Family(t.LlamaConfig, t.LlamaForCausalLM, GROUPED, LLAMA, prepends_bos=True),
+    "qwen2": Family(t.Qwen2Config, t.Qwen2ForCausalLM, GROUPED, QWEN),
+    "qwen3": Family(t.Qwen3Config, t.Qwen3ForCausalLM, {**GROUPED, "head_dim": 8}, QWEN),
+    "mistral": Family(t.MistralConfig, t.MistralForCausalLM, WINDOWED, LLAMA, prepends_bos=True),
+    "gemma2": Family(t.Gemma2Config, t.Gemma2ForCausalLM, {**WINDOWED, "head_dim": 8}, GEMMA, prepends_bos=True),
+    "gemma3": Family(t.Gemma3TextConfig, t.Gemma3ForCausalLM, {**WINDOWED, "head_dim": 8}, GEMMA, prepends_bos=True),
+    "phi3": Family(t.Phi3Config, t.Phi3ForCausalLM, GROUPED, PADDED, prepends_bos=True),
+    "gptneox": Family(t.GPTNeoXConfig, t.GPTNeoXForCausalLM, SMALL, GPT),
     "opt": Family(t.OPTConfig, t.OPTForCausalLM,
                   {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
                    "max_position_embeddings": 128, "word_embed_proj_dim": 32, "init_std": 0.25},
                   {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>", "pad_token": "<pad>"},
                   prepends_bos=True),
     "bloom": Family(t.BloomConfig, t.BloomForCausalLM,
-                    {"hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.25}, _PADDED),
+                    {"hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.25}, PADDED),
     "t5": Family(t.T5Config, t.T5ForConditionalGeneration,
                  {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "initializer_factor": 2.0},
-                 _SEQ2SEQ, extra={"decoder_start_token_id": "pad_token"}),
-    "bart": Family(t.BartConfig, t.BartForConditionalGeneration, _BART, _SEQ2SEQ,
+                 SEQ2SEQ, extra={"decoder_start_token_id": "pad_token"}),
+    "bart": Family(t.BartConfig, t.BartForConditionalGeneration, BART, SEQ2SEQ,
                    extra={"decoder_start_token_id": "eos_token"}),
-    "mbart": Family(t.MBartConfig, t.MBartForConditionalGeneration, {**_BART, "scale_embedding": True}, _SEQ2SEQ,
+    "mbart": Family(t.MBartConfig, t.MBartForConditionalGeneration, {**BART, "scale_embedding": True}, SEQ2SEQ,
                     extra={"decoder_start_token_id": "eos_token"}),
-    "marian": Family(t.MarianConfig, t.MarianMTModel, {**_BART, "scale_embedding": True}, _SEQ2SEQ,
+    "marian": Family(t.MarianConfig, t.MarianMTModel, {**BART, "scale_embedding": True}, SEQ2SEQ,
                      extra={"decoder_start_token_id": "pad_token"}),
-    "pegasus": Family(t.PegasusConfig, t.PegasusForConditionalGeneration, {**_BART, "scale_embedding": True}, _SEQ2SEQ,
+    "pegasus": Family(t.PegasusConfig, t.PegasusForConditionalGeneration, {**BART, "scale_embedding": True}, SEQ2SEQ,
                       extra={"decoder_start_token_id": "pad_token"}),
-    "m2m100": Family(t.M2M100Config, t.M2M100ForConditionalGeneration, {**_BART, "scale_embedding": True}, _SEQ2SEQ,
+    "m2m100": Family(t.M2M100Config, t.M2M100ForConditionalGeneration, {**BART, "scale_embedding": True}, SEQ2SEQ,
                      extra={"decoder_start_token_id": "eos_token"}),
 }  # fmt: skip
+
+# Their computations differ little from another family's here, so they are tested in `make test-slow` alone.
+VARIANTS = {"qwen2", "qwen3", "mistral", "gemma2", "phi3", "gptneox", "bart", "pegasus", "m2m100"}
 
 # Models of which a test needs one property: own decoder embeddings, no causal mask, custom attention.
 RELATIVES = {
     "marian-own": Family(t.MarianConfig, t.MarianMTModel,
-                         {**_BART, "scale_embedding": True, "share_encoder_decoder_embeddings": False,
+                         {**BART, "scale_embedding": True, "share_encoder_decoder_embeddings": False,
                           "decoder_vocab_size": 320, "tie_word_embeddings": False},
-                         _SEQ2SEQ, extra={"decoder_start_token_id": "pad_token"}),
+                         SEQ2SEQ, extra={"decoder_start_token_id": "pad_token"}),
     "fsmt": Family(t.FSMTConfig, t.FSMTForConditionalGeneration,
-                   {**_BART, "scale_embedding": True, "langs": ["en", "de"], "src_vocab_size": 320, "tgt_vocab_size": 320},
-                   _SEQ2SEQ, extra={"decoder_start_token_id": "eos_token"}),
+                   {**BART, "scale_embedding": True, "langs": ["en", "de"], "src_vocab_size": 320, "tgt_vocab_size": 320},
+                   SEQ2SEQ, extra={"decoder_start_token_id": "eos_token"}),
     "falcon": Family(t.FalconConfig, t.FalconForCausalLM,
                      {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": False,
                       "initializer_range": 0.25},
-                     _GPT),
+                     GPT),
+    # Takes full attention below 15 tokens, for good.
+    "bigbird-pegasus": Family(t.BigBirdPegasusConfig, t.BigBirdPegasusForConditionalGeneration,
+                              {**BART, "scale_embedding": True, "block_size": 2, "num_random_blocks": 1}, SEQ2SEQ,
+                              extra={"decoder_start_token_id": "pad_token"}),
+    # Keeps its last recurrent state.
+    "recurrent-gemma": Family(t.RecurrentGemmaConfig, t.RecurrentGemmaForCausalLM,
+                              {**GROUPED, "num_hidden_layers": 3, "lru_width": 32, "attention_window_size": 8,
+                               "w_init_variance_scale": 1.0}, LLAMA, prepends_bos=True),
+    # Rescales its weights at the first forward.
+    "rwkv": Family(t.RwkvConfig, t.RwkvForCausalLM,
+                   {"hidden_size": 32, "attention_hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+                    "rescale_every": 1, "context_length": 128}, GPT),
+    # Its head gets several predictions of each position.
+    "prophetnet": Family(t.ProphetNetConfig, t.ProphetNetForConditionalGeneration,
+                         {"hidden_size": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "num_encoder_layers": 2,
+                          "num_decoder_layers": 2, "num_encoder_attention_heads": 4, "num_decoder_attention_heads": 4,
+                          "max_position_embeddings": 128, "init_std": 0.25, "ngram": 2}, SEQ2SEQ,
+                         extra={"decoder_start_token_id": "eos_token"}),
+    # Scales its input embeddings in place.
+    "ctrl": Family(t.CTRLConfig, t.CTRLLMHeadModel,
+                   {"n_embd": 32, "dff": 48, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializer_range": 0.25},
+                   GPT),
+    # Has no limit of positions, and says -1.
+    "xlnet": Family(t.XLNetConfig, t.XLNetLMHeadModel,
+                    {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48, "initializer_range": 0.25}, PADDED),
 }  # fmt: skip
 
 
+def family_params(*names: str) -> list[Any]:
+    """Parameters of a test: the named families, or all. Variants are marked slow."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in VARIANTS else name for name in names or FAMILIES]
+
+
 def build(name: str, folder: Path) -> Path:
-    """Write the model and its tokenizer into `folder`."""
-    family = (FAMILIES | RELATIVES)[name]
+    """Write the model of this name and its tokenizer into `folder`."""
+    return build_family((FAMILIES | RELATIVES)[name], folder)
+
+
+def build_family(family: Family, folder: Path) -> Path:
+    """Write a family's model and its tokenizer into `folder`."""
     tokenizer = byte_level_tokenizer(320, **family.special)
     if family.prepends_bos:
         _surround(tokenizer, f"{tokenizer.bos_token} $A", tokenizer.bos_token)
@@ -117,6 +156,9 @@ def build(name: str, folder: Path) -> Path:
     ids |= {"forced_eos_token_id": None} if family.is_encoder_decoder else {}
     torch.manual_seed(11)
     model = family.model(family.config(**{"vocab_size": len(tokenizer), **family.size, **ids})).eval()
+    with torch.no_grad():
+        for matrix in (each for each in model.parameters() if each.ndim > 1 and family.gain != 1):
+            matrix.mul_(family.gain)
     model.generation_config = t.GenerationConfig(**{key: value for key, value in ids.items() if value is not None})
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -134,6 +134,14 @@ class Server:
                 self.client.post(f"/attribution/jobs/{job['job_id']}/cancel")  # 409 if it has just ended
                 self.wait(job["job_id"])
 
+    def clear(self) -> None:
+        """Delete all jobs."""
+        self.settle()
+        while jobs := self.client.get("/attribution/jobs", params={"limit": 200}).json()["jobs"]:
+            for job in jobs:
+                answer = self.client.delete(f"/attribution/jobs/{job['job_id']}")
+                assert answer.status_code == 204, answer.text
+
     def run(self, **body: Any) -> str:
         """Submit a job, wait for it and check that it completed; returns its id."""
         job = self.wait(self.submit(**body))

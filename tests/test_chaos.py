@@ -8,6 +8,7 @@ from tests.chaos import Chaos
 from tests.full_disk import small_disk_or_folder
 
 
+@pytest.mark.slow
 def test_kills_a_full_disk_and_damaged_files_lose_nothing(tmp_path):
     with small_disk_or_folder(tmp_path / "disk", megabytes=16) as disk:
         chaos = Chaos(disk)

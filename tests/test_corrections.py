@@ -29,13 +29,14 @@ def test_crossentropy_of_one_sequence(server, name):
         reference.attribute(BUNDLED / LOOKUP, PROMPT, "dummy", generated_texts=FORCED, step_scores=[name])
 
     entropies = -Plain(BUNDLED / LOOKUP, PROMPT, FORCED).log_probabilities()
-    expected = entropies if name == "crossentropy" else 2**entropies
+    expected = entropies if name == "crossentropy" else np.exp(entropies)
 
     job = {"model": LOOKUP, "input_text": PROMPT, "generated_text": FORCED, "step_scores": [name]}
     for method in ("dummy", "saliency"):
         result = server.result(server.run(method=method, **job))
         np.testing.assert_allclose(result["sequence_attributions"][0]["step_scores"][name], expected, rtol=1e-4)
-        assert result["info"]["corrections"] == ["crossentropy_single_sequence"]
+        corrections = ["crossentropy_single_sequence", "perplexity_of_nats"]
+        assert result["info"]["corrections"] == corrections[: 1 + (name == "perplexity")]
     attributed = server.result(
         server.run(method="occlusion", model=LOOKUP, input_text=PROMPT, generated_text=FORCED, attributed_fn=name)
     )

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from tests import reference
-from tests.families import FAMILIES, build
+from tests.families import FAMILIES, build, family_params
 
 TEXT, TARGET = "The quick brown", "fox jumps over"
 # In Inseq, the decoder's input embeddings of these models are scaled twice, so all results differ.
@@ -20,7 +20,7 @@ WRONG_IN_INSEQ = {"marian", "pegasus"}
 STEEP = {"t5", "qwen2", "qwen3"}
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=family_params())
 def family(request, model_dir):
     """A family whose model is in the server's model directory."""
     folder = model_dir / request.param
@@ -29,7 +29,7 @@ def family(request, model_dir):
     return request.param
 
 
-@pytest.fixture(scope="module", params=[name for name in FAMILIES if name not in WRONG_IN_INSEQ])
+@pytest.fixture(scope="module", params=family_params(*(name for name in FAMILIES if name not in WRONG_IN_INSEQ)))
 def right_family(request, model_dir):
     """A family for which Inseq is right, with its model in the server's model directory."""
     folder = model_dir / request.param

@@ -16,9 +16,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from api.routes.catalogue import catalogue
-from api.routes.jobs import get_job, jobs, watch_job
-from api.routes.results import results
-from api.routes.service import meta
+from api.routes.jobs import estimate_job, get_job, jobs, submit_job, watch_job
+from api.routes.results import get_results, results
+from api.routes.service import describe_problem, live, meta
 from settings import Settings
 from tests import reference
 from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
@@ -285,7 +285,7 @@ def test_every_error_is_a_problem_document(server):
     post = lambda content, **headers: client.post(  # noqa: E731
         "/attribution/jobs", content=content, headers={"Content-Type": "application/json"} | headers
     )
-    assert problem(client.get("/nowhere"), 404)["type"] == "about:blank"
+    assert problem(client.get("/nowhere"), 404)["type"] == "/problems/not-found"
     assert "allow" in client.put("/attribution/jobs").headers
     problem(client.delete("/attribution/jobs"), 405)
     assert problem(client.get("/attribution/jobs/nope"), 404)["type"] == "/problems/job-not-found"
@@ -347,10 +347,12 @@ def test_the_openapi_document_describes_errors_too(server):
 def test_no_route_runs_on_the_event_loop():
     """Routes are plain functions, which FastAPI runs in threads, as they use models, the disk and JSON.
 
-    Two routes are coroutines, so that a waiting client occupies no thread; they read the store in a thread.
+    Some are coroutines: a client that waits for a job occupies no thread, slow work runs on threads of its own, and what
+    needs no thread answers while all threads are busy.
     """
+    coroutines = {get_job, watch_job, submit_job, estimate_job, get_results, live, describe_problem}
     for route in (*jobs.routes, *results.routes, *catalogue.routes, *meta.routes):
-        if route.endpoint not in {get_job, watch_job}:
+        if route.endpoint not in coroutines:
             assert not inspect.iscoroutinefunction(route.endpoint), route.path
 
 

@@ -82,7 +82,7 @@ def test_keys_are_managed_by_a_command(tmp_path):
     listed = command("keys", "list").stdout
     assert "in use   ann" in listed
     assert secret not in listed
-    with Server(tmp_path) as server:
+    with Server(tmp_path, module="tests.fake_engine") as server:
         assert server.client.get("/attribution/jobs").status_code == 401
         headers = {"Authorization": f"Bearer {secret}"}
         assert server.client.get("/attribution/jobs", headers=headers).status_code == 200

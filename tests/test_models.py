@@ -24,7 +24,7 @@ from problems import Cancelled, ModelNotAllowed, ModelUnavailable
 from settings import Settings
 from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 from tests.hub import COMMIT, build_small_gpt2
-from tests.serving import ROOT, Server, until
+from tests.serving import ROOT, until
 
 
 @pytest.fixture(scope="module")
@@ -284,17 +284,16 @@ def test_three_models_over_the_cache_limit_in_turn(small_models):
     assert cache.loads == 12
 
 
-def test_remote_code_is_never_run(tmp_path):
+def test_remote_code_is_never_run(server, model_dir, tmp_path):
     """A model that needs its own code is refused, and the code is not run."""
-    folder = tmp_path / "sly"
+    folder = model_dir / "sly"
     build_small_gpt2(folder)
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "sly", "auto_map": {"AutoConfig": "sly.Config", "AutoModelForCausalLM": "sly.Model"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "sly.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    with Server(tmp_path / "data", INSEQ_API_MODEL_DIRS=str(tmp_path)) as server:
-        job = server.wait(server.submit(model="sly", method="dummy", input_text="The"))
-        assert job["error"]["type"] == "/problems/model-unavailable"
+    job = server.wait(server.submit(model="sly", method="dummy", input_text="The"))
+    assert job["error"]["type"] == "/problems/model-unavailable"
     assert not (tmp_path / "ran").exists()
 
 

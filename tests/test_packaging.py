@@ -5,6 +5,7 @@ from __future__ import annotations
 import email
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -76,16 +77,40 @@ def test_the_wheel_requires_no_library_of_an_extra(unpacked):
     assert needed.isdisjoint(NOT_LIGHT)
 
 
-def test_the_locks_pin_every_requirement(unpacked):
-    def pinned(name):
-        lines = (ROOT / name).read_text().splitlines()
-        return {line.partition("==")[0] for line in lines if "==" in line and not line.startswith((" ", "#"))}
+def pinned(lock):
+    """The lines `name==version` of a lock file."""
+    return {line.split()[0] for line in (ROOT / lock).read_text().splitlines() if re.match(r"[\w.-]+==", line)}
 
+
+def names(lines):
+    return {line.partition("==")[0] for line in lines}
+
+
+def test_the_locks_pin_every_requirement(unpacked):
     requirements = list(map(Requirement, described(unpacked).get_all("Requires-Dist")))
     everything = {each.name.lower() for each in requirements}
     to_run = {each.name.lower() for each in requirements if "dev" not in str(each.marker)}
-    assert to_run <= pinned("requirements.lock") <= pinned("requirements-dev.lock")
-    assert everything <= pinned("requirements-dev.lock")
+    torch = names(pinned("requirements-torch.lock"))
+    assert torch == {"torch"}
+    assert to_run - torch <= names(pinned("requirements.lock"))
+    assert pinned("requirements.lock") <= pinned("requirements-dev.lock")
+    assert everything - torch <= names(pinned("requirements-dev.lock"))
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-dev.lock"])
+def test_every_locked_file_has_a_hash(lock):
+    """pip then refuses a file that differs from the one that was locked. Torch has builds with other hashes."""
+    entries = re.split(r"\n(?=[\w.-]+==)", (ROOT / lock).read_text())
+    assert len(entries) == len(pinned(lock)) > 50
+    assert [each for each in entries if not re.search(r"--hash=sha256:[0-9a-f]{64}\b", each)] == []
+    assert "torch" not in names(pinned(lock))
+
+
+def test_the_image_installs_what_is_locked_and_is_not_run_by_root():
+    image = (ROOT / "Dockerfile").read_text()
+    assert "--require-hashes --no-deps -r requirements.lock" in image
+    assert "-r requirements-torch.lock" in image
+    assert re.findall(r"^USER (\w+)$", image, re.MULTILINE) == ["api"]
 
 
 def test_there_is_one_version(unpacked, tmp_path):
@@ -141,8 +166,10 @@ def installed(wheel, tmp_path_factory):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     folder = environment / "bin"
     pip = [sys.executable, "-m", "pip", "--python", folder / "python", "install", "--quiet", "--no-compile"]
+    versions = environment / "versions.txt"
+    versions.write_text("\n".join(pinned("requirements.lock")))  # without hashes, of which the wheel has none
     done = subprocess.run(
-        [*pip, "--retries", "1", "--constraint", ROOT / "requirements.lock", wheel],
+        [*pip, "--retries", "1", "--constraint", versions, wheel],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if "No matching distribution found" in done.stderr:

@@ -206,6 +206,35 @@ def test_hostile_tokens_stay_text_and_scripts_of_all_kinds_are_shown(served, ope
     expect(page.locator(".tokens").last).to_have_attribute("dir", "rtl")
 
 
+@pytest.mark.parametrize("style", ["heatmap", "inseq"])
+def test_hostile_tokens_run_no_script_in_a_picture(served, open_page, style):
+    text = f"Anna {HOSTILE} {IMAGE} </title></style><svg/onload=window.harmed=1>"
+    job_id = served.run(
+        model=LOOKUP, method="saliency", input_text=text, generation_args={"max_new_tokens": 1}, tags={"of": HOSTILE}
+    )
+    query = f"format=html&style={style}&aggregator=subwords,scores"
+    page = open_page(served, f"/attribution/jobs/{job_id}/results?{query}")
+    expect(page.locator("body")).to_contain_text("onerror=window.harmed")
+    assert page.locator("script, img, svg").count() == 0
+    assert page.evaluate("window.harmed") is None
+
+
+def test_hostile_names_run_no_script_in_the_page(served, open_page):
+    """Tags of a job, and a model's name that the server refuses and the page repeats."""
+    job_id = served.run(
+        model=LOOKUP, method="saliency", input_text=PROMPT, generation_args={"max_new_tokens": 1},
+        tags={"of": HOSTILE, "and": IMAGE},
+    )  # fmt: skip
+    page = open_page(served, f"/#/jobs/{job_id}")
+    opened_job(page)
+    page.get_by_role("link", name="Edit and run again").click()
+    field(page, "/model").fill(f"{HOSTILE}{IMAGE}")
+    page.get_by_role("button", name="Attribute", exact=True).click()
+    expect(page.get_by_text("This is no model name").first).to_be_visible()
+    assert page.evaluate("window.harmed") is None
+    assert page.locator("script:not([src]), img[src=x]").count() == 0
+
+
 def test_the_colour_scale_is_the_servers(served, open_page):
     job_id = served.run(model=LOOKUP, method="input_x_gradient", input_text=PROMPT, reuse=True)
     page = open_page(served, f"/#/jobs/{job_id}?agg=sum")

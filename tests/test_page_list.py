@@ -87,33 +87,32 @@ def test_what_runs_or_waits_is_shown_however_many_newer_jobs_ended(served, open_
     expect(earlier).to_have_count(0)
 
 
-def test_what_another_client_ended_or_deleted_is_no_longer_under_way(tmp_path, open_page):
-    with Server(tmp_path, INSEQ_API_WORKERS_PER_DEVICE="2") as server:
-        first, second = (long_job(server) for _ in range(2))
-        wait_until_running(server, first)
-        wait_until_running(server, second)
-        newer = [quick_job(server, f"Anna {index}") for index in range(20)]
-        for job_id in newer:
-            cancel(server, job_id)
-        page = open_page(server)
-        earlier = page.get_by_role("list", name="Earlier, still under way")
-        expect(earlier.locator("li")).to_have_count(2)
-        page.route("**/attribution/jobs?*", lambda route: None)  # from here on, only events report changes
-        cancel(server, first)
-        expect(earlier.locator("li")).to_have_count(1)
-        page.unroute("**/attribution/jobs?*")
-        page.route("**/events", lambda route: route.abort())  # and now only the list does
-        page.reload()
-        expect(earlier.locator("li")).to_have_count(1)
-        page.route("**/attribution/jobs?*", lambda route: None)  # while the list shrinks from several pages to one
-        cancel(server, second)
-        for job_id in (first, second, newer[0]):
-            server.wait(job_id)
-            assert server.client.delete(f"/attribution/jobs/{job_id}").status_code == 204
-        page.unroute("**/attribution/jobs?*")
-        expect(entry(page, newer[0])).to_have_count(0)
-        expect(earlier).to_have_count(0)
-        expect(page.locator(".jobs li")).to_have_count(19)
+def test_what_another_client_ended_or_deleted_is_no_longer_under_way(served, open_page):
+    first, second = (long_job(served) for _ in range(2))
+    wait_until_running(served, first)
+    wait_until_running(served, second)
+    newer = [quick_job(served, f"Anna {index}") for index in range(20)]
+    for job_id in newer:
+        cancel(served, job_id)
+    page = open_page(served)
+    earlier = page.get_by_role("list", name="Earlier, still under way")
+    expect(earlier.locator("li")).to_have_count(2)
+    page.route("**/attribution/jobs?*", lambda route: None)  # from here on, only events report changes
+    cancel(served, first)
+    expect(earlier.locator("li")).to_have_count(1)
+    page.unroute("**/attribution/jobs?*")
+    page.route("**/events", lambda route: route.abort())  # and now only the list does
+    page.reload()
+    expect(earlier.locator("li")).to_have_count(1)
+    page.route("**/attribution/jobs?*", lambda route: None)  # while the list shrinks from several pages to one
+    cancel(served, second)
+    for job_id in (first, second, newer[0]):
+        served.wait(job_id)
+        assert served.client.delete(f"/attribution/jobs/{job_id}").status_code == 204
+    page.unroute("**/attribution/jobs?*")
+    expect(entry(page, newer[0])).to_have_count(0)
+    expect(earlier).to_have_count(0)
+    expect(page.locator(".jobs li")).to_have_count(19)
 
 
 def test_no_answer_is_said_to_a_click_until_the_next_and_to_a_read_until_there_is_one(tmp_path, open_page):

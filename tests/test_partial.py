@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 from inseq import FeatureAttributionOutput
@@ -223,7 +222,7 @@ def test_parts_expire_like_results(tmp_path):
     names = [file.name for file in (tmp_path / "results").iterdir()]
     assert len(names) == 2
     store = JobStore(tmp_path)
-    assert store.expire(before=time.time() + 1, keep=10, keep_bytes=10**9) == [job_id]
+    assert store.expire(max_age=-1, keep=10, keep_bytes=10**9) == [job_id]
     store.close()
     assert list((tmp_path / "results").iterdir()) == []
     with Server(tmp_path, module="tests.fake_engine") as server:  # reads the store alone

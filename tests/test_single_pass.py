@@ -23,7 +23,7 @@ from problems import Cancelled, InvalidRequest, UnsupportedByModel
 from settings import Settings
 from tests import reference
 from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT
-from tests.families import FAMILIES, build
+from tests.families import FAMILIES, build, family_params
 from tests.first_principles import Float64Throughout
 
 METHODS = ["saliency", "input_x_gradient", "integrated_gradients", "gradient_shap", "deeplift", "occlusion", "dummy"]
@@ -144,7 +144,7 @@ def test_equals_inseqs_loop(engine, monkeypatch, body, positions, dtype):
     assert_same(ours, theirs, rtol=largest_allowed_difference(engine, body, dtype, theirs))
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "falcon"])
+@pytest.mark.parametrize("family", family_params(*FAMILIES, "falcon"))
 @pytest.mark.parametrize("method", METHODS)
 def test_every_family_is_trusted(engine, family, method):
     """`auto` uses the single pass and reports the probe's difference, also for sliding-window attention."""

@@ -10,7 +10,7 @@ from attribution.single_pass import blockwise_attention
 from models import AttributionRequest
 from settings import Settings
 from tests import reference
-from tests.families import FAMILIES, build
+from tests.families import FAMILIES, build, family_params
 
 # Decoders that call Transformers' AttentionInterface. All but gemma2 use fused attention.
 PIECEWISE = {"gpt2", "llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi3", "gptneox", "opt"}
@@ -35,7 +35,7 @@ def run(engine, family, way):
     return stored_form.decode(parts[0].content)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", family_params())
 def test_attention_in_pieces(engine, monkeypatch, family):
     """With blocks of four queries, scores equal Inseq's."""
     for name, value in (("_CPU_SCORES", 1), ("_FEWEST", 4), ("_FEWEST_FUSED", 4)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import sqlite3
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -374,7 +375,7 @@ class StoreMachine(RuleBasedStateMachine):
     def expire(self, keep):
         completed = [job_id for job_id, status in self.expected.items() if status is JobStatus.COMPLETED]
         left = [job_id for job_id in completed if job_id not in self.expired]
-        expired = self.store.expire(before=0, keep=keep, keep_bytes=10**9)
+        expired = self.store.expire(max_age=math.inf, keep=keep, keep_bytes=10**9)
         assert len(expired) == max(0, len(left) - keep)
         assert set(expired) <= set(left)
         self.expired |= set(expired)

@@ -121,6 +121,13 @@ def test_json_is_the_servers(server):
     assert json.loads(done.stdout) == server.result(job_id, aggregator="sum", normalize="false")
 
 
+def test_a_script_that_imports_ipykernel_is_no_notebook(server):
+    import ipykernel.kernelapp  # noqa: F401 - the import alone
+
+    done = run(server, *ATTRIBUTE)
+    assert re.fullmatch(r"job \w+\n", done.stderr), done.stderr
+
+
 def test_colour_where_it_is_wanted(server):
     assert "\x1b[" in run(server, *ATTRIBUTE, FORCE_COLOR="1").stdout
     colourless = run(server, *ATTRIBUTE, FORCE_COLOR="1", NO_COLOR="1").stdout

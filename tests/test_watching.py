@@ -36,7 +36,7 @@ def watching(app, job_id):
     came: list[bytes] = []
 
     async def read():
-        async for event in app.app.state.services.watch.stream(job_id, None):
+        async for event in app.app.state.services.watch.stream(job_id, None, lambda: True):
             came.append(event)  # noqa: PERF401 - one by one, for the test to see
 
     done = app.portal.start_task_soon(read)
@@ -80,7 +80,7 @@ def test_a_thousand_streams_cost_no_thread(app):
     finished = []
 
     async def read_one():
-        finished.extend([event async for event in watch.stream(job_id, None) if b"completed" in event])
+        finished.extend([event async for event in watch.stream(job_id, None, lambda: True) if b"completed" in event])
 
     async def read_all():
         async with anyio.create_task_group() as group:

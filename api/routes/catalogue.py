@@ -6,8 +6,10 @@ from typing import Any
 
 from fastapi import APIRouter, Depends
 
-from api.dependencies import EngineDep, owner_of
+from api.dependencies import EngineDep, ManagerDep, OwnerDep, owner_of
 from api.problem_responses import problem_responses
+from jobs.store.api_keys import ANYBODY
+from jobs.store.listing import Filters
 from problems import InvalidRequest, Unauthorized
 
 catalogue = APIRouter(
@@ -46,6 +48,18 @@ def list_aggregators(engine: EngineDep) -> dict[str, Any]:
 
 
 @catalogue.get("/models")
-def list_models(engine: EngineDep) -> dict[str, Any]:
-    """List the bundled models, the loaded models, and the patterns of the names that the server allows."""
-    return engine.models()
+def list_models(engine: EngineDep, manager: ManagerDep, owner: OwnerDep) -> dict[str, Any]:
+    """List the bundled models, the loaded models, and the patterns of the names that the server allows.
+
+    Of the loaded models, a key sees those that the operator lists, and those that it used itself.
+    """
+
+    def is_shown(loaded: dict[str, Any]) -> bool:
+        name = loaded["name"]
+        if owner == ANYBODY or engine.is_listed(name):
+            return True
+        names = (name, f"{name}@{loaded['revision']}")
+        return any(manager.page(Filters(model=each, owner=owner), limit=1, before=None) for each in names)
+
+    models = engine.models()
+    return models | {"loaded": [each for each in models["loaded"] if is_shown(each)]}

@@ -1,7 +1,8 @@
 """Routes of jobs: submit, estimate, list, get, watch, cancel, delete.
 
-Each calls the manager or the engine and returns a document. Routes are plain functions, which FastAPI runs on threads,
-so that none blocks the event loop. The two that wait for a job are coroutines: a waiting client needs no thread.
+Each calls the manager or the engine and returns a document. Plain functions run on the threads that FastAPI shares
+among routes; what may take long runs on threads of its own (`api.work_threads`); a client that waits for a job needs no
+thread.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from api.dependencies import EngineDep, ManagerDep, OwnerDep, WatchDep
+from api.dependencies import ManagerDep, MayContinueDep, OwnerDep, ServicesDep, WatchDep
 from api.documents import job_document_of, read_cursor, read_tag, write_cursor
 from api.job_watch import event_id
 from api.problem_responses import problem_responses
+from api.request_body import JsonRoute
 from job_manager import JobManager
 from jobs.store.listing import Filters
 from jobs.store.records import OwnerFilter
@@ -39,7 +41,12 @@ from problems import (
 )
 
 MAX_WAIT = 60.0  # seconds for which `wait` may delay a response
-jobs = APIRouter(prefix="/attribution", tags=["attribution"], responses=problem_responses(InvalidRequest, Unauthorized))
+jobs = APIRouter(
+    prefix="/attribution",
+    tags=["attribution"],
+    responses=problem_responses(InvalidRequest, Unauthorized),
+    route_class=JsonRoute,
+)
 
 
 @jobs.post(
@@ -57,11 +64,11 @@ jobs = APIRouter(prefix="/attribution", tags=["attribution"], responses=problem_
         StorageFailed,
     ),
 )
-def submit_job(
+async def submit_job(
     body: AttributionRequest,
+    request: Request,
     response: Response,
-    manager: ManagerDep,
-    engine: EngineDep,
+    services: ServicesDep,
     owner: OwnerDep,
     idempotency_key: Annotated[
         str | None,
@@ -73,10 +80,15 @@ def submit_job(
     ] = None,
 ) -> Job:
     """Accept an attribution job. It is durable when this answers: it runs even if the server crashes meanwhile."""
-    request = engine.check(body)
-    reuse_key = engine.result_identity(request)
-    record = manager.submit(request, idempotency_key=idempotency_key, owner=owner, reuse_key=reuse_key)
-    job = job_document_of(record)
+    engine, manager = services.engine, services.manager
+
+    def submit() -> Job:
+        checked = engine.check(body)
+        reuse_key = engine.result_identity(checked)
+        record = manager.submit(checked, idempotency_key=idempotency_key, owner=owner, reuse_key=reuse_key)
+        return job_document_of(record)
+
+    job = await services.submissions.run(request, submit)
     response.headers["Location"] = job.links.self
     return job
 
@@ -88,11 +100,16 @@ def submit_job(
         InvalidRequest, ModelNotAllowed, ModelUnavailable, InputRejected, BodyTooLarge, UnsupportedMediaType
     ),
 )
-def estimate_job(body: AttributionRequest, engine: EngineDep, manager: ManagerDep, owner: OwnerDep) -> Estimate:
+async def estimate_job(body: AttributionRequest, request: Request, services: ServicesDep, owner: OwnerDep) -> Estimate:
     """Estimate a job's tokens, passes, time and memory. The method does not run, and no job is made."""
-    estimate = engine.estimate(engine.check(body))
-    queue = manager.seconds_until_run(owner, body.priority)
-    return estimate.model_copy(update={"seconds": estimate.seconds.model_copy(update={"queue": queue})})
+    engine, manager = services.engine, services.manager
+
+    def estimated() -> Estimate:
+        estimate = engine.estimate(engine.check(body))
+        queue = manager.seconds_until_run(owner, body.priority)
+        return estimate.model_copy(update={"seconds": estimate.seconds.model_copy(update={"queue": queue})})
+
+    return await services.estimates.run(request, estimated)
 
 
 @jobs.get("/jobs", response_model=JobList, responses=problem_responses(InvalidRequest))
@@ -122,6 +139,7 @@ async def get_job(
     manager: ManagerDep,
     watch: WatchDep,
     owner: OwnerDep,
+    may_continue: MayContinueDep,
     wait: Annotated[float, Query(ge=0, le=MAX_WAIT, description="Seconds to wait for the job's end.")] = 0,
 ) -> Job:
     """Return the job: status, progress, and the error if it failed.
@@ -131,7 +149,7 @@ async def get_job(
     job = await run_in_threadpool(job_document, manager, job_id, owner)
     seconds = wait or _preferred_wait(request)
     if seconds and not job.status.is_terminal:
-        job = await watch.wait_for_end(job_id, seconds)
+        job = await watch.wait_for_end(job_id, seconds, may_continue)
     if not job.status.is_terminal:
         response.headers["Retry-After"] = "1"
     return job
@@ -150,6 +168,7 @@ async def watch_job(
     manager: ManagerDep,
     watch: WatchDep,
     owner: OwnerDep,
+    may_continue: MayContinueDep,
     last_event_id: Annotated[
         str | None, Header(description="The id of the last event received; the stream continues after it.")
     ] = None,
@@ -159,7 +178,7 @@ async def watch_job(
     if job.status.is_terminal and last_event_id == event_id(job):
         return Response(status_code=204)  # an EventSource does not reconnect after 204
     return StreamingResponse(
-        watch.stream(job_id, last_event_id),
+        watch.stream(job_id, last_event_id, may_continue),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )

@@ -8,10 +8,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from api.dependencies import EngineDep, ManagerDep, OwnerDep, StoreDep
+from api.dependencies import OwnerDep, ServicesDep
 from api.engine_protocol import AttributionEngineProtocol
 from api.problem_responses import problem_responses
-from api.result_formats import NEGOTIABLE, SENT, Format, accepted_format, check_fits
+from api.result_formats import NEGOTIABLE, SENT, Format, accepted_format, accepts_gzip, check_fits, is_current
 from api.result_parts import Contents, contents
 from models import AttributionResult, ComparisonResult, ViewOptions
 from problems import (
@@ -45,12 +45,10 @@ results = APIRouter(
     },
     response_class=Response,
 )
-def get_results(
+async def get_results(
     job_id: str,
     request: Request,
-    manager: ManagerDep,
-    engine: EngineDep,
-    store: StoreDep,
+    services: ServicesDep,
     owner: OwnerDep,
     options: Annotated[ViewOptions, Query()],
     view: Annotated[
@@ -70,7 +68,13 @@ def get_results(
 
     With `partial`, also what a running, failed or cancelled job has attributed so far.
     """
-    found = contents(manager.get(job_id, owner), manager, store, method=method, partial=partial)
+    engine, manager, store = services.engine, services.manager, services.store
+
+    def find() -> Contents:
+        return contents(manager.get(job_id, owner), manager, store, method=method, partial=partial)
+
+    # An unfinished result is encoded when it is found.
+    found = await (services.views if partial else services.stored_views).run(request, find)
     view = view or _preferred(request.headers.get("Accept", "*/*"), is_joint=found.is_joint)
     check_fits(view, options)
     if found.is_joint and view != "json":
@@ -78,17 +82,19 @@ def get_results(
     policy = engine.page_policy(options) if view == "html" else ""
     etag = _etag(found, view, options, policy)
     headers = {"ETag": etag, "Vary": "Accept, Accept-Encoding", "Cache-Control": "private, no-cache"}
-    if etag in {each.strip() for each in request.headers.get("If-None-Match", "").split(",")}:
+    if is_current(etag, request.headers.get("If-None-Match", "")):
         return Response(status_code=304, headers=headers)
     sent = SENT[view]
     if not sent.is_page:
         headers["Content-Disposition"] = f'attachment; filename="{job_id}.{sent.suffix}"'
     if policy:
         headers["Content-Security-Policy"] = policy
-    is_zipped = "gzip" in request.headers.get("Accept-Encoding", "") and not sent.is_compressed
+    is_zipped = not sent.is_compressed and accepts_gzip(request.headers.get("Accept-Encoding", ""))
     if is_zipped:
         headers["Content-Encoding"] = "gzip"
-    return Response(_body(engine, found, view, options, zipped=is_zipped), media_type=sent.media_type, headers=headers)
+    threads = services.stored_views if _is_stored(view, options) else services.views
+    content = await threads.run(request, lambda: _body(engine, found, view, options, zipped=is_zipped))
+    return Response(content, media_type=sent.media_type, headers=headers)
 
 
 def _preferred(accept: str, *, is_joint: bool) -> Format:

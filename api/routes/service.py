@@ -8,15 +8,15 @@ from fastapi import APIRouter, Depends, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from api.dependencies import ManagerDep, MetricsDep, StoreDep, owner_of
+from api.dependencies import ManagerDep, MetricsDep, StoreDep, check_metrics_key
 from api.problem_responses import problem_responses
-from problems import InvalidRequest, JobNotFound, ShuttingDown, Unauthorized, all_errors
+from problems import InvalidRequest, NotFound, ShuttingDown, Unauthorized, all_errors
 
 meta = APIRouter(tags=["service"], responses=problem_responses(InvalidRequest))
 
 
 @meta.get("/health/live")
-def live() -> dict[str, str]:
+async def live() -> dict[str, str]:
     """Check that the process answers."""
     return {"status": "ok"}
 
@@ -32,7 +32,7 @@ def ready(manager: ManagerDep, store: StoreDep) -> dict[str, str]:
 @meta.get(
     "/metrics",
     response_class=PlainTextResponse,
-    dependencies=[Depends(owner_of)],
+    dependencies=[Depends(check_metrics_key)],
     responses=problem_responses(Unauthorized),
 )
 def get_metrics(metrics: MetricsDep) -> Response:
@@ -40,10 +40,10 @@ def get_metrics(metrics: MetricsDep) -> Response:
     return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
-@meta.get("/problems/{slug}", responses=problem_responses(JobNotFound))
-def describe_problem(slug: str) -> dict[str, Any]:
+@meta.get("/problems/{slug}", responses=problem_responses(NotFound))
+async def describe_problem(slug: str) -> dict[str, Any]:
     """Describe the problems of a `type`: title and status."""
     for error in all_errors():
         if error.slug == slug:
             return {"type": f"/problems/{slug}", "title": error.title(), "status": int(error.status)}
-    raise JobNotFound(f"There is no problem type {slug!r}.")
+    raise NotFound(f"There is no problem type {slug!r}.")

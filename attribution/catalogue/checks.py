@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any
 
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from attribution.catalogue import inseq_catalogue, traits
+from attribution.catalogue.config_checks import config_refusals
 from attribution.catalogue.inseq_catalogue import Method, Parameter, StepFunction, attributed_function
 from attribution.catalogue.single_pass_eligibility import obstacle
 from attribution.catalogue.traits import BATCH_SIZES, DEFAULT_FUNCTION, SHORTHANDS, STEP_COUNTS, Reads
@@ -22,7 +23,13 @@ from problems import InvalidRequest
 from settings import Settings
 
 
-def resolve(request: AttributionRequest, settings: Settings, *, is_encoder_decoder: bool | None) -> AttributionRequest:
+def resolve(
+    request: AttributionRequest,
+    settings: Settings,
+    *,
+    is_encoder_decoder: bool | None,
+    config: PretrainedConfig | None = None,
+) -> AttributionRequest:
     """Return the request as it will run: shorthands moved to `attribution_args`, every argument checked.
 
     Raises `InvalidRequest` with every error found, each with a JSON pointer into the body.
@@ -47,6 +54,8 @@ def resolve(request: AttributionRequest, settings: Settings, *, is_encoder_decod
             errors.append(_at("/engine", f"The single pass cannot compute this request: {reason} Use auto or inseq."))
         if is_encoder_decoder is not None:
             errors += kind_refusals(request, method, is_encoder_decoder=is_encoder_decoder)
+    if config is not None:
+        errors += config_refusals(method, config)
     errors += _generation_errors(request, settings)
     errors += _template_errors(request)
     errors += _limit_errors(request, attribution_args, settings)

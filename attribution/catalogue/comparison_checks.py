@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from transformers import PretrainedConfig
+
 from attribution.catalogue import checks, inseq_catalogue
 from attribution.catalogue.traits import SHORTHANDS
 from models import AttributionRequest, ProblemItem
@@ -12,18 +14,25 @@ from problems import InvalidRequest
 from settings import Settings
 
 
-def resolve(request: AttributionRequest, settings: Settings, *, is_encoder_decoder: bool | None) -> AttributionRequest:
+def resolve(
+    request: AttributionRequest,
+    settings: Settings,
+    *,
+    is_encoder_decoder: bool | None,
+    config: PretrainedConfig | None = None,
+) -> AttributionRequest:
     """Return the request with every default filled in; each method is checked as if it were the only one.
 
     Raises `InvalidRequest` with every error found, each with a JSON pointer into the body.
     """
     if request.methods is None:
-        return checks.resolve(request, settings, is_encoder_decoder=is_encoder_decoder)
+        return checks.resolve(request, settings, is_encoder_decoder=is_encoder_decoder, config=config)
     errors = list(_misplaced(request, request.methods))
     resolved: dict[str, Any] = {}
     for index, name in enumerate(request.methods):
         try:
-            one = checks.resolve(_alone(request, name), settings, is_encoder_decoder=is_encoder_decoder)
+            alone = _alone(request, name)
+            one = checks.resolve(alone, settings, is_encoder_decoder=is_encoder_decoder, config=config)
             resolved[name] = one.attribution_args
         except InvalidRequest as error:
             errors += (_moved(item, name, index) for item in error.errors)

@@ -43,6 +43,7 @@ class MethodTraits:
     prepares_vocabulary: bool = False  # looks at the whole vocabulary once for each model
     needs_float32_inputs: bool = False  # makes float32 tensors itself, or reads embeddings as numpy arrays
     reads_attention: bool = False  # its scores are the model's attention weights
+    makes_embeddings: bool = False  # runs the model on embeddings that are no token's
     is_decoder_only: bool = False  # fails on encoder-decoder models
     can_attribute_target: bool = True  # on encoder-decoder models, also the target prefix
     compares_activations: bool = False  # those of the input with those of the baseline
@@ -77,6 +78,7 @@ METHODS: dict[str, MethodTraits] = {
     ),
     "discretized_integrated_gradients": MethodTraits(
         repeats_rows=True,
+        makes_embeddings=True,
         prepares_vocabulary=True,
         needs_float32_inputs=True,
         completeness_advice=_RAISE_N_STEPS,
@@ -88,6 +90,7 @@ METHODS: dict[str, MethodTraits] = {
         is_random=True,
         has_single_pass=True,
         repeats_rows=True,
+        makes_embeddings=True,
         needs_float32_inputs=True,
         completeness_advice="They do so on average only: raise n_samples.",
         rows="n_samples",
@@ -95,7 +98,11 @@ METHODS: dict[str, MethodTraits] = {
     ),
     "input_x_gradient": MethodTraits(has_single_pass=True, runs_own_text=True),
     "integrated_gradients": MethodTraits(
-        has_single_pass=True, repeats_rows=True, completeness_advice=_RAISE_N_STEPS, rows="n_steps"
+        has_single_pass=True,
+        repeats_rows=True,
+        makes_embeddings=True,
+        completeness_advice=_RAISE_N_STEPS,
+        rows="n_steps",
     ),
     "layer_deeplift": MethodTraits(
         repeats_rows=True,
@@ -118,7 +125,13 @@ METHODS: dict[str, MethodTraits] = {
         rows="n_steps",
         extra_forwards=2,  # the layer's output for the input and for the baseline
     ),
-    "lime": MethodTraits(is_random=True, needs_float32_inputs=True, can_attribute_target=False, perturbed="n_samples"),
+    "lime": MethodTraits(
+        is_random=True,
+        makes_embeddings=True,
+        needs_float32_inputs=True,
+        can_attribute_target=False,
+        perturbed="n_samples",
+    ),
     "occlusion": MethodTraits(
         ScoreShape.TOKEN, has_single_pass=True, runs_own_text=True, perturbed="windows", extra_forwards=1
     ),
@@ -133,7 +146,7 @@ METHODS: dict[str, MethodTraits] = {
     ),
     "saliency": MethodTraits(has_single_pass=True, runs_own_text=True),
     "sequential_integrated_gradients": MethodTraits(
-        repeats_rows=True, can_attribute_target=False, rows="n_steps", paths_per_token=True
+        repeats_rows=True, makes_embeddings=True, can_attribute_target=False, rows="n_steps", paths_per_token=True
     ),
     "value_zeroing": MethodTraits(ScoreShape.LAYER, zeroes_positions=True),
 }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +27,13 @@ DECODER_EMBEDDINGS = declare(
     remedy="Targets are embedded with the decoder's embedding.",
     proof="test_corrections_methods.py::test_embeddings_are_scaled_once",
 )
+EMBEDDINGS_COPIED = declare(
+    "embeddings_are_not_changed",
+    reason="CTRL scales its input embeddings in place, which gradient methods cannot differentiate, and which changes "
+    "the embeddings that Inseq uses again at the next step.",
+    remedy="The model gets a copy of the embeddings.",
+    proof="test_field_cases.py::test_embeddings_scaled_in_place",
+)
 HALF_PRECISION = declare(
     "half_precision_inputs",
     reason="lime, gradient_shap and discretized_integrated_gradients fail on bfloat16 or float16 weights: they create "
@@ -44,16 +51,23 @@ class EmbeddingsFix:
 
     scaled_twice: bool = False  # the decoder also scales input embeddings
     own_decoder: bool = False  # the decoder's embedding is not the encoder's
+    copied: bool = False  # the model changes its input embeddings in place
 
     @property
     def corrections(self) -> list[Correction]:
         """The declared corrections that this fix applies."""
-        return [EMBEDDINGS_SCALED_ONCE] * self.scaled_twice + [DECODER_EMBEDDINGS] * self.own_decoder
+        return (
+            [EMBEDDINGS_SCALED_ONCE] * self.scaled_twice
+            + [DECODER_EMBEDDINGS] * self.own_decoder
+            + [EMBEDDINGS_COPIED] * self.copied
+        )
 
     @contextmanager
     def applied(self, model: HuggingfaceModel) -> Iterator[None]:
         """Change the model within the block; the caller holds its lock."""
         with ExitStack() as stack:
+            if self.copied:
+                stack.enter_context(_embeddings_as(model, torch.Tensor.clone))
             if self.scaled_twice:
                 _scale_only_looked_up(model.get_decoder(), stack)
             if self.own_decoder:
@@ -66,7 +80,9 @@ class EmbeddingsFix:
 
 def embeddings_fix(model: HuggingfaceModel) -> EmbeddingsFix:
     """The fix for this model. Raises `UnsupportedByModel` if no fix makes its logits equal those from ids."""
-    for fix in _candidates(model):
+    copied = _changes_its_input(model)
+    for candidate in _candidates(model):
+        fix = replace(candidate, copied=copied)
         with fix.applied(model):
             difference, scale = _difference(model)
         if difference <= _TOLERANCE * scale:
@@ -110,11 +126,18 @@ def _scale_only_looked_up(module: torch.nn.Module, stack: ExitStack) -> None:
 def cast_to_half(model: HuggingfaceModel) -> Iterator[None]:
     """Make the network cast float32 input embeddings to its own dtype within the block."""
     dtype = model.model.dtype
+    with _embeddings_as(model, lambda embeddings: embeddings.to(dtype)):
+        yield
+
+
+@contextmanager
+def _embeddings_as(model: HuggingfaceModel, made: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """Within the block, the network gets what `made` makes of its input embeddings."""
 
     def before(_: Any, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         for name in ("inputs_embeds", "decoder_inputs_embeds"):
             if named.get(name) is not None:
-                named[name] = named[name].to(dtype)
+                named[name] = made(named[name])
         return arguments, named
 
     handle = model.model.register_forward_pre_hook(before, with_kwargs=True)
@@ -135,14 +158,30 @@ def float32_vocabulary(model: HuggingfaceModel) -> Iterator[None]:
         del model.get_embedding_layer
 
 
+def ordinary_ids(model: HuggingfaceModel, count: int = 4) -> torch.Tensor:
+    """So many ordinary tokens: [1, count]."""
+    size = int(model.model.get_input_embeddings().num_embeddings)
+    # Not the pad token: some families count positions from it, and embeddings do not show which token is padding.
+    special = {*model.special_tokens_ids, model.model.config.pad_token_id}
+    return torch.tensor([[index for index in range(size) if index not in special][:count]], device=model.device)
+
+
+@torch.no_grad()
+def _changes_its_input(model: HuggingfaceModel) -> bool:
+    """Whether a forward changes the input embeddings that it is given."""
+    ids = ordinary_ids(model)
+    given = {"inputs_embeds": model.embed_ids(ids).clone()}
+    if model.is_encoder_decoder:
+        given["decoder_inputs_embeds"] = model.embed_ids(ids, as_targets=True).clone()
+    before = [each.clone() for each in given.values()]
+    model.model(**given, attention_mask=torch.ones_like(ids), use_cache=False)
+    return not all(map(torch.equal, given.values(), before))
+
+
 @torch.no_grad()
 def _difference(model: HuggingfaceModel) -> tuple[float, float]:
     """`_logits_difference` for four ordinary tokens."""
-    network = model.model
-    size = int(network.get_input_embeddings().num_embeddings)
-    # Not the pad token: some families count positions from it, and embeddings do not show which token is padding.
-    special = {*model.special_tokens_ids, network.config.pad_token_id}
-    ids = torch.tensor([[index for index in range(size) if index not in special][:4]], device=model.device)
+    ids = ordinary_ids(model)
     return _logits_difference(model, ids, ids if model.is_encoder_decoder else None)
 
 

@@ -28,6 +28,7 @@ LAYER_OF_ENCODER = declare(
     proof="test_corrections_methods.py::test_layer_methods",
 )
 
+_HANDLES = "_text_embedding_handles"
 _NDIM = 3  # [1, tokens, width]
 _METHODS = {
     "layer_integrated_gradients": LayerIntegratedGradients,
@@ -87,9 +88,38 @@ def correct_layer_method(method: FeatureAttribution, model: HuggingfaceModel, le
     """Rebuild a loaded layer method: its forward uses the passed ids, its layer is the encoder's if there is one."""
     layer, forward = method.target_layer, method.attribution_model
     if layer is model.get_embedding_layer() is not layer_of(model) and ledger.apply(LAYER_OF_ENCODER):
-        layer = layer_of(model)
+        layer = TextEmbedding(model.get_encoder())
     # Gradient times activation runs the input only, so a forward that ignores the passed ids does no harm.
     if method.use_baselines and ledger.apply(LAYER_INPUT):
         forward = ForwardOnPassedIds(model)
     method.target_layer = layer
     method.method = _METHODS[method.method_name](forward, layer, multiply_by_inputs=method.method.multiplies_by_inputs)
+
+
+class TextEmbedding(torch.nn.Identity):
+    """Stands for an encoder's embedding of the text, in an encoder that also embeds padding by itself (LED).
+
+    The encoder's embedding is then called twice in a forward, and a method that hooks it would take the padding's
+    vectors for the text's.
+    """
+
+    def __init__(self, encoder: torch.nn.Module) -> None:
+        super().__init__()
+        self._is_called = False
+        for handle in vars(encoder).pop(_HANDLES, ()):  # of the text before
+            handle.remove()
+        handles = (
+            encoder.register_forward_pre_hook(self._begin),
+            embedding_of(encoder).register_forward_hook(self._embedded),
+        )
+        vars(encoder)[_HANDLES] = handles
+
+    def _begin(self, _: torch.nn.Module, __: Any) -> None:
+        self._is_called = False
+
+    def _embedded(self, _: torch.nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
+        if self._is_called:
+            return output
+        self._is_called = True
+        text: torch.Tensor = self(output)
+        return text

@@ -6,7 +6,7 @@ import torch
 from inseq.attr.feat import FeatureAttribution
 from inseq.models import HuggingfaceModel
 
-from attribution.corrections import reagent, value_zeroing
+from attribution.corrections import attention_maps, reagent, value_zeroing
 from attribution.corrections.registry import Ledger
 
 
@@ -17,9 +17,21 @@ def before_loading(method: str, model: HuggingfaceModel, identity: str, ledger: 
         reagent.seed_word_classes(model.tokenizer, identity)
 
 
-def after_loading(method: FeatureAttribution, model: HuggingfaceModel, ids: torch.Tensor, ledger: Ledger) -> None:
-    """Correct a loaded method for a text whose target has these ids, [1, length]."""
+def after_loading(
+    method: FeatureAttribution,
+    model: HuggingfaceModel,
+    ids: torch.Tensor,
+    ledger: Ledger,
+    *,
+    encoder_has_maps: bool = True,
+) -> None:
+    """Correct a loaded method for a text whose target has these ids, [1, length].
+
+    `encoder_has_maps`: whether the encoder's attention weights are of all pairs of its tokens.
+    """
     if method.method_name == "value_zeroing":
         value_zeroing.correct_value_zeroing(method, model, ledger)
+    elif method.method_name == "attention":
+        attention_maps.correct_attention(method, model, ledger, encoder_has_maps=encoder_has_maps)
     elif method.method_name == "reagent":
         reagent.correct_added_tokens(method, model.tokenizer, ids, ledger)

@@ -47,13 +47,13 @@ class Ledger:
     """The corrections that concern a job: applied, or withheld because the request has `corrections: false`."""
 
     def __init__(self, *, enabled: bool) -> None:
-        self._enabled = enabled
+        self.enabled = enabled
         self._met: dict[str, Correction] = {}
 
     def apply(self, correction: Correction) -> bool:
         """Note that this correction concerns the job, and return whether to apply it."""
         self._met[correction.name] = correction
-        return self._enabled
+        return self.enabled
 
     @property
     def met(self) -> list[Correction]:
@@ -63,9 +63,9 @@ class Ledger:
     @property
     def applied(self) -> list[str]:
         """Names of the applied corrections, sorted."""
-        return sorted(self._met) if self._enabled else []
+        return sorted(self._met) if self.enabled else []
 
     @property
     def withheld(self) -> list[str]:
         """Names of the withheld corrections, sorted."""
-        return [] if self._enabled else sorted(self._met)
+        return [] if self.enabled else sorted(self._met)

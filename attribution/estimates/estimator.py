@@ -19,6 +19,7 @@ import torch
 from transformers import AutoTokenizer
 
 from attribution.catalogue import inseq_catalogue
+from attribution.catalogue.config_checks import has_embeddings_of_layers
 from attribution.catalogue.inseq_catalogue import Method
 from attribution.catalogue.single_pass_eligibility import obstacle
 from attribution.catalogue.traits import ScoreShape
@@ -114,7 +115,8 @@ class Estimator:
         """Bytes, with the weights."""
         stored = sum(_score_bytes(request, loaded, each) for each in shapes)
         # All steps' scores stay in CPU memory until they are joined, and the joined copy needs as much again.
-        return int(rates.peak_bytes(every)) + (2 * stored if loaded.key.device == "cpu" else 0)
+        joined = 2 * stored if loaded.key.device == "cpu" else 0
+        return int(rates.peak_bytes(every)) + joined + _token_search_bytes(loaded, every)
 
     def _measured(self, loaded: LoadedModel) -> ModelRates:
         """The model's rates, measured now if needed.
@@ -322,6 +324,16 @@ def _all_passes(request: AttributionRequest, loaded: LoadedModel, shapes: Sequen
         return [each for shape in shapes for each in passes.of_single_pass(request, shape)]
     at_once = _takes_single_pass(request, loaded, inseq_catalogue.step_scores_only())
     return [each for shape in shapes for each in passes.of_text(request, shape, scores_at_once=at_once)]
+
+
+def _token_search_bytes(loaded: LoadedModel, every: Sequence[Passes]) -> int:
+    """Bytes of the largest comparison by which a model with embeddings in each layer finds the tokens of given
+    embeddings: one for each position, token of the vocabulary and dimension.
+    """
+    config = loaded.network.config.get_text_config(decoder=True)
+    if not has_embeddings_of_layers(config):
+        return 0
+    return max((each.tokens for each in every), default=0) * int(config.vocab_size) * int(config.hidden_size)
 
 
 def _score_bytes(request: AttributionRequest, loaded: LoadedModel, shape: Shape) -> int:

@@ -169,7 +169,8 @@ def _pass(loaded: LoadedModel, length: int, *, backward: bool) -> None:
             inputs = {"inputs_embeds": _embedded(loaded, half), "decoder_input_ids": half}
         else:
             inputs = {"inputs_embeds": _embedded(loaded, ids)}
-        output = network(**inputs)
+        # A copy of the embeddings, which CTRL changes; no cache, in which RWKV changes what backward needs.
+        output = network(**inputs | {"inputs_embeds": inputs["inputs_embeds"].clone()}, use_cache=False)
         if backward:
             score = output.logits[:, -1].float().softmax(-1)[:, 0].sum()
             torch.autograd.grad(score, inputs["inputs_embeds"])

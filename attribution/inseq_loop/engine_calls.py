@@ -7,7 +7,7 @@ and returns an `Attributed`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from inseq.data import FeatureAttributionOutput
@@ -18,9 +18,9 @@ from attribution.catalogue import inseq_catalogue
 from attribution.corrections import positions_and_padding
 from attribution.corrections.step_functions import plain_name
 from attribution.inseq_loop import completeness, step_scores
-from attribution.inseq_loop.cheaper_forwards import lean_forwards
 from attribution.inseq_loop.text_setup import MethodOnText, Setup, embedded_batch, functions_and_arguments
 from attribution.model_cache.attention_outputs import keep_attributed_rows
+from attribution.model_cache.lean_forwards import lean_forwards
 from attribution.single_pass.activations import cached_derivatives
 from attribution.single_pass.inseq_output import InseqOutputBuilder
 from attribution.single_pass.method_dispatch import step_results
@@ -44,6 +44,7 @@ class FinishedSteps(list[FeatureAttributionStepOutput]):
         self._on_step(len(self))
 
 
+METHOD_WARNINGS = "method_warnings"  # a key of an output's `info`, on its way from a corrected method to the run
 EngineCall = Callable[[Setup, FinishedSteps, ProgressCallback], Attributed]
 
 
@@ -105,12 +106,13 @@ def _loop(setup: Setup, steps: FinishedSteps, *, scores: list[step_scores.Scores
     arguments, identity = dict(setup.arguments), list[completeness.Step]()
     if completeness.has_identity(request, method):
         identity = completeness.watch(setup.method, model, setup.ledger)
-    # The layer that the request names may be the head.
-    lean = nullcontext() if request.attribution_args.get("target_layer") else lean_forwards(model)
+    # The layer that the request names may be the head. Without corrections, the loop is Inseq's own.
+    is_lean = setup.loaded.is_lean and request.corrections and not request.attribution_args.get("target_layer")
     with ExitStack() as stack:
         stack.enter_context(_steps_reported(model, steps, StepLabels(setup.batch)))
-        stack.enter_context(lean)
-        if method.traits.reads_attention:
+        if is_lean:
+            stack.enter_context(lean_forwards(model))
+        if method.traits.reads_attention and request.corrections:
             target = arguments["attribute_target"]
             places = setup.loaded.attention
             stack.enter_context(keep_attributed_rows(setup.method, model, places, text.first, attribute_target=target))
@@ -124,6 +126,8 @@ def _loop(setup: Setup, steps: FinishedSteps, *, scores: list[step_scores.Scores
         output = setup.method.attribute(
             setup.batch, attributed_fn=function, show_progress=False, pretty_progress=False, **arguments
         )
+    # What a corrected method leaves out; the run takes it into the result's warnings.
+    output.info[METHOD_WARNINGS] = getattr(setup.method.method, "warnings", []) if method.has_scores else []
     if method.is_final_step and text.first > 1 and model.is_encoder_decoder:
         positions_and_padding.restore_decoder_scores(output, steps[-1], setup.ledger)
     return output, identity

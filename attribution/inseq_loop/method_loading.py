@@ -9,14 +9,16 @@ from inseq.attr.feat import FeatureAttribution
 from inseq.models import HuggingfaceModel
 
 from attribution.catalogue import checks
+from attribution.catalogue.config_checks import rescaled_experts
 from attribution.catalogue.inseq_catalogue import Method
 from attribution.corrections import embeddings, layers, loaded_methods
+from attribution.corrections.activations_of_experts import has_rescaled_experts
 from attribution.corrections.registry import Ledger
-from attribution.inseq_loop.cheaper_forwards import lean_occlusion
+from attribution.inseq_loop.lean_occlusion import lean_occlusion
 from attribution.model_cache.loading import LoadedModel
 from attribution.text.encoding import Text
 from models import Arguments, AttributionRequest
-from problems import InputRejected
+from problems import InputRejected, UnsupportedByModel
 
 
 def load_method(
@@ -24,11 +26,14 @@ def load_method(
 ) -> FeatureAttribution:
     """The method, hooked to the model. `float32`: its inputs are float32 copies of embeddings (see `embeddings`).
 
-    Raises `InputRejected` for a layer that cannot be attributed.
+    Raises `InputRejected` for a layer that cannot be attributed, and `UnsupportedByModel` for DeepLIFT on experts with
+    activations that it compares.
     """
     model: HuggingfaceModel = loaded.model
     arguments = checks.typed(request.attribution_args, method.init_parameters)
     identity = f"{loaded.key.name.replace('/', '--')}@{loaded.key.revision}"
+    if method.traits.compares_activations and has_rescaled_experts(model.model):
+        raise UnsupportedByModel(rescaled_experts(method.name))
     loaded_methods.before_loading(method.name, model, identity, ledger)
     if method.is_layer:
         arguments |= _layer(model, arguments, text)
@@ -39,11 +44,12 @@ def load_method(
         if float32 and method.traits.prepares_vocabulary:
             stack.enter_context(embeddings.float32_vocabulary(model))
         found = FeatureAttribution.load(method.name, attribution_model=model, **arguments)
-    if method.traits.perturbed == "windows":
+    if method.traits.perturbed == "windows" and request.corrections:
         lean_occlusion(found, model)
     if method.is_layer:
         layers.correct_layer_method(found, model, ledger)
-    loaded_methods.after_loading(found, model, text.target.input_ids, ledger)
+    ids, has_maps = text.target.input_ids, loaded.attention.encoder_has_maps
+    loaded_methods.after_loading(found, model, ids, ledger, encoder_has_maps=has_maps)
     return found
 
 

@@ -110,13 +110,14 @@ def functions_and_arguments(
     """The attributed function and the step scores, corrected, and their arguments in Inseq's types."""
     functions = inseq_catalogue.step_functions()
     function, repeats_rows = inseq_catalogue.attributed_function(request), checks.repeats_rows(request, method)
-    attributed = corrected_step_function(function.name, ledger, repeats_rows=repeats_rows)
+    given = contrast["attributed_fn_args"]
+    attributed = corrected_step_function(function.name, ledger, given, repeats_rows=repeats_rows)
     parameters = function.parameters if request.attributed_fn else {}
     scored = {key: value for name in step_scores for key, value in functions[name].parameters.items()}
     return {
         "attributed_fn": attributed,
-        "step_scores": [corrected_step_function(name, ledger) for name in step_scores],
-        "attributed_fn_args": checks.typed(contrast["attributed_fn_args"], parameters),
+        "step_scores": [corrected_step_function(name, ledger, contrast["step_scores_args"]) for name in step_scores],
+        "attributed_fn_args": checks.typed(given, parameters),
         "step_scores_args": checks.typed(contrast["step_scores_args"], scored),
     }
 

@@ -33,6 +33,7 @@ class AttentionOutputs:
 
     decoder: tuple[AttentionOutput, ...] | None = None
     cross: tuple[AttentionOutput, ...] | None = None
+    encoder_has_maps: bool = True  # its weights are of all pairs of tokens, and not of windows or blocks
 
 
 def find_attention_outputs(network: torch.nn.Module, forward: Callable[[], Any]) -> AttentionOutputs:
@@ -56,7 +57,9 @@ def find_attention_outputs(network: torch.nn.Module, forward: Callable[[], Any])
         found = tuple(first[id(each)] for each in weights if id(each) in first)
         return found if found and len(found) == len(weights) else None
 
-    return AttentionOutputs(outputs(_DECODER), outputs(_CROSS))
+    encoder = output.get("encoder_attentions") or ()
+    has_maps = all(isinstance(each, torch.Tensor) and each.shape[-2] == each.shape[-1] for each in encoder)
+    return AttentionOutputs(outputs(_DECODER), outputs(_CROSS), has_maps)
 
 
 @contextmanager
@@ -78,9 +81,12 @@ def keep_attributed_rows(
 
     def cut(module: torch.nn.Module, _: Any, output: tuple[Any, ...]) -> tuple[Any, ...]:
         index = indices[module]
+        are_cut.add(module)
         return (*output[:index], output[index][:, :, start - 1 :].clone(), *output[index + 1 :])
 
     def build_steps(single: Any, attr_pos_start: int, attr_pos_end: int) -> list[Any]:
+        if not are_cut:  # BigBird makes new attention modules in a forward
+            return list(build(single, attr_pos_start=attr_pos_start, attr_pos_end=attr_pos_end))
         rows = {name: getattr(single, name) for name in ("source_attributions", "target_attributions")}
         single.source_attributions = single.target_attributions = None
         steps: list[Any] = build(single, attr_pos_start=attr_pos_start, attr_pos_end=attr_pos_end)
@@ -91,6 +97,7 @@ def keep_attributed_rows(
                 step.target_attributions = target[:, : attr_pos_start + index, index]
         return steps
 
+    are_cut = set[torch.nn.Module]()
     indices = {output.module: output.index for each in wanted for output in each or ()}
     with ExitStack() as stack:
         for module in indices:

@@ -14,11 +14,24 @@ from typing import Any
 
 import torch
 from inseq.models import HuggingfaceModel
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
+from attribution import network_state
 from attribution.catalogue.traits import STEP_SCORES_ONLY
 from attribution.corrections.embeddings import EmbeddingsFix, embeddings_fix
 from attribution.isolation import DEFAULT_DTYPE, RANDOM_DRAWS, held
+from attribution.model_cache import lean_forwards, loading_report
 from attribution.model_cache.attention_outputs import AttentionOutputs, find_attention_outputs
 from attribution.model_cache.sources import ModelSource
 from problems import ModelUnavailable
@@ -47,7 +60,9 @@ class LoadedModel:
     size: int  # bytes of parameters and buffers
     embeddings_fix: EmbeddingsFix = field(default_factory=EmbeddingsFix)
     attention: AttentionOutputs = field(default_factory=AttentionOutputs)
+    is_lean: bool = False  # whether `lean_forwards` leave its last logits as they are
     verdicts: dict[Any, Any] = field(default_factory=dict)  # results of engine probes, see `run.engine_choice`
+    warnings: list[str] = field(default_factory=list)  # about its weights, for every result
     lock: threading.Lock = field(default_factory=threading.Lock)
     leases: int = 0
     hits: int = 0
@@ -61,8 +76,12 @@ class LoadedModel:
     @property
     def limit(self) -> int | None:
         """The most positions that the model accepts; None if it has no such limit (relative positions)."""
-        limit = getattr(self.network.config, "max_position_embeddings", None)
-        return int(limit) if limit else None
+        config = self.network.config
+        limit = getattr(config, "max_position_embeddings", None)
+        if limit is None:
+            limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+        # XLNet says -1.
+        return int(limit) if limit and limit > 0 else None
 
 
 def load(source: ModelSource, key: ModelKey, should_cancel: Callable[[], bool] = lambda: False) -> LoadedModel:
@@ -76,10 +95,17 @@ def load(source: ModelSource, key: ModelKey, should_cancel: Callable[[], bool] =
     try:
         with held(_LOADING, should_cancel), alone, held(RANDOM_DRAWS, should_cancel):
             config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
-            auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-            network = auto_class.from_pretrained(
-                source.path, config=config, dtype=dtype, attn_implementation="eager", trust_remote_code=False
+            network, report = _auto_class(source, config).from_pretrained(
+                source.path,
+                config=config,
+                dtype=dtype,
+                attn_implementation="eager",
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # `loading_report` names them
+                output_loading_info=True,
             )
+            warnings = loading_report.check(source.name, network, report)
+            _name_special_ids(network.config)
             tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=False)
             # Inseq's constructor would move the model to a GPU of its choice unless `device` is given, and its default
             # dictionaries are shared by all models of the process, so we pass new ones.
@@ -87,7 +113,7 @@ def load(source: ModelSource, key: ModelKey, should_cancel: Callable[[], bool] =
                 model = HuggingfaceModel.load(
                     network, STEP_SCORES_ONLY, tokenizer=tokenizer, device="cpu", model_kwargs={}, tokenizer_kwargs={}
                 )
-    except (torch.OutOfMemoryError, MemoryError):
+    except (torch.OutOfMemoryError, MemoryError, ModelUnavailable):
         raise
     except Exception as error:  # readers raise many types for damaged files or unknown architectures
         raise ModelUnavailable(f"{source.name!r} could not be loaded: {_first_line(error)}") from error
@@ -100,11 +126,40 @@ def load(source: ModelSource, key: ModelKey, should_cancel: Callable[[], bool] =
     model.eval()  # including the wrapper, which Inseq leaves in train mode
     network.requires_grad_(False)
     size = sum(t.numel() * t.element_size() for t in (*network.parameters(), *network.buffers()))
-    loaded = LoadedModel(key, source, model, size)
+    loaded = LoadedModel(key, source, model, size, warnings=warnings)
+    network_state.watch(network)
     with DEFAULT_DTYPE.shared():
         warm_up(loaded)
         loaded.embeddings_fix = embeddings_fix(model)
+        with loaded.embeddings_fix.applied(model):
+            loaded.is_lean = lean_forwards.are_exact(model)
     return loaded
+
+
+def _auto_class(source: ModelSource, config: PretrainedConfig) -> Any:
+    """The class of Transformers that loads this kind of model; one that reads images is loaded for its text alone.
+
+    Raises `ModelUnavailable` for a model that generates no text.
+    """
+    kind = type(config)
+    if config.is_encoder_decoder and kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+        return AutoModelForSeq2SeqLM
+    if not config.is_encoder_decoder and kind in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForCausalLM
+    if not config.is_encoder_decoder and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText
+    raise ModelUnavailable(
+        f"{source.name!r} is a {config.model_type} model ({', '.join(config.architectures or ['no architecture'])}), "
+        "and Transformers has no class that generates text with it. Use a causal or an encoder-decoder language model."
+    )
+
+
+def _name_special_ids(config: PretrainedConfig) -> None:
+    """Copy the ids of special tokens to where Inseq reads them: those of a model with images are its text model's."""
+    text = config.get_text_config(decoder=True)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if not hasattr(config, name):
+            setattr(config, name, getattr(text, name, None))
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from problems import Cancelled, ModelNotAllowed, ModelUnavailable
 from settings import PROJECT_ROOT, Settings
@@ -75,10 +75,21 @@ class ModelSources:
                 f"{', '.join(self._settings.allowed_models) or 'nothing else'}."
             )
 
+    def is_listed(self, name: str) -> bool:
+        """Whether the operator made this name known: bundled, in a model directory, or allowed without a wildcard."""
+        if name in bundled_models() or name in self._settings.allowed_models:
+            return True
+        return any((Path(directory) / name).is_dir() for directory in self._settings.model_dirs)
+
     def is_encoder_decoder(self, name: str) -> bool | None:
         """Whether the model is an encoder-decoder, from its config; None if its files are not on this machine."""
+        config = self.config(name)
+        return None if config is None else bool(config.is_encoder_decoder)
+
+    def config(self, name: str) -> PretrainedConfig | None:
+        """The model's configuration; None if its files are not on this machine, or it cannot be read."""
         source = self.on_this_machine(name)
-        return None if source is None else _is_encoder_decoder(source.path)
+        return None if source is None else _config(source.path, source.revision)
 
     def revision(self, name: str) -> str | None:
         """The revision of the model's files; None if they are not on this machine."""
@@ -86,7 +97,10 @@ class ModelSources:
         return None if source is None else source.revision
 
     def on_this_machine(self, name: str) -> ModelSource | None:
-        """The model's files without asking the hub; None if they are not here. Raises `ModelNotAllowed`."""
+        """The model's files without asking the hub; None if they are not here.
+
+        Raises `ModelNotAllowed`, and `ModelUnavailable` for files that are no model of their own.
+        """
         self.check_allowed(name)
         bare, _, revision = name.partition("@")
         if bare in bundled_models():
@@ -95,12 +109,15 @@ class ModelSources:
         for root in self._settings.model_dirs:
             path = Path(root) / bare
             # A valid name has no `..`. A link under the root may point anywhere, because the operator made it.
+            if path.is_dir():
+                _refuse_what_is_no_model(bare, path)
             if (path / "config.json").is_file():
                 return ModelSource(bare, "directory", path, _fingerprint(path))
         try:
             path = Path(snapshot_download(bare, revision=revision or None, local_files_only=True))
         except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError):
             return None
+        _refuse_what_is_no_model(bare, path)
         # The cache may hold only a part of the repository (the tokenizer, say).
         if not (path / "config.json").is_file() or not any(found for glob in _WEIGHTS for found in path.glob(glob)):
             return None
@@ -139,6 +156,7 @@ class ModelSources:
                 f"{bare!r} is not on this machine and the Hugging Face Hub could not be reached ({error}). Use one of "
                 f"{', '.join(bundled_models())}, or try again later."
             )
+        _refuse_what_is_no_model(bare, Path(answer["path"]))
         return ModelSource(bare, "hub", Path(answer["path"]), answer["revision"])
 
 
@@ -166,6 +184,21 @@ def _downloaded(asked: str, should_cancel: Callable[[], bool]) -> dict[str, str]
     return answer
 
 
+def _refuse_what_is_no_model(name: str, path: Path) -> None:
+    """Raise `ModelUnavailable` for a PEFT adapter, also beside its base model, and for weights in GGUF alone."""
+    if (path / "adapter_config.json").is_file():
+        beside = " beside a base model, and would be ignored" if (path / "config.json").is_file() else ""
+        raise ModelUnavailable(
+            f"{name!r} holds a PEFT adapter (adapter_config.json){beside}. Merge it into its base model "
+            "(`merge_and_unload()`, then `save_pretrained`), and serve the merged folder."
+        )
+    if any(path.glob("*.gguf")) and not any(found for glob in _WEIGHTS for found in path.glob(glob)):
+        raise ModelUnavailable(
+            f"{name!r} holds weights in the GGUF format alone, which this server does not read. Take the model's "
+            "safetensors files."
+        )
+
+
 @lru_cache(maxsize=1)
 def bundled_models() -> tuple[str, ...]:
     """The names of the models that ship with the project."""
@@ -173,11 +206,12 @@ def bundled_models() -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=256)
-def _is_encoder_decoder(path: Path) -> bool | None:
+def _config(path: Path, revision: str) -> PretrainedConfig | None:  # noqa: ARG001 - part of the key: files change
     try:
-        return bool(AutoConfig.from_pretrained(path, trust_remote_code=False).is_encoder_decoder)
+        found: PretrainedConfig | None = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError):
-        return None
+        found = None
+    return found
 
 
 @lru_cache(maxsize=16)

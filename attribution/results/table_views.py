@@ -6,6 +6,7 @@ import io
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
 from inseq.data import FeatureAttributionOutput
@@ -23,10 +24,12 @@ MOST_ROWS = 3_000_000  # making that many takes about half a gigabyte
 def csv_view(output: FeatureAttributionOutput, options: ViewOptions) -> bytes:
     """Return CSV (RFC 4180) in UTF-8 with a header line: text is quoted, numbers are not, and a null is an empty field.
 
-    Raises `InvalidRequest` for more than `MOST_ROWS` scores.
+    Texts are exact, because the table is data, unless `options.escape_formulas` asks for texts that are safe in a
+    spreadsheet. Raises `InvalidRequest` for more than `MOST_ROWS` scores.
     """
     written = io.BytesIO()
-    pyarrow.csv.write_csv(_table(output, options), written)
+    table = _table(output, options)
+    pyarrow.csv.write_csv(_escaped(table) if options.escape_formulas else table, written)
     return written.getvalue()
 
 
@@ -46,6 +49,18 @@ def _table(output: FeatureAttributionOutput, options: ViewOptions) -> pa.Table:
     _check_size(aggregated)
     sequences = scored_sequences(aggregated, with_text=options.decode_tokens)
     return step_scores_table(sequences) if options.table == "step_scores" else attributions_table(sequences)
+
+
+def _escaped(table: pa.Table) -> pa.Table:
+    """Return the table with an apostrophe before each text that a spreadsheet could take for a formula.
+
+    Those are texts that begin with a character of OWASP's list ("CSV Injection"), in full width too.
+    """
+    for index, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            escaped = pa.compute.replace_substring_regex(table[index], r"^([=+\-@\t\r\n＝＋－＠])", r"'\1")  # noqa: RUF001
+            table = table.set_column(index, field, escaped)
+    return table
 
 
 def _check_size(output: FeatureAttributionOutput) -> None:

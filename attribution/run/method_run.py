@@ -15,11 +15,12 @@ from typing import Any
 from inseq.data import FeatureAttributionOutput, merge_attributions
 from inseq.models import HuggingfaceModel
 
-from attribution.catalogue import checks, inseq_catalogue
+from attribution.catalogue import checks, config_checks, inseq_catalogue
 from attribution.catalogue.inseq_catalogue import Method
 from attribution.corrections.registry import Ledger
 from attribution.estimates.passes import Shape
 from attribution.inseq_loop import completeness
+from attribution.inseq_loop.engine_calls import METHOD_WARNINGS
 from attribution.inseq_loop.text_attribution import TextAttribution
 from attribution.isolation import isolated
 from attribution.model_cache.loading import LoadedModel
@@ -78,7 +79,7 @@ class Runner:
             request, loaded, on_progress=lambda _: self._check_cancelled(), recheck_share=recheck_share
         )
         self._ledger = Ledger(enabled=request.corrections)
-        self._warnings = list(warnings)
+        self._warnings = [*loaded.warnings, *warnings]
         self._convergence: list[dict[str, list[float]]] = []  # for each sequence, see `completeness.describe`
         self._reader = TextReader(
             request,
@@ -105,6 +106,7 @@ class Runner:
         refusals = list(
             checks.kind_refusals(self._request, self._method, is_encoder_decoder=bool(self._model.is_encoder_decoder))
         )
+        refusals += config_checks.config_refusals(self._method, self._loaded.network.config)
         if refusals:
             raise UnsupportedByModel(refusals[0].detail, errors=refusals)
         if self._request.attribute_target and not self._model.is_encoder_decoder:
@@ -211,6 +213,8 @@ class Runner:
         output, identity = text_run.attribute(attribution, self._choice, prepared.random_state, self._should_cancel)
         (sequence,) = output.sequence_attributions
         self._warnings += result_checks.warnings_of_gaps(output, self._method, self._model)
+        told = output.info.pop(METHOD_WARNINGS, [])
+        self._warnings += [each for each in told if each not in self._warnings]
         self.notes.append(token_notes.of_result(self._model, prepared.text, prepared.notes, sequence))
         # Where EOS is the padding, Inseq takes a last EOS away again.
         self._check_completeness(identity[: sequence.attr_pos_end - sequence.attr_pos_start])

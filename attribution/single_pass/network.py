@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from inseq.models import HuggingfaceModel
 
+from attribution.network_state import as_one_call
 from attribution.single_pass.blockwise_attention import blockwise
 from attribution.single_pass.fused_attention import FUSED, can_be_fused, using_attention
 from attribution.single_pass.last_attention import cut_at, find_last_block
@@ -90,7 +91,8 @@ class SplitModel:
 
     def encoded(self, source: torch.Tensor) -> Any:
         """The encoder's output for source embeddings ([rows, length, width])."""
-        return self.network.get_encoder()(inputs_embeds=source, attention_mask=_ones(source))
+        with as_one_call(self.network):
+            return self.network.get_encoder()(inputs_embeds=source, attention_mask=_ones(source))
 
     def _states(self, embeddings: tuple[torch.Tensor, ...], positions: slice, more: dict[str, Any]) -> torch.Tensor:
         caught: list[torch.Tensor] = []

@@ -13,6 +13,7 @@ from attribution.corrections.positions_and_padding import GENERATED_IDS
 from attribution.corrections.registry import Correction, Ledger
 from attribution.isolation import RandomState
 from attribution.model_cache.loading import LoadedModel
+from attribution.network_state import as_one_call
 from attribution.text.encoding import Prompt, encode_whole_target, from_ids
 from attribution.text.languages import needs_target_language
 from models import Arguments, AttributionRequest
@@ -57,7 +58,7 @@ def generate(
     """
     model, source = loaded.model, prompt.encoding
     try:
-        with torch.no_grad():
+        with torch.no_grad(), as_one_call(loaded.network):
             output = loaded.network.generate(
                 inputs=source.input_ids, attention_mask=source.attention_mask, return_dict_in_generate=True, **arguments
             )

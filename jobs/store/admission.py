@@ -15,8 +15,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from jobs.store.queue_order import Waiting
-from jobs.store.records import JobRecord, Submission, record
+from jobs.store.records import JobRecord, Submission
 from jobs.store.result_files import ResultFile
+from jobs.store.rows import record
 from jobs.store.schema import job_tags, jobs, result_files
 from models import JobStatus, Progress, Stage
 from problems import KeyReused, ServiceError
@@ -38,11 +39,13 @@ class Candidate:
     job_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
-def admit(connection: sa.Connection, candidates: Sequence[Candidate], now: float) -> list[JobRecord | ServiceError]:
+def admit(
+    connection: sa.Connection, candidates: Sequence[Candidate], now: float, kept_since: float
+) -> list[JobRecord | ServiceError]:
     """Store the candidates as jobs. Returns the job of each, or its error: `KeyReused` or `QueueFull`.
 
-    If the idempotency key was used before, the job is the earlier one, whose id differs from the candidate's. `now`:
-    seconds since the epoch.
+    If the idempotency key was used before, the job is the earlier one, whose id differs from the candidate's. now:
+    seconds since the epoch. kept_since: the time of the retention clock, for jobs that have their result at once.
     """
     holders = _holders(connection, candidates)
     waiting = Waiting(connection)
@@ -58,7 +61,7 @@ def admit(connection: sa.Connection, candidates: Sequence[Candidate], now: float
         if job.job_id == each.job_id:
             accepted.append((each, job))
             holders[_key(each.submission)] = (each.submission.fingerprint, job)
-    numbers = _insert(connection, accepted)
+    numbers = _insert(connection, accepted, kept_since)
     return [
         replace(each, seq=numbers.get(each.job_id, each.seq)) if isinstance(each, JobRecord) else each
         for each in outcomes
@@ -102,6 +105,9 @@ def _decide(candidate: Candidate, holders: _Holders, waiting: Waiting, now: floa
     return JobRecord(
         seq=0,
         job_id=candidate.job_id,
+        model=submission.request.model,
+        method=",".join(submission.request.method_names),
+        priority=submission.request.priority,
         request=submission.request,
         error=None,
         attempt=0,
@@ -111,16 +117,18 @@ def _decide(candidate: Candidate, holders: _Holders, waiting: Waiting, now: floa
     )
 
 
-def _insert(connection: sa.Connection, accepted: Sequence[tuple[Candidate, JobRecord]]) -> dict[str, int]:
+def _insert(
+    connection: sa.Connection, accepted: Sequence[tuple[Candidate, JobRecord]], kept_since: float
+) -> dict[str, int]:
     """Store the new jobs with their tags and files. Returns `seq` by job id."""
     if not accepted:
         return {}
-    numbers = connection.execute(_INSERT, [_row(candidate, job) for candidate, job in accepted])
+    numbers = connection.execute(_INSERT, [_row(candidate, job, kept_since) for candidate, job in accepted])
     found = {row.job_id: row.seq for row in numbers}
     tags = [
         {"job_id": job.job_id, "name": name, "value": value, "seq": found[job.job_id], "owner": job.owner}
-        for _, job in accepted
-        for name, value in job.request.tags.items()
+        for candidate, job in accepted
+        for name, value in candidate.submission.request.tags.items()
     ]
     if tags:
         connection.execute(sa.insert(job_tags), tags)
@@ -130,14 +138,14 @@ def _insert(connection: sa.Connection, accepted: Sequence[tuple[Candidate, JobRe
     return found
 
 
-def _row(candidate: Candidate, job: JobRecord) -> dict[str, Any]:
+def _row(candidate: Candidate, job: JobRecord, kept_since: float) -> dict[str, Any]:
     submission = candidate.submission
     return {
         "job_id": job.job_id,
         "status": job.status.value,
-        "model": job.request.model,
-        "method": ",".join(job.request.method_names),
-        "request": job.request.model_dump_json(),
+        "model": job.model,
+        "method": job.method,
+        "request": submission.stored_request,
         "progress": job.progress.model_dump_json() if candidate.files else None,
         "attempt": job.attempt,
         "created_at": job.created_at,
@@ -147,7 +155,8 @@ def _row(candidate: Candidate, job: JobRecord) -> dict[str, Any]:
         "idempotency_key": submission.idempotency_key,
         "fingerprint": submission.fingerprint if submission.idempotency_key is not None else None,
         "owner": job.owner,
-        "priority": job.request.priority,
+        "priority": job.priority,
         "reuse_key": submission.reuse_key,
         "reused_from": job.reused_from,
+        "kept_since": kept_since if candidate.files else None,
     }

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from jobs.store.data_dir import make_private
 from jobs.store.schema import api_keys, for_reading, migrate, open_database
 from problems import StorageFailed
 
@@ -49,7 +50,7 @@ class ApiKeys:
     def of(cls, data_dir: Path) -> ApiKeys:
         """Open the keys for a command; a server may run on the directory. Raises `StorageFailed`."""
         try:
-            data_dir.mkdir(parents=True, exist_ok=True)
+            make_private(data_dir)
             engine = open_database(data_dir / "jobs.sqlite3")
             migrate(engine)
         except (OSError, sa.exc.DBAPIError) as error:

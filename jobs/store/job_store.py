@@ -10,21 +10,24 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from filelock import FileLock, Timeout
+import structlog
 
 from jobs.store import queue_order
 from jobs.store.admission import Candidate, admit
 from jobs.store.api_keys import ApiKeys
+from jobs.store.data_dir import REMEDY, DataDirectory
 from jobs.store.group_commit import GroupCommit
-from jobs.store.listing import Filters, beyond_limits, owned, page_query
-from jobs.store.records import JobRecord, OwnerFilter, Submission, record
-from jobs.store.result_files import REMEDY, ResultFile, ResultFiles
+from jobs.store.kept_results import KeptResults
+from jobs.store.listing import Filters, owned, page_query
+from jobs.store.records import JobRecord, OwnerFilter, Submission
+from jobs.store.result_files import ResultFile, ResultFiles
+from jobs.store.rows import LATEST, is_job, record, unreadable_error
 from jobs.store.schema import (
     IS_RUNNING,
     IS_WAITING,
@@ -39,53 +42,64 @@ from jobs.store.schema import (
 from models import JobStatus, Problem, Progress, ResultPart
 from problems import ServiceError, StorageFailed
 
-_EXPIRED_AT_ONCE = 100  # results removed in one transaction
+log = structlog.get_logger(__name__)
 
 
 class JobStore:
     """The jobs of one data directory, which the store locks against other servers. Safe to use from many threads.
 
-    clock: seconds since the epoch. Raises `StorageFailed` if another server uses the directory, if it cannot be
-    written, or if a newer version wrote it. Every method raises it if the disk fails.
+    clock: seconds since the epoch. monotonic: seconds by a clock that never jumps. Raises `StorageFailed` if another
+    server uses the directory, if it cannot be written, or if a newer version wrote it. Every method raises it if the
+    disk fails. No content of a row makes a method raise (`jobs.store.rows`).
     """
 
-    def __init__(self, data_dir: Path, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
-        self._results = ResultFiles(data_dir / "results")
+    def __init__(
+        self,
+        data_dir: Path,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._wall_clock = clock
+        self._directory = DataDirectory(data_dir)
+        self._results = ResultFiles(self._directory.results)
+        self._directory.lock()
         try:
-            (data_dir / "results").mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(data_dir / "server.lock", timeout=0)
-            self._lock.acquire()
-        except Timeout:
-            raise StorageFailed(
-                f"Another server is running on {data_dir}. Stop it, or give this one its own --data-dir."
-            ) from None
-        except OSError as error:
-            raise StorageFailed(f"{data_dir} cannot be written: {error.strerror}.") from error
+            self._directory.open()
+            self._engine = open_database(self._directory.database)
+        except BaseException:
+            self._directory.release()
+            raise
         # One writer at a time: SQLite allows one anyway, and a lock is fairer than its busy timeout.
         self._write_lock = threading.Lock()
         self._accept = GroupCommit[Candidate, JobRecord](self._admit)
-        self._engine = open_database(data_dir / "jobs.sqlite3")
         self._reader, self._writer = for_reading(self._engine), for_writing(self._engine)
         self.keys = ApiKeys(self._engine)
         self._turns = queue_order.Turns()
         try:
             check_database(self._engine, may_be_new=self._results.is_empty)
             migrate(self._engine)
-            with self._read() as connection:
-                self._results.sweep(set(connection.execute(sa.select(result_files.c.name)).scalars()))
+            self._kept = KeptResults(self._results, self._read, self._write, self._clock, monotonic)
         except sa.exc.DBAPIError as error:
-            self.close()
+            self._release()
             raise StorageFailed(f"The job store {data_dir} cannot be opened: {error.orig}. {REMEDY}") from error
         except BaseException:
-            self.close()
+            self._release()
             raise
+
+    def _clock(self) -> float:
+        """Return the seconds since the epoch, within the range of dates, however wrong the clock is."""
+        return min(max(0.0, self._wall_clock()), LATEST)
 
     def close(self) -> None:
         """Close the database and unlock the directory."""
+        with suppress(StorageFailed):
+            self._kept.save_clock()
+        self._release()
+
+    def _release(self) -> None:
         self.keys.close()
         self._engine.dispose()
-        self._lock.release()
+        self._directory.release()
 
     # Jobs
 
@@ -93,8 +107,10 @@ class JobStore:
         """Accept a job. When this returns, the job survives a crash of the process and of the machine.
 
         Returns the job and True; or the earlier job of the same idempotency key and False. Raises `KeyReused` if that
-        job has another request, and `QueueFull`.
+        job has another request, `QueueFull`, and `InvalidRequest` if the request could not be read back from the store.
         """
+        self._directory.check()
+        _ = submission.stored_request
         candidate = Candidate(submission)
         if submission.request.reuse:
             candidate = self._with_stored_result(candidate)
@@ -110,10 +126,11 @@ class JobStore:
 
     def get(self, job_id: str, owner: OwnerFilter) -> JobRecord | None:
         """Return the job, or None if there is none of this owner."""
-        query = owned(sa.select(jobs).where(jobs.c.job_id == job_id), jobs.c.owner, owner)
+        query = owned(sa.select(jobs).where(is_job(job_id)), jobs.c.owner, owner)
         with self._read() as connection:
             row = connection.execute(query).one_or_none()
-        return None if row is None else record(row)
+        job = None if row is None else record(row)
+        return job if job and job.job_id == job_id else None
 
     def page(self, filters: Filters, *, limit: int, before: int | None = None) -> list[JobRecord]:
         """Return jobs with `seq` < `before`, newest first, with their places in the queue."""
@@ -146,41 +163,41 @@ class JobStore:
             rows = connection.execute(query.group_by(jobs.c.model, jobs.c.method))
             return {(model, method): count for model, method, count in rows}
 
-    def interrupted(self) -> list[str]:
-        """Return the ids of the pending jobs that ran when a server died, oldest first."""
-        query = sa.select(jobs.c.job_id).where(IS_WAITING, jobs.c.attempt > 0).order_by(jobs.c.seq)
+    def suspects(self, max_attempts: int) -> list[str]:
+        """Return the ids of the pending jobs that a server's death ended in their last attempt, oldest first."""
         with self._read() as connection:
-            return list(connection.execute(query).scalars())
+            return [job.job_id for job in map(record, queue_order.suspects(connection, max_attempts))]
 
-    def claim_interrupted(self, job_id: str) -> JobRecord | None:
-        """Take this pending job and mark it running. Returns None if it is not pending."""
+    def claim_suspect(self, job_id: str) -> JobRecord | None:
+        """Take this pending job and mark it running. Returns None if it is not pending, or cannot be read and fails."""
         with self._write() as connection:
-            row = connection.execute(self._claiming(jobs.c.job_id == job_id)).one_or_none()
-        return None if row is None else record(row)
+            job = self._take(connection, is_job(job_id))
+        return None if job is None or job.unreadable else job
 
-    def claim(self, busy_models: Collection[str] = ()) -> JobRecord | None:
+    def claim(
+        self, busy_models: Collection[str] = (), on_unreadable: Callable[[str], None] = lambda _: None
+    ) -> JobRecord | None:
         """Take the next pending job and mark it running. Returns None if no job waits.
 
         Owners take turns. Of one owner's jobs, those whose model is in `busy_models` come last; then higher priority
-        comes first, then older.
+        comes first, then older. Jobs that cannot be read fail instead; `on_unreadable` is called with their ids.
         """
-        with self._write() as connection:
-            seq = self._turns.next(connection, busy_models)
-            row = None if seq is None else connection.execute(self._claiming(jobs.c.seq == seq)).one_or_none()
-        return None if row is None else record(row)
+        self._directory.check()
+        while True:
+            with self._write() as connection:
+                seq = self._turns.next(connection, busy_models)
+                job = None if seq is None else self._take(connection, jobs.c.seq == seq)
+            if job is None or not job.unreadable:
+                return job
+            on_unreadable(job.job_id)
 
-    def _claiming(self, which: sa.ColumnElement[bool]) -> Any:
-        return (
-            sa.update(jobs)
-            .where(which, jobs.c.status == JobStatus.PENDING.value)
-            .values(
-                status=JobStatus.RUNNING.value,
-                attempt=jobs.c.attempt + 1,
-                started_at=self._clock(),
-                progress=None,
-            )
-            .returning(jobs)
-        )
+    def _take(self, connection: sa.Connection, which: sa.ColumnElement[bool]) -> JobRecord | None:
+        """Mark a pending job running, or failed if it cannot be read."""
+        row = connection.execute(queue_order.claiming(which, self._clock())).one_or_none()
+        job = None if row is None else record(row)
+        if job is not None and job.unreadable:
+            self._end_unreadable(connection, job, JobStatus.FAILED)
+        return job
 
     def save_progress(self, progress: Iterable[tuple[JobRecord, Progress]]) -> None:
         """Store the progress of running jobs; the caller limits how often."""
@@ -205,14 +222,19 @@ class JobStore:
 
         Returns the job after the change, or None if there is none.
         """
-        waiting = (jobs.c.job_id == job_id, jobs.c.status == JobStatus.PENDING.value)
-        running = (jobs.c.job_id == job_id, jobs.c.status == JobStatus.RUNNING.value)
+        waiting = (is_job(job_id), jobs.c.status == JobStatus.PENDING.value)
+        running = (is_job(job_id), jobs.c.status == JobStatus.RUNNING.value)
         ended = {"status": JobStatus.CANCELLED.value, "finished_at": self._clock(), "cancel_requested": True}
         with self._write() as connection:
             connection.execute(sa.update(jobs).where(*waiting).values(ended))
             connection.execute(sa.update(jobs).where(*running).values(cancel_requested=True))
-            row = connection.execute(sa.select(jobs).where(jobs.c.job_id == job_id)).one_or_none()
+            row = connection.execute(sa.select(jobs).where(is_job(job_id))).one_or_none()
         return None if row is None else record(row)
+
+    def cancel_unreadable(self, job: JobRecord) -> None:
+        """Mark a job cancelled that is running by its row, which cannot be read, and that no worker runs."""
+        with self._write() as connection:
+            self._end_unreadable(connection, job, JobStatus.CANCELLED)
 
     def cancel(self, job: JobRecord, progress: Progress | None = None, partial: Sequence[ResultPart] = ()) -> bool:
         """Mark a running job cancelled, after it left the device, and store its partial result.
@@ -225,35 +247,23 @@ class JobStore:
     def delete(self, job_id: str) -> JobRecord | None:
         """Delete an ended job and its result; an active one does not change. Returns the job as found, or None."""
         with self._write() as connection:
-            row = connection.execute(sa.select(jobs).where(jobs.c.job_id == job_id)).one_or_none()
+            row = connection.execute(sa.select(jobs).where(is_job(job_id))).one_or_none()
             if row is None:
                 return None
             job = record(row)
             if not job.status.is_terminal:
                 return job
-            names = self._forget_files(connection, [job_id])
-            connection.execute(sa.delete(jobs).where(jobs.c.job_id == job_id))
+            names = self._kept.forget(connection, [row.job_id])
+            connection.execute(sa.delete(jobs).where(jobs.c.seq == row.seq))
         self._results.remove(names)
         return job
 
-    def expire(self, *, before: float, keep: int, keep_bytes: int) -> list[str]:
-        """Remove results finished before a time, and the oldest beyond a number or an amount of bytes.
+    def expire(self, *, max_age: float, keep: int, keep_bytes: int) -> list[str]:
+        """Remove results older than `max_age` seconds, and the oldest beyond a number or an amount of bytes.
 
-        Their jobs stay, marked as expired. Returns the ids of these jobs.
+        Their jobs stay, marked as expired. Returns the ids of the jobs.
         """
-        with self._read() as connection:
-            beyond = list(connection.execute(beyond_limits(before, keep, keep_bytes)).scalars())
-        expired: list[str] = []
-        # In small transactions, so that other writers do not wait long for the lock.
-        for some in (beyond[at : at + _EXPIRED_AT_ONCE] for at in range(0, len(beyond), _EXPIRED_AT_ONCE)):
-            with self._write() as connection:
-                still = jobs.c.job_id.in_(some)
-                gone = sa.update(jobs).where(still).values(expired_at=self._clock()).returning(jobs.c.job_id)
-                ids = list(connection.execute(gone).scalars())
-                names = self._forget_files(connection, ids)
-            self._results.remove(names)
-            expired += ids
-        return expired
+        return self._kept.expire(max_age=max_age, keep=keep, keep_bytes=keep_bytes)
 
     def requeue(self, job: JobRecord) -> bool:
         """Put a running job back to pending, because the server stops; the attempt does not count.
@@ -269,30 +279,33 @@ class JobStore:
     def recover(self, max_attempts: int, give_up: Callable[[JobRecord], Problem]) -> list[JobRecord]:
         """Recover from a crash: put running jobs back to pending; fail one that ran alone in its last attempt.
 
-        Of jobs that ran together, any may be the cause, so none of them is given up. Jobs with a cancel request are
-        cancelled. give_up: returns the error of a job that fails. Returns the jobs that
-        were running.
+        Of jobs that ran together, any may be the cause, so none of them is given up (see `suspects`). Jobs with a
+        cancel request are cancelled. give_up: returns the error of a job that fails. Returns those that were running.
         """
         with self._write() as connection:
-            rows = connection.execute(sa.select(jobs).where(IS_RUNNING)).all()
-            for job in map(record, rows):
-                if job.cancel_requested:
+            found = [record(row) for row in connection.execute(sa.select(jobs).where(IS_RUNNING))]
+            for job in found:
+                if job.unreadable:
+                    status = JobStatus.CANCELLED if job.cancel_requested else JobStatus.FAILED
+                    self._end_unreadable(connection, job, status)
+                elif job.cancel_requested:
                     self._finish(connection, job, JobStatus.CANCELLED)
-                elif job.attempt < max_attempts or len(rows) > 1:
+                elif job.attempt < max_attempts or len(found) > 1:
                     self._move(connection, job, JobStatus.PENDING, started_at=None)
                 else:
                     error = give_up(job).model_dump_json()
                     self._finish(connection, job, JobStatus.FAILED, error=error)
-        return [record(row) for row in rows]
+        return found
 
     # Results
 
     def files(self, job_id: str) -> dict[str, ResultFile]:
         """Return the stored files of an ended job, by kind."""
-        query = sa.select(result_files).where(result_files.c.job_id == job_id)
+        ids = sa.select(jobs.c.job_id).where(is_job(job_id)).scalar_subquery()
+        query = sa.select(result_files).where(result_files.c.job_id == ids)
         with self._read() as connection:
             rows = connection.execute(query).all()
-        return {row.kind: _file(row) for row in rows}
+        return {each.kind: each for each in map(ResultFile.of, rows)}
 
     def read(self, stored: ResultFile) -> bytes:
         """Return the bytes of a result file, verified by checksum. Raises `ResultDamaged` and `StorageFailed`."""
@@ -301,6 +314,7 @@ class JobStore:
     def is_writable(self) -> bool:
         """Whether a job could be accepted now: the database and the result files can be written."""
         try:
+            self._directory.check()
             with self._write() as connection:
                 connection.execute(sa.update(jobs).where(sa.false()).values(attempt=0))
         except (sa.exc.SQLAlchemyError, StorageFailed):
@@ -329,7 +343,19 @@ class JobStore:
         return moved
 
     def _finish(self, connection: sa.Connection, job: JobRecord, status: JobStatus, **values: Any) -> bool:
-        return self._move(connection, job, status, finished_at=self._clock(), **values)
+        times = {"finished_at": self._clock(), "kept_since": self._kept.now()}
+        return self._move(connection, job, status, **times, **values)
+
+    def _end_unreadable(self, connection: sa.Connection, job: JobRecord, status: JobStatus) -> None:
+        """End an active job whose row cannot be read. Its other columns stay, because they show what happened."""
+        error = None
+        if status is JobStatus.FAILED:
+            location = f"/attribution/jobs/{job.job_id}"
+            error = unreadable_error(job.unreadable or "").to_problem(location).model_dump_json()
+        ended = {"status": status.value, "finished_at": self._clock(), "error": error}
+        active = jobs.c.status.in_([JobStatus.PENDING.value, JobStatus.RUNNING.value])
+        connection.execute(sa.update(jobs).where(jobs.c.seq == job.seq, active).values(ended))
+        log.error("job_unreadable", job_id=job.job_id, reason=job.unreadable, status=status.value)
 
     def _try_to_write(self, job: JobRecord, partial: Sequence[ResultPart]) -> list[ResultFile]:
         """Write a partial result. Returns no files if the disk fails, because the job must end all the same."""
@@ -345,7 +371,7 @@ class JobStore:
 
     def _admit(self, candidates: Sequence[Candidate]) -> list[JobRecord | ServiceError]:
         with self._write() as connection:
-            return admit(connection, candidates, self._clock())
+            return admit(connection, candidates, self._clock(), self._kept.now())
 
     def _with_stored_result(self, candidate: Candidate) -> Candidate:
         """Add links to the newest stored result of the same request and owner, if there is one and it is intact."""
@@ -369,13 +395,6 @@ class JobStore:
             return candidate
         return replace(candidate, reused_from=source, files=files)
 
-    def _forget_files(self, connection: sa.Connection, job_ids: list[str]) -> list[str]:
-        """Delete the rows of result files. Returns their names; the caller removes the files after the commit."""
-        named = result_files.c.job_id.in_(job_ids)
-        names = list(connection.execute(sa.select(result_files.c.name).where(named)).scalars())
-        connection.execute(sa.delete(result_files).where(named))
-        return names
-
     @contextmanager
     def _read(self) -> Iterator[sa.Connection]:
         try:
@@ -397,13 +416,5 @@ def _reason(error: sa.exc.SQLAlchemyError) -> str:
     return str(error.orig if isinstance(error, sa.exc.DBAPIError) else error)
 
 
-def _file(row: Any) -> ResultFile:
-    return ResultFile(row.kind, row.name, row.codec, row.size, row.sha256)
-
-
 def _held(job: JobRecord) -> tuple[sa.ColumnElement[bool], ...]:
-    return (
-        jobs.c.seq == job.seq,
-        jobs.c.status == JobStatus.RUNNING.value,
-        jobs.c.attempt == job.attempt,
-    )
+    return jobs.c.seq == job.seq, jobs.c.status == JobStatus.RUNNING.value, jobs.c.attempt == job.attempt

@@ -59,24 +59,33 @@ def _tagged(owner: OwnerFilter, name: str, value: str | None) -> sa.Subquery:
 def beyond_limits(before: float, keep: int, keep_bytes: int) -> sa.Select[tuple[str]]:
     """Return the query for the ids of jobs whose results exceed a retention limit.
 
-    before: results finished before this time (seconds since the epoch). keep, keep_bytes: the oldest results beyond
-    this number, or beyond this many bytes in all.
+    before: results stored before this time of the retention clock. keep, keep_bytes: the oldest results beyond this
+    number, or beyond this many bytes in all.
     """
+    size = result_files.c.size
+    # One damaged size must not expire the results of others: a result that exceeds the limit alone is not added up.
+    counted = sa.case((sa.and_(sa.func.typeof(size) == "integer", size.between(0, keep_bytes)), size), else_=0)
     sizes = (
-        sa.select(result_files.c.job_id, sa.func.sum(result_files.c.size).label("size"))
+        sa.select(
+            result_files.c.job_id,
+            sa.func.total(counted).label("size"),
+            sa.func.max(size > keep_bytes).label("is_too_large"),
+        )
         .group_by(result_files.c.job_id)
         .subquery()
     )
-    newest = (jobs.c.finished_at.desc(), jobs.c.seq.desc())
+    since: sa.ColumnElement[float] = sa.func.coalesce(jobs.c.kept_since, jobs.c.finished_at)
+    newest = (since.desc(), jobs.c.seq.desc())
     ranked = (
         sa.select(
             jobs.c.job_id,
-            jobs.c.finished_at,
+            since.label("since"),
+            sizes.c.is_too_large,
             sa.func.row_number().over(order_by=newest).label("rank"),
-            sa.func.sum(sizes.c.size).over(order_by=newest).label("bytes"),
+            sa.func.total(sizes.c.size).over(order_by=newest).label("bytes"),
         )
         .join(sizes, sizes.c.job_id == jobs.c.job_id)
         .subquery()
     )
-    too_many = sa.or_(ranked.c.finished_at < before, ranked.c.rank > keep, ranked.c.bytes > keep_bytes)
+    too_many = sa.or_(ranked.c.since < before, ranked.c.rank > keep, ranked.c.bytes > keep_bytes, ranked.c.is_too_large)
     return sa.select(ranked.c.job_id).where(too_many)

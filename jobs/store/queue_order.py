@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
 from jobs.store.records import JobRecord, Submission
 from jobs.store.schema import IS_WAITING, jobs
+from models import JobStatus
 from problems import QueueFull
 
 _COUNTS = (
@@ -41,16 +43,35 @@ class Turns:
         Of one owner's jobs, those whose model is busy come last; then higher priority comes first, then older.
         """
         owners = list(connection.execute(_OWNERS).scalars())
-        if not owners:
-            return None
-        owner = min(owners, key=lambda each: self._last.get(each, 0))
-        self._count += 1
         # Owners without waiting jobs are dropped; they go first when they return.
-        self._last = {each: turn for each, turn in self._last.items() if each in owners} | {owner: self._count}
-        first = _FIRST.where(jobs.c.owner == owner)
-        # Two queries that each read the head of an index, instead of one that sorts all waiting jobs.
-        idle = connection.execute(first.where(jobs.c.model.not_in(busy_models))).scalar_one_or_none()
-        return connection.execute(first).scalar_one_or_none() if idle is None else idle
+        self._last = {each: turn for each, turn in self._last.items() if each in owners}
+        for owner in sorted(owners, key=lambda each: self._last.get(each, 0)):
+            first = _FIRST.where(jobs.c.owner == owner)
+            # Two queries that each read the head of an index, instead of one that sorts all waiting jobs.
+            seq: int | None = connection.execute(first.where(jobs.c.model.not_in(busy_models))).scalar_one_or_none()
+            seq = connection.execute(first).scalar_one_or_none() if seq is None else seq
+            if seq is not None:
+                self._count += 1
+                self._last[owner] = self._count
+                return seq
+        # What waits has an owner that a query cannot name, because it is no UTF-8.
+        return connection.execute(_FIRST).scalar_one_or_none() if owners else None
+
+
+def claiming(which: sa.ColumnElement[bool], now: float) -> sa.UpdateBase:
+    """Return the statement that marks a pending job running and returns its row. now: seconds since the epoch.
+
+    which: the condition that only this job's row meets.
+    """
+    started = {"status": JobStatus.RUNNING.value, "started_at": now, "progress": None}
+    waiting = (which, jobs.c.status == JobStatus.PENDING.value)
+    return sa.update(jobs).where(*waiting).values(started | {"attempt": jobs.c.attempt + 1}).returning(jobs)
+
+
+def suspects(connection: sa.Connection, max_attempts: int) -> Sequence[Any]:
+    """Return the rows of the pending jobs that have been started `max_attempts` times, oldest first."""
+    last = (IS_WAITING, jobs.c.attempt >= max_attempts)
+    return connection.execute(sa.select(jobs).where(*last).order_by(jobs.c.seq)).all()
 
 
 def positions(connection: sa.Connection, waiting: Sequence[JobRecord]) -> dict[int, int]:
@@ -63,11 +84,11 @@ def positions(connection: sa.Connection, waiting: Sequence[JobRecord]) -> dict[i
     counts = Waiting(connection)
     places = {}
     before, kind = (0, 0), None  # a `seq`, and how many jobs of its owner and priority come before it
-    for job in sorted(waiting, key=lambda each: (each.owner, each.request.priority, each.seq)):
-        if kind != (kind := (job.owner, job.request.priority)):
+    for job in sorted(waiting, key=lambda each: (each.owner, each.priority, each.seq)):
+        if kind != (kind := (job.owner, job.priority)):
             before = (0, 0)
         seq, count = before
-        between = {"owner": job.owner, "priority": job.request.priority, "first": seq, "end": job.seq}
+        between = {"owner": job.owner, "priority": job.priority, "first": seq, "end": job.seq}
         before = (job.seq, count + int(connection.execute(_BETWEEN, between).scalar_one()))
         places[job.seq] = counts.place(*kind, before[1])
     return places
@@ -82,7 +103,8 @@ class Waiting:
     def __init__(self, connection: sa.Connection) -> None:
         self._counts: defaultdict[str, dict[int, int]] = defaultdict(dict)
         for owner, priority, count in connection.execute(_COUNTS):
-            self._counts[owner][priority] = count
+            rank = priority if type(priority) is int else 0  # of a damaged row
+            self._counts[owner][rank] = self._counts[owner].get(rank, 0) + count
 
     def join(self, submission: Submission) -> int:
         """Add a new job. Returns how many jobs run before it, if no more arrive. Raises `QueueFull`."""

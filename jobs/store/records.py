@@ -5,9 +5,13 @@ from __future__ import annotations
 import enum
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property
+from typing import Literal
+
+from pydantic import ValidationError
 
 from models import AttributionRequest, JobStatus, Problem, Progress
+from problems import InvalidRequest
 
 
 class AllOwners(enum.Enum):
@@ -22,12 +26,18 @@ OwnerFilter = str | AllOwners  # whose jobs are visible: never optional, so that
 
 @dataclass(frozen=True)
 class JobRecord:
-    """One row of `jobs`; times are seconds since the epoch."""
+    """One row of `jobs`; times are seconds since the epoch.
+
+    If the row cannot be read (`jobs.store.rows`), `unreadable` says why and `request` may be None; it is never run.
+    """
 
     seq: int
     job_id: str
     status: JobStatus
-    request: AttributionRequest
+    model: str
+    method: str  # names, joined by commas
+    priority: int
+    request: AttributionRequest | None
     progress: Progress
     error: Problem | None
     attempt: int
@@ -38,12 +48,24 @@ class JobRecord:
     expired_at: float | None = None  # when retention removed its result
     owner: str = ""
     reused_from: str | None = None
+    unreadable: str | None = None
     queue_position: int | None = None  # of a pending job, if it was looked up
 
     @property
     def kind(self) -> tuple[str, str]:
         """Model and method names: jobs of one kind take about equally long."""
-        return self.request.model, ",".join(self.request.method_names)
+        return self.model, self.method
+
+    @property
+    def method_names(self) -> list[str]:
+        """The names of the methods, one or several."""
+        return self.method.split(",")
+
+    @property
+    def accepted_request(self) -> AttributionRequest:
+        """The request of a job that a worker claimed, which can always be read."""
+        assert self.request is not None, self.unreadable
+        return self.request
 
 
 @dataclass(frozen=True)
@@ -57,27 +79,35 @@ class Submission:
     max_pending: int | None = None  # waiting jobs of all owners
     max_pending_of_owner: int | None = None  # waiting jobs of this owner
 
+    @cached_property
+    def stored_request(self) -> str:
+        """The request as the store keeps it. Raises `InvalidRequest` if it could not be read back from there."""
+        try:
+            text = self.request.model_dump_json()
+            is_same = AttributionRequest.model_validate_json(text).model_dump_json() == text
+        except (ValueError, RecursionError) as error:  # pydantic's errors are ValueErrors
+            reason = reason_of(error)
+        else:
+            if is_same:
+                return text
+            reason = "a value changes when it is written as JSON"
+        raise InvalidRequest(f"The request cannot be stored as JSON: {reason}. Change that value and send it again.")
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the request: equal for equal requests."""
-        return hashlib.sha256(self.request.model_dump_json().encode()).hexdigest()
+        return hashlib.sha256(self.stored_request.encode()).hexdigest()
 
 
-def record(row: Any) -> JobRecord:
-    """Return a row of the table `jobs` as a record."""
-    return JobRecord(
-        seq=row.seq,
-        job_id=row.job_id,
-        status=JobStatus(row.status),
-        request=AttributionRequest.model_validate_json(row.request),
-        progress=Progress.model_validate_json(row.progress) if row.progress else Progress(),
-        error=Problem.model_validate_json(row.error) if row.error else None,
-        attempt=row.attempt,
-        created_at=row.created_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        cancel_requested=row.cancel_requested,
-        expired_at=row.expired_at,
-        owner=row.owner,
-        reused_from=row.reused_from,
-    )
+_MAX_REASON = 300  # characters
+
+
+def reason_of(error: Exception) -> str:
+    """Return why a stored value cannot be read, in a few words and without the value itself."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = "/".join(map(str, first["loc"]))
+        reason = f"{place}: {first['msg']}" if place else first["msg"]
+    else:
+        reason = str(error) or type(error).__name__
+    return reason[:_MAX_REASON]

@@ -9,17 +9,20 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import structlog
 
+from jobs.store.data_dir import REMEDY, sync
+from jobs.store.leftovers import SET_ASIDE
+from jobs.store.rows import text
 from models import ResultPart
 from problems import ResultDamaged, StorageFailed
 
-REMEDY = "The operator must repair the data directory (docs/operations.md); then try again."
 _MIN_FREE = 1024**2  # free bytes below which the disk counts as full
 log = structlog.get_logger(__name__)
 
@@ -34,19 +37,24 @@ class ResultFile:
     size: int
     sha256: str
 
+    @classmethod
+    def of(cls, row: Any) -> ResultFile:
+        """Return a row of the table `result_files` as a file, whatever the row contains."""
+        return cls(text(row.kind), text(row.name), text(row.codec), row.size, text(row.sha256))
+
 
 class ResultFiles:
-    """The files in one directory."""
+    """The files in `directory`."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self.directory = directory
 
     def write(self, job_id: str, attempt: int, parts: Sequence[ResultPart]) -> list[ResultFile]:
         """Write all parts with fsync, or none. Raises `StorageFailed`."""
         names = [f"{job_id}.{attempt}.{part.kind}" for part in parts]
         try:
             files = [self._write(name, part) for name, part in zip(names, parts, strict=True)]
-            _sync_directory(self._directory)
+            sync(self.directory)
         except OSError as error:
             self.remove(names)
             raise StorageFailed(f"The result could not be stored: {error.strerror}. {REMEDY}") from error
@@ -55,9 +63,11 @@ class ResultFiles:
     def read(self, stored: ResultFile) -> bytes:
         """Return the bytes of a file. Raises `ResultDamaged` if it is missing or changed, else `StorageFailed`."""
         try:
-            content = (self._directory / stored.name).read_bytes()
+            content = self._path(stored.name).read_bytes()
         except FileNotFoundError:
             content = None
+            if not self.directory.is_dir():  # moved or unmounted: the result is damaged only if it alone is gone
+                raise StorageFailed(f"The folder of the results, {self.directory}, is missing. {REMEDY}") from None
         except OSError as error:
             raise StorageFailed(f"The result file {stored.name} cannot be read: {error.strerror}. {REMEDY}") from error
         if content is None or hashlib.sha256(content).hexdigest() != stored.sha256:
@@ -75,45 +85,58 @@ class ResultFiles:
         try:
             for stored, link in zip(files, linked, strict=True):
                 self.read(stored)
-                os.link(self._directory / stored.name, self._directory / link.name)
+                os.link(self._path(stored.name), self._path(link.name))
+            sync(self.directory)
         except (OSError, StorageFailed, ResultDamaged) as error:
             self.remove(link.name for link in linked)
             raise StorageFailed(f"The result cannot be linked: {error}.") from error
-        _sync_directory(self._directory)
         return linked
 
-    def remove(self, names: Iterable[str]) -> None:
-        """Remove files. One that cannot be removed now is removed by `sweep` at the next start."""
+    def remove(self, names: Iterable[str]) -> list[str]:
+        """Remove files. Returns the names of those that are gone; the others can be tried again."""
+        gone = []
         for name in names:
             with suppress(OSError):
-                (self._directory / name).unlink(missing_ok=True)
+                self._path(name).unlink(missing_ok=True)
+                gone.append(name)
+        return gone
 
-    def sweep(self, known: Collection[str]) -> None:
-        """Remove files that no row names: their process died after it wrote the file, before the row."""
-        self.remove(file.name for file in self._directory.iterdir() if file.name not in known)
+    def sync(self) -> bool:
+        """Make removals durable. Returns False if the disk fails."""
+        try:
+            sync(self.directory)
+        except OSError:
+            return False
+        return True
 
     @property
     def is_empty(self) -> bool:
         """Whether there are no result files."""
-        return not any(True for _ in self._directory.iterdir())
+        return not any(each.name != SET_ASIDE for each in self.directory.iterdir())
 
     @property
     def are_writable(self) -> bool:
         """Whether files can be written: permission, and at least 1 MiB free."""
         try:
-            return os.access(self._directory, os.W_OK) and shutil.disk_usage(self._directory).free > _MIN_FREE
+            return os.access(self.directory, os.W_OK) and shutil.disk_usage(self.directory).free > _MIN_FREE
         except OSError:
             return False
 
+    def _path(self, name: str) -> Path:
+        """Return the path of a file. Raises `StorageFailed` for a name that no result file has, such as `../x`."""
+        if not isinstance(name, str) or name in {"", ".", ".."} or "/" in name or "\0" in name:
+            raise StorageFailed(f"The job store names a result file {name!r}, which is no file name. {REMEDY}")
+        return self.directory / name
+
     def _write(self, name: str, part: ResultPart) -> ResultFile:
         # The attempt is in the name, so that two attempts can never mix their files.
-        temporary = self._directory / f".{name}.{uuid.uuid4().hex}.part"
+        temporary = self.directory / f".{name}.{uuid.uuid4().hex}.part"
         try:
-            with temporary.open("wb") as file:
+            with open(temporary, "xb", opener=_open_private) as file:
                 file.write(part.content)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.rename(self._directory / name)
+            temporary.rename(self.directory / name)
         except OSError:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -122,9 +145,5 @@ class ResultFiles:
         return ResultFile(part.kind, name, part.codec, len(part.content), digest)
 
 
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -8,8 +8,10 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
+from jobs.store.data_dir import touch_private
 from problems import StorageFailed
 
 metadata = sa.MetaData()
@@ -37,6 +39,7 @@ jobs = sa.Table(
     sa.Column("priority", sa.Integer, nullable=False),
     sa.Column("reuse_key", sa.String(64)),
     sa.Column("reused_from", sa.String(32)),
+    sa.Column("kept_since", sa.Float),
 )
 api_keys = sa.Table(
     "api_keys",
@@ -67,15 +70,30 @@ result_files = sa.Table(
     sa.Column("sha256", sa.String(64), nullable=False),
 )
 
+removed_files = sa.Table("removed_files", metadata, sa.Column("name", sa.String(200), primary_key=True))
+retention_clock = sa.Table(
+    "retention_clock",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("seconds", sa.Float, nullable=False),
+)
+
 # Literals, not bound parameters: SQLite uses a partial index only if the statement itself contains its condition.
 IS_WAITING = jobs.c.status == sa.literal_column("'pending'")
 IS_RUNNING = jobs.c.status == sa.literal_column("'running'")
 
 
-def open_database(file: Path) -> sa.Engine:
-    """Open the database with synchronous=FULL: a commit returns after fsync."""
+def open_database(file: Path, *, wal: bool = True) -> sa.Engine:
+    """Open the database with synchronous=FULL: a commit returns after fsync. Raises `OSError`.
+
+    wal: with a write-ahead log beside it. A file that does not exist is created for its owner only; SQLite gives its
+    other files the same mode.
+    """
+    touch_private(file)
     engine = sa.create_engine(f"sqlite:///{file}", pool_size=16, max_overflow=32)
     sa.event.listen(engine, "connect", _configure_connection)
+    if wal:
+        sa.event.listen(engine, "connect", _use_wal)
     sa.event.listen(engine, "begin", _begin)
     return engine
 
@@ -125,21 +143,45 @@ def check_database(engine: sa.Engine, *, may_be_new: bool) -> None:
 
 def migrate(engine: sa.Engine) -> None:
     """Migrate the database to this version's schema. Raises `StorageFailed` if a newer version wrote it."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config = _migrations()
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         try:
             command.upgrade(config, "head")
         except CommandError as error:
-            raise StorageFailed(
-                f"The job store was written by a newer version of this service ({error}). Upgrade the service, or give "
-                "it another --data-dir."
-            ) from error
+            raise _newer(error) from error
+
+
+def check_version(engine: sa.Engine) -> None:
+    """Raise `StorageFailed` if the database was written by a newer version. Changes nothing."""
+    with for_reading(engine).connect() as connection:
+        version = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
+    try:
+        ScriptDirectory.from_config(_migrations()).get_revision(version)
+    except CommandError as error:
+        raise _newer(error) from error
+
+
+def _migrations() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
+
+
+def _newer(error: CommandError) -> StorageFailed:
+    return StorageFailed(
+        f"The job store was written by a newer version of this service ({error}). Upgrade the service, or give it "
+        "another --data-dir."
+    )
 
 
 def _configure_connection(connection: Any, _record: object) -> None:
     # `_begin` emits BEGIN, so sqlite3 must not begin transactions by itself.
     connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+    connection.text_factory = lambda text: text.decode(errors="replace")  # text that is no UTF-8 must not raise
+    for pragma in ("synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
         connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _use_wal(connection: Any, _record: object) -> None:
+    connection.execute("PRAGMA journal_mode=WAL").close()

@@ -20,7 +20,7 @@ export function JobForm({ from, store, catalogue }) {
   const [isSending, setSending] = useState(false);
   const form = useRef(null);
   useEffect(() => {
-    if (from) getJson(`/attribution/jobs/${encodeURIComponent(from)}`).then((job) => setDraft(draftOf(job.request, catalogue)), setProblem);
+    if (from) getJson(`/attribution/jobs/${encodeURIComponent(from)}`).then((job) => job.request && setDraft(draftOf(job.request, catalogue)), setProblem);
   }, [from]);
   const errors = problem?.errors ?? [];
   const change = (changes) => setDraft((draft) => ({ ...draft, ...changes }));

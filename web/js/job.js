@@ -15,10 +15,11 @@ const STAGES = {
 export const hasEnded = (job) => !["pending", "running"].includes(job.status);
 
 /** The methods that a job runs, one or several. */
-export const methodsOf = (request) => request.methods ?? [request.method];
+export const methodsOf = (request) => (request ? (request.methods ?? [request.method]) : []);
 
 /** The first text of a request, or the last message of its first conversation, on one line. */
 export function titleOf(request) {
+  if (!request) return "(unreadable)"; // `error` of the job says why
   const conversation = Array.isArray(request.messages?.[0]) ? request.messages[0] : request.messages;
   const text = conversation ? conversation.at(-1).content : [request.input_text].flat()[0];
   return oneLine(text ?? "");

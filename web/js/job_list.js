@@ -50,7 +50,7 @@ function Entry({ job, isOpen }) {
         <span class="job-text" dir="auto">${titleOf(job.request)}</span>
         <span class="job-meta">
           <span class="status ${job.status}">${hasEnded(job) ? stateOf(job) : job.status}</span>
-          <span class="muted">${methodsOf(job.request).join(", ")} · ${job.request.model} · ${when(job.created_at)}</span>
+          <span class="muted">${methodsOf(job.request).join(", ")} · ${job.request?.model} · ${when(job.created_at)}</span>
         </span>
         ${!hasEnded(job) && html`<${ProgressBar} job=${job} />`}
       </a>

@@ -37,14 +37,14 @@ export function JobView({ id, parameters, store, catalogue }) {
       <h1 id="job-title" dir="auto">${titleOf(job.request)}</h1>
       <p class="facts">
         <span class="status ${job.status}">${job.status}</span>
-        <span>${methodsOf(job.request).join(", ")}</span><span>${job.request.model}</span>
+        <span>${methodsOf(job.request).join(", ")}</span><span>${job.request?.model}</span>
         <span>${when(job.created_at)}${runTime(job) !== null && `, ran ${duration(runTime(job))}`}</span>
       </p>
       <p class="hidden" role="status">${phaseOf(job)}</p>
       <div class="actions">
         ${!hasEnded(job) && html`
           <button onClick=${cancel} disabled=${job.cancel_requested}>${job.cancel_requested ? "Stopping…" : "Cancel"}</button>`}
-        <a class="button" href=${formHash({ from: job.job_id })}>Edit and run again</a>
+        ${job.request && html`<a class="button" href=${formHash({ from: job.job_id })}>Edit and run again</a>`}
         ${hasEnded(job) && html`<${Delete} onDelete=${remove} />`}
       </div>
       ${problem && html`<${Notice} problem=${problem} />`}

@@ -1,37 +1,12 @@
-"""Skips computations whose results Inseq's loop discards. The numbers stay the same.
-
-Inseq computes the logits of all positions and reads the last one's, fills a key-value cache that no later forward uses,
-and compares the columns of an occlusion as Python lists, number by number.
-"""
+"""Inseq compares the columns of an occlusion as Python lists, number by number; here they are compared as tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from inseq.attr.feat import FeatureAttribution
 from inseq.data import CoarseFeatureAttributionStepOutput
 from inseq.models import HuggingfaceModel
-
-
-@contextmanager
-def lean_forwards(model: HuggingfaceModel) -> Iterator[None]:
-    """Within the block, forwards keep no key-value cache, and the head computes only the last logits."""
-
-    def before_forward(_: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        named.setdefault("use_cache", False)
-        return arguments, named
-
-    def before_head(_: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (arguments[0][:, -1:], *arguments[1:])
-
-    with ExitStack() as stack:
-        network = model.model
-        stack.callback(network.register_forward_pre_hook(before_forward, with_kwargs=True).remove)
-        if (head := network.get_output_embeddings()) is not None:
-            stack.callback(head.register_forward_pre_hook(before_head).remove)
-        yield
 
 
 def lean_occlusion(method: FeatureAttribution, model: HuggingfaceModel) -> None:

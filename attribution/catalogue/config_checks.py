@@ -1,0 +1,69 @@
+"""Checks of a request against a model's configuration alone, so that what cannot work is refused before the queue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from transformers import PretrainedConfig
+
+from attribution.catalogue.inseq_catalogue import Method
+from models import ProblemItem
+
+# Activations that DeepLIFT's rescale rule is for, by Transformers' names.
+_RESCALED = {"relu", "leaky_relu", "sigmoid", "tanh"}
+_ACTIVATIONS = ("hidden_act", "activation_function", "dense_act_fn", "hidden_activation")
+
+
+def config_refusals(method: Method, config: PretrainedConfig) -> Iterator[ProblemItem]:
+    """Yield an error for each reason why this method cannot run on models of this configuration."""
+    reasons = []
+    if (method.traits.reads_attention or method.traits.zeroes_positions) and not has_attention(config):
+        reasons.append(without_attention(method.name, config.model_type))
+    if method.traits.compares_activations and has_rescaled_experts(config):
+        reasons.append(rescaled_experts(method.name))
+    if method.traits.makes_embeddings and has_embeddings_of_layers(config):
+        reasons.append(embeddings_of_layers(method.name))
+    for reason in reasons:
+        yield ProblemItem(pointer="/method", detail=reason)
+
+
+def has_attention(config: PretrainedConfig) -> bool:
+    """Whether the configuration, or a part of it, names a number of attention heads."""
+    try:
+        if getattr(config, "num_attention_heads", None) is not None:
+            return True
+    except AttributeError:  # raised where each layer has a number of its own
+        return True
+    return any(has_attention(each) for each in vars(config).values() if isinstance(each, PretrainedConfig))
+
+
+def has_rescaled_experts(config: PretrainedConfig) -> bool:
+    """Whether it is a mixture of experts with activations that DeepLIFT rescales."""
+    text = config.get_text_config(decoder=True)
+    counts = [value for name, value in vars(text).items() if "experts" in name and isinstance(value, int)]
+    return max(counts, default=0) > 1 and any(getattr(text, name, None) in _RESCALED for name in _ACTIVATIONS)
+
+
+def has_embeddings_of_layers(config: PretrainedConfig) -> bool:
+    """Whether each layer adds an embedding of the token's id (Gemma 3n and 4)."""
+    return bool(getattr(config.get_text_config(decoder=True), "hidden_size_per_layer_input", 0))
+
+
+def without_attention(method: str, model: str) -> str:
+    return f"{method} reads a model's attention, and {model} has none. Use a gradient method, or occlusion."
+
+
+def rescaled_experts(method: str) -> str:
+    return (
+        f"{method} compares each activation of the input with the baseline's. In this mixture of experts the "
+        "activations are in the experts, which receive other tokens of the input than of the baseline, so there is "
+        "nothing to compare. Use integrated_gradients."
+    )
+
+
+def embeddings_of_layers(method: str) -> str:
+    return (
+        f"{method} runs the model on embeddings between those of tokens. This model has an embedding of each token in "
+        "each layer too, and finds the token by its exact embedding. Use saliency, input_x_gradient, deeplift or "
+        "occlusion."
+    )

@@ -1,0 +1,92 @@
+"""Situations from public bug reports on tools like this one: each a request over HTTP, and its right value from plain
+Transformers, or the refusal that helps.
+
+Sources are where a situation was met; nothing else was taken from them.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import torch
+import transformers as t
+
+from tests.conftest import BUNDLED, LOOKUP
+from tests.families import build
+from tests.first_principles import Plain
+from tests.test_network_state import Fresh, assert_equals_plain
+
+
+def completed(server, body, **view):
+    """The result of a request that must complete."""
+    return server.result(server.run(**body), **view)
+
+
+def problem(server, body):
+    """The problem of a request that must be refused, at once or by its job."""
+    answer = server.client.post("/attribution/jobs", json=body)
+    if answer.status_code != 202:
+        return answer.json()
+    job = server.wait(answer.json()["job_id"])
+    assert job["status"] == "failed", job
+    return job["error"]
+
+
+def test_perplexity(server):
+    """huggingface/evaluate#241: a perplexity with base 2."""
+    body = {
+        "model": LOOKUP, "method": "dummy", "input_text": "Anna likes", "generated_text": "Anna likes tea.",
+        "step_scores": ["perplexity", "crossentropy", "probability"],
+    }  # fmt: skip
+    probabilities = Plain(BUNDLED / LOOKUP, body["input_text"], body["generated_text"]).probabilities()
+    scores = completed(server, body)["sequence_attributions"][0]["step_scores"]
+    np.testing.assert_allclose(scores["perplexity"], 1 / probabilities, rtol=1e-4)
+    np.testing.assert_allclose(scores["crossentropy"], -np.log(probabilities), rtol=1e-4)
+    for engine in ("inseq", "single_pass"):
+        attributed = body | {"method": "integrated_gradients", "attributed_fn": "perplexity", "engine": engine}
+        info = completed(server, attributed)["info"]
+        np.testing.assert_allclose(info["convergence"][0]["at_input"], 1 / probabilities, rtol=1e-4)
+        assert "perplexity_of_nats" in info["corrections"]
+
+
+def test_adapter_folder(server, model_dir):
+    """lm-sys/FastChat#1806: a folder with a LoRA adapter alone."""
+    folder = model_dir / "lora-adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "gpt2"}))
+    body = {"model": "lora-adapter", "method": "saliency", "input_text": "hello"}
+    found = problem(server, body)
+    assert found["type"] == "/problems/model-unavailable"
+    assert "PEFT adapter" in found["detail"]
+    assert "merge" in found["detail"].lower()
+    assert "not on this machine" not in found["detail"]
+
+
+def test_embeddings_scaled_in_place(server, model_dir):
+    """CTRL multiplies the embeddings that it is given: torch refuses that for the leaf of a gradient."""
+    folder = model_dir / "ctrl"
+    if not folder.exists():
+        build("ctrl", folder)
+    body = {"model": "ctrl", "method": "saliency", "input_text": "the fox", "generation_args": {"max_new_tokens": 1},
+            "step_scores": ["probability"]}  # fmt: skip
+    plain = Fresh(folder, body["input_text"], body["input_text"])
+    network = t.AutoModelForCausalLM.from_pretrained(folder)
+    written = network.generate(plain.source, attention_mask=torch.ones_like(plain.source), max_new_tokens=1)
+    plain.target, plain.steps = written, range(plain.first, written.shape[1])
+    result = completed(server, body, granular=True)
+    assert [token["token_id"] for token in result["sequence_attributions"][0]["target"]] == written[0].tolist()
+    assert_equals_plain(result, plain)
+    assert result["info"]["corrections"] == ["embeddings_are_not_changed"]
+
+
+def test_a_head_with_several_predictions_of_a_position(server, model_dir):
+    """ProphetNet's head predicts the next token and the one after it; without corrections, the numbers are Inseq's own."""
+    folder = model_dir / "prophetnet"
+    if not folder.exists():
+        build("prophetnet", folder)
+    body = {"model": "prophetnet", "method": "saliency", "input_text": "The quick", "generated_text": "fox jumps",
+            "step_scores": ["probability"]}  # fmt: skip
+    plain = Plain(folder, body["input_text"], body["generated_text"])
+    for corrections in (True, False):
+        assert_equals_plain(completed(server, body | {"corrections": corrections}, granular=True), plain)
