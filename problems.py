@@ -210,12 +210,6 @@ class QueueFull(ServiceError):
     slug, status = "queue-full", HTTPStatus.TOO_MANY_REQUESTS
 
 
-class Busy(ServiceError):
-    """The server is busy with other requests of this kind."""
-
-    slug, status = "busy", HTTPStatus.SERVICE_UNAVAILABLE
-
-
 class NotAcceptable(ServiceError):
     """No view of the result has a media type that the client accepts."""
 

@@ -13,7 +13,7 @@ from attribution.engine import AttributionEngine
 from attribution.model_cache.sources import ModelSource
 from attribution.text.sandbox import Sandboxes, TextSandbox
 from models import AttributionRequest
-from problems import Busy, Cancelled, InputRejected
+from problems import Cancelled, InputRejected, ServerBusy
 from settings import Settings
 from tests import chat_models
 from tests.conftest import LOOKUP, PROMPT
@@ -211,7 +211,7 @@ def test_slow_estimates_end_together_and_starve_nobody(tmp_path, model_dir, chat
     request = engine.check(AttributionRequest(model="hostile-loop", method="dummy", messages=MESSAGES[:1]))
 
     def refused(_):
-        with pytest.raises((InputRejected, Busy)) as found:
+        with pytest.raises((InputRejected, ServerBusy)) as found:
             engine.estimate(request)
         return type(found.value), found.value.detail
 

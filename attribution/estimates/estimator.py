@@ -34,7 +34,7 @@ from attribution.model_cache.sources import ModelSource
 from attribution.text import encoding, generation, languages
 from attribution.text.sandbox import Sandboxes, TextSandbox
 from models import AttributionRequest, Engine, Estimate, InputEstimate, SecondsEstimate
-from problems import Busy, Cancelled, InputRejected, InvalidRequest, ModelUnavailable
+from problems import Cancelled, InputRejected, InvalidRequest, ModelUnavailable, ServerBusy
 from settings import Settings
 
 _GIB = 1024**3
@@ -71,7 +71,7 @@ class Estimator:
 
         Loads the model if it is on this machine but not in memory. Raises `ModelUnavailable` if it is not on this
         machine, the `JobError` with which the job would fail, `InputRejected` if reading the texts takes longer than
-        `settings.estimate_seconds`, and `Busy` if other estimates take all of that time.
+        `settings.estimate_seconds`, and `ServerBusy` if other estimates take all of that time.
         """
         if self._models.sources.revision(request.model) is None:
             raise ModelUnavailable(
@@ -288,9 +288,9 @@ class _Reader:
 
 @contextmanager
 def _held(lock: threading.Lock | threading.Semaphore, deadline: float) -> Iterator[None]:
-    """Hold the lock within the block. Raises `Busy` if it is not free by the deadline."""
+    """Hold the lock within the block. Raises `ServerBusy` if it is not free by the deadline."""
     if not lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
-        raise Busy(
+        raise ServerBusy(
             "Other estimates take all the time that this server has for them; ask again in a few seconds.",
             headers={"Retry-After": "5"},
         )
