@@ -22,7 +22,7 @@ coverage: $(VENV)/.dev-ready $(VENV)/.browser-ready  ## the same tests, and whic
 	$(PYTEST) -m "not slow and not families" --cov --cov-report=term:skip-covered
 
 test-numeric: $(VENV)/.dev-ready  ## the tests that compare numbers, with other kernels: ATEN_CPU_CAPABILITY=default or avx2
-	$(PYTEST) -m numeric
+	$(PYTEST) -m "numeric and not slow and not families"
 
 test-slow: $(VENV)/.dev-ready  ## what takes minutes
 	$(PYTEST) --dist worksteal -m slow
