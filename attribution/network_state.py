@@ -45,6 +45,15 @@ def as_one_call(network: torch.nn.Module) -> AbstractContextManager[None]:
     return nullcontext() if state is None else state.one_call()
 
 
+def end(network: torch.nn.Module) -> None:
+    """End a forward that a cancelled job left, whose end torch does not report. Whoever restores what they changed in
+    the network around a forward calls this first: what changes from here on is not the forward's.
+    """
+    state: _NetworkState | None = getattr(network, _ATTRIBUTE, None)
+    if state is not None:
+        state.end()
+
+
 def undo(network: torch.nn.Module) -> None:
     """Put back at once what the last forward changed."""
     state: _NetworkState | None = getattr(network, _ATTRIBUTE, None)

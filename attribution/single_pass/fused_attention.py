@@ -18,6 +18,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from attribution import network_state
+
 FUSED = "sdpa"
 # An attention function's output ([rows, queries, heads, width]) and its maps, or None.
 AttentionResult: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
@@ -65,5 +67,6 @@ def using_attention(network: PreTrainedModel, name: str) -> Iterator[None]:
             config._attn_implementation = name  # noqa: SLF001 - its public setter checks names on the hub
         yield
     finally:
+        network_state.end(network)
         for config, implementation in before:
             config._attn_implementation = implementation  # noqa: SLF001
