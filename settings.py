@@ -66,8 +66,8 @@ class Settings(BaseSettings):
     max_attempts: int = Field(
         3,
         ge=1,
-        description="How often a job is started before it fails because the server died each time, at last with no "
-        "other job beside it.",
+        description="How often a job is started before it fails because the server died each time; once more if it "
+        "never ran alone.",
     )
 
     # Models

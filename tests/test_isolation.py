@@ -86,15 +86,19 @@ def engine():
 
 @pytest.mark.parametrize(("model", "then"), [(PHRASEBOOK, "attention"), (LOOKUP, "saliency"), (PHRASEBOOK, "saliency")])
 def test_a_job_stopped_midway_leaves_no_hooks(engine, monkeypatch, model, then):
+    """Inseq's own value_zeroing leaves its hooks if it is stopped; on GPT-2 it stops by itself."""
+
+    def stop_midway(stopped):
+        with pytest.raises((Cancelled, ValueError)):
+            run(stopped, model, "value_zeroing", cancel_at=14, corrections=False)
+
     clean = run(engine, model, then)
-    with pytest.raises(Cancelled):
-        run(engine, model, "value_zeroing", cancel_at=14)
+    stop_midway(engine)
     assert run(engine, model, then) == clean
 
     with without(monkeypatch, isolation, "_snapshot", no_snapshot):
         leaky = measured_engine(model)
-        with pytest.raises(Cancelled):
-            run(leaky, model, "value_zeroing", cancel_at=14)
+        stop_midway(leaky)
         try:
             spoiled = run(leaky, model, then)
         except Exception as error:
