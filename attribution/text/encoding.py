@@ -73,7 +73,8 @@ def check_texts(request: AttributionRequest, sandbox: TextSandbox) -> None:
     specials = not request.skip_special_tokens
     sandbox.check_texts(
         [{"text": each, "add_special_tokens": specials} for each in [*texts, *targets]]
-        + [{"text_target": each, "add_special_tokens": specials} for each in targets]
+        + [{"text_target": each, "add_special_tokens": specials} for each in targets],
+        request.languages,
     )
 
 

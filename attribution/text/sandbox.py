@@ -133,13 +133,14 @@ class TextSandbox:
         answer = self._ask("The model's chat template", question | self._files)
         return str(answer["text"])
 
-    def check_texts(self, calls: Sequence[dict[str, Any]]) -> None:
-        """Check that the tokenizer can be called with each of these keyword arguments within the limits.
+    def check_texts(self, calls: Sequence[dict[str, Any]], languages: dict[str, str]) -> None:
+        """Check that the tokenizer, set to these languages, can be called with each of these keyword arguments within
+        the limits.
 
         This process may then do the same. Raises `InputRejected` and `Cancelled` as `Sandboxes.ask`.
         """
         if self._files and calls:
-            self._ask("The model's tokenizer", {"calls": calls} | self._files)
+            self._ask("The model's tokenizer", {"calls": calls, "languages": languages} | self._files)
 
     def _ask(self, what: str, question: dict[str, Any]) -> dict[str, Any]:
         answer = self.sandboxes.ask(what, question, self.should_cancel)

@@ -4,8 +4,8 @@
 line to stdout, both JSON, and ends when stdin is closed. It never imports torch.
 
 Question: `seconds` of processor time, and what to do: `template` with `special_tokens`, `messages`, `variables` and
-`continues` renders a chat template; `tokenizer` (a directory) with `revision` and `calls` (each the keyword arguments
-of one call) tokenizes. With both, the rendered text is tokenized too.
+`continues` renders a chat template; `tokenizer` (a directory) with `revision`, `calls` (each the keyword arguments of
+one call) and `languages` (`src_lang`, `tgt_lang`) tokenizes. With both, the rendered text is tokenized too.
 Answer: `text`, the rendered one, and `tokens`, the largest number of tokens of a call; or `refused`, the reason; or
 `memory` if the limit was reached.
 """
@@ -17,7 +17,8 @@ import math
 import os
 import resource
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
@@ -68,9 +69,34 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
     if "tokenizer" in question:
         tokenizer = _tokenizer(question["tokenizer"], question["revision"])
         _limit_time(question["seconds"])
-        counts = [len(tokenizer(**each, truncation=False, verbose=False)["input_ids"]) for each in calls]
-        answer["tokens"] = max(counts, default=0)
+        with _speaking(tokenizer, question.get("languages", {})):
+            answer["tokens"] = max((_count(tokenizer, each) for each in calls), default=0)
     return answer
+
+
+@contextmanager
+def _speaking(tokenizer: PreTrainedTokenizerBase, languages: dict[str, str]) -> Iterator[None]:
+    """Set the languages of a translation model's tokenizer within the block, the source's last as in `languages.py`."""
+    before = {name: getattr(tokenizer, name) for name in ("tgt_lang", "src_lang") if hasattr(tokenizer, name)}
+    try:
+        for name, language in (before | languages).items():
+            with suppress(KeyError, ValueError):  # a language that it does not know is refused before it is used
+                setattr(tokenizer, name, language)
+        yield
+    finally:
+        for name, language in before.items():
+            with suppress(KeyError, ValueError):
+                setattr(tokenizer, name, language)
+
+
+def _count(tokenizer: PreTrainedTokenizerBase, call: dict[str, Any]) -> int:
+    """The number of tokens, or 0 for a call that raises: it raises the same for the server, which has the reason."""
+    try:
+        return len(tokenizer(**call, truncation=False, verbose=False)["input_ids"])
+    except MemoryError:
+        raise
+    except Exception:
+        return 0
 
 
 def _limited(question: dict[str, Any]) -> dict[str, Any]:
