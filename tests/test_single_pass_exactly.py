@@ -10,7 +10,9 @@ from transformers.models.bloom.modeling_bloom import BloomGelu
 
 from attribution.engine import AttributionEngine
 from attribution.inseq_loop import engine_calls
+from attribution.model_cache.loading import ModelKey, load
 from attribution.run.method_run import Runner
+from attribution.text.sandbox import Sandboxes, TextSandbox
 from models import AttributionRequest
 from settings import Settings
 from tests.families import FAMILIES, build, family_params
@@ -97,12 +99,15 @@ def test_equals_first_principles(folder, tmp_path, monkeypatch, family, method):
             engine="single_pass",
         )
     )  # fmt: skip
+    # In this thread, which alone runs in float64 throughout: rotary models compute their frequencies when they are loaded.
+    source = engine._models.sources.resolve(family)
+    loaded = load(source, ModelKey(family, source.revision, device="cpu", dtype="float64"))
+    sandbox = TextSandbox(Sandboxes(seconds=60, memory=2**30), source, lambda: False)
     # Inseq stores scores in float32, so compare the scores before they are passed to Inseq's classes.
-    with engine._models.lease(family, device="cpu", dtype="float64") as loaded:
-        Runner(
-            request, loaded, report=lambda _: None, should_cancel=lambda: False, expected_seconds=lambda _: 0.0,
-            max_input_tokens=100,
-        ).run()  # fmt: skip
+    Runner(
+        request, loaded, report=lambda _: None, should_cancel=lambda: False, expected_seconds=lambda _: 0.0,
+        max_input_tokens=100, sandbox=sandbox,
+    ).run()  # fmt: skip
     columns = found[-len(plain.steps) :]
     for step, column in zip(plain.steps, columns, strict=True):
         theirs = expected(plain, step)

@@ -391,7 +391,7 @@ class StoreMachine(RuleBasedStateMachine):
             again = JobStatus.PENDING if self.attempts[job_id] < 2 or len(running) > 1 else JobStatus.FAILED
             self.expected[job_id] = JobStatus.CANCELLED if job_id in self.doomed else again
         waiting = [job_id for job_id, status in self.expected.items() if status is JobStatus.PENDING]
-        assert self.store.interrupted() == [job_id for job_id in waiting if self.attempts[job_id]]
+        assert self.store.suspects(2) == [job_id for job_id in waiting if self.attempts[job_id] >= 2]
 
     @invariant()
     def the_store_agrees(self):
