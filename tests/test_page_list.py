@@ -115,6 +115,7 @@ def test_what_another_client_ended_or_deleted_is_no_longer_under_way(served, ope
     expect(page.locator(".jobs li")).to_have_count(19)
 
 
+@pytest.mark.slow
 def test_no_answer_is_said_to_a_click_until_the_next_and_to_a_read_until_there_is_one(tmp_path, open_page):
     server = Server(tmp_path)
     server.start()
