@@ -53,7 +53,7 @@ def assert_equals_plain(result, plain, *, has_gradients=True):
         found = sequence["source_attributions"] or sequence["target_attributions"]
         found = torch.tensor([[[float("nan") if x is None else x for x in cell] for cell in row] for row in found])
         scale = float(expected.nan_to_num().max())
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * scale, equal_nan=True)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * scale, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", NAMES)
