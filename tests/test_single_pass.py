@@ -134,7 +134,9 @@ def largest_allowed_difference(engine, body, dtype, theirs):
 
 
 ANY_BODY = given(body=bodies(), positions=st.sampled_from([1, 20, 1000]), dtype=st.sampled_from(["float32", "float64"]))
-ANY_FIXTURE = settings(derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ANY_FIXTURE = settings(
+    derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 @ANY_BODY
