@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from attribution import network_state
+from attribution.catalogue.length_changes import dynamic_factor
 from attribution.catalogue.traits import STEP_SCORES_ONLY
 from attribution.corrections.embeddings import EmbeddingsFix, embeddings_fix
 from attribution.isolation import DEFAULT_DTYPE, RANDOM_DRAWS, held
@@ -75,13 +76,16 @@ class LoadedModel:
 
     @property
     def limit(self) -> int | None:
-        """The most positions that the model accepts; None if it has no such limit (relative positions)."""
+        """The most positions that the model accepts; None if it has no such limit (relative positions).
+
+        Dynamic NTK rotary positions are made for `factor` times the configuration's limit.
+        """
         config = self.network.config
         limit = getattr(config, "max_position_embeddings", None)
         if limit is None:
             limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
         # XLNet says -1.
-        return int(limit) if limit and limit > 0 else None
+        return int(limit * dynamic_factor(config)) if limit and limit > 0 else None
 
 
 def load(source: ModelSource, key: ModelKey, should_cancel: Callable[[], bool] = lambda: False) -> LoadedModel:
