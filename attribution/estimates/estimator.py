@@ -233,14 +233,14 @@ def _added_up(request: AttributionRequest, each: list[Estimate]) -> Estimate:
     )
 
 
-def check_weights(source: ModelSource, request: AttributionRequest, device: str) -> None:
-    """Raise `InvalidRequest` if the model's weights alone exceed the device's memory."""
-    weights = source.parameters * torch.finfo(getattr(torch, request.dtype)).bits // 8
+def check_weights(source: ModelSource, request: AttributionRequest, device: str, compute_dtype: str) -> None:
+    """Raise `InvalidRequest` if the model's weights alone, in `compute_dtype`, exceed the device's memory."""
+    weights = source.parameters * torch.finfo(getattr(torch, compute_dtype)).bits // 8
     memory = memory_of(device).total
     if weights > memory:
         raise InvalidRequest.at(
             "/model",
-            f"The weights of {request.model!r} take {weights / _GIB:.1f} GiB in {request.dtype}, and {device} has "
+            f"The weights of {request.model!r} take {weights / _GIB:.1f} GiB in {compute_dtype}, and {device} has "
             f"{memory / _GIB:.1f} GiB. Use a smaller dtype or model.",
         )
 
