@@ -79,7 +79,7 @@ class EngineChoice:
     def is_confirmed(self, method: Method, ours: FeatureAttributionOutput, theirs: FeatureAttributionOutput) -> bool:
         """Whether Inseq's loop (`theirs`) agrees with the single pass; if not, this model's is not trusted again."""
         self._rechecked_difference = difference = largest_difference(ours, theirs)
-        limit = tolerance(self._loaded)
+        limit = max(tolerance(self._loaded), self._decided[method.name].tolerance)
         if difference <= limit:
             return True
         longest = max((each.longest for each in self.shapes), default=0)
