@@ -88,7 +88,8 @@ def probe(
     difference = largest_difference(ours, theirs)
     limit = tolerance(loaded)
     if loaded.network.dtype is torch.float32 and _DOUBTED < difference <= _MOST:
-        limit = _measured_tolerance(run, theirs, limit if difference <= limit else _MOST)
+        measured = _measured_tolerance(run, theirs, limit if difference <= limit else _MOST)
+        limit = max(limit, measured) if difference <= measured else measured
     reason = None if difference <= limit else "It gave other numbers than Inseq's loop on a probe."
     return Verdict(length, difference, limit, reason)
 
