@@ -124,6 +124,12 @@ RELATIVES = {
     "rwkv": Family(t.RwkvConfig, t.RwkvForCausalLM,
                    {"hidden_size": 32, "attention_hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
                     "rescale_every": 1, "context_length": 128}, GPT),
+    # Has no gradients outside training mode, and draws the hashes of its attention.
+    "reformer": Family(t.ReformerConfig, t.ReformerModelWithLMHead,
+                       {"is_decoder": True, "hidden_size": 32, "attention_head_size": 8, "num_attention_heads": 4,
+                        "feed_forward_size": 48, "axial_pos_embds": False, "attn_layers": ["local", "lsh"],
+                        "local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4, "num_buckets": 4,
+                        "max_position_embeddings": 128}, GPT),
     # Its head gets several predictions of each position.
     "prophetnet": Family(t.ProphetNetConfig, t.ProphetNetForConditionalGeneration,
                          {"hidden_size": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "num_encoder_layers": 2,
