@@ -6,7 +6,7 @@ Imports no other module of the service. Options on the command line of `main.py`
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -80,6 +80,12 @@ class Settings(BaseSettings):
     )
     hub_timeout_seconds: float = Field(
         5.0, gt=0, description="Timeout of a query to the Hugging Face Hub about a model, in seconds."
+    )
+
+    cpu_half: Literal["auto", "native", "float32"] = Field(
+        "auto",
+        description="How the CPU computes with `bfloat16` and `float16` weights: `native` in that dtype, `float32` in "
+        "float32 with the same weights, `auto` natively where the processor multiplies such matrices.",
     )
 
     # Devices and workers

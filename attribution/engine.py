@@ -71,7 +71,8 @@ class AttributionEngine:
         config = self._models.sources.config(request.model)
         checked = comparison_checks.resolve(request, self._settings, is_encoder_decoder=kind, config=config)
         if source := self._models.sources.on_this_machine(request.model):
-            check_weights(source, checked, self._place(checked, self.devices()[0]))
+            device = self._place(checked, self.devices()[0])
+            check_weights(source, checked, device, self._models.compute_dtype(checked.dtype, device))
         return checked
 
     def estimate(self, request: AttributionRequest) -> Estimate:
@@ -86,7 +87,9 @@ class AttributionEngine:
         if revision is None:
             return None
         without = {"tags", "timeout_seconds", "priority", "reuse"}
-        parts = [revision, request.model_dump(mode="json", exclude=without), self.devices(), record.versions()]
+        devices = [*self.devices(), *(["cpu"] if request.force_cpu else [])]
+        computed = [self._models.compute_dtype(request.dtype, each) for each in devices]
+        parts = [revision, request.model_dump(mode="json", exclude=without), devices, computed, record.versions()]
         return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     # On a worker

@@ -44,10 +44,11 @@ LONGEST = (
 # Files that compare numbers computed by different kernels.
 NUMERIC = {
     "test_chat", "test_comparison", "test_completeness", "test_corrections", "test_corrections_methods",
-    "test_device_memory", "test_estimates", "test_exactness", "test_families", "test_field_cases", "test_isolation",
-    "test_labels", "test_languages", "test_loading", "test_memory", "test_more_families", "test_network_state",
-    "test_partial", "test_single_pass", "test_single_pass_exactly", "test_single_pass_half", "test_single_pass_long",
-    "test_step_functions", "test_step_scores", "test_views",
+    "test_cpu_half", "test_device_memory", "test_estimates", "test_exactness", "test_families", "test_field_cases",
+    "test_isolation", "test_labels", "test_languages", "test_lengths", "test_loading", "test_memory",
+    "test_more_families", "test_network_state", "test_partial", "test_rounding", "test_single_pass",
+    "test_single_pass_exactly", "test_single_pass_half", "test_single_pass_long", "test_step_functions",
+    "test_step_scores", "test_views",
 }  # fmt: skip
 
 
@@ -81,6 +82,7 @@ def server(tmp_path_factory, hub_cache, model_dir):
         HF_HOME=str(hub_cache),
         INSEQ_API_MODEL_DIRS=str(model_dir),
         INSEQ_API_WORKERS_PER_DEVICE="2",
+        INSEQ_API_CPU_HALF="native",  # tests of half precision compute in it on every processor
         INSEQ_API_TEXT_SECONDS="2",  # of processor time, which no honest text takes
     ) as running:
         yield running

@@ -102,6 +102,16 @@ RELATIVES = {
                      {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": False,
                       "initializer_range": 0.25},
                      GPT),
+    # All positions are rescaled once a text is longer than 10 tokens: its short and long factors differ.
+    "longrope": Family(t.Phi3Config, t.Phi3ForCausalLM,
+                       {**GROUPED, "original_max_position_embeddings": 10,
+                        "rope_parameters": {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4,
+                                            "long_factor": [1.5, 3.0, 6.0, 12.0]}}, PADDED, prepends_bos=True),
+    # All positions are rescaled with each token behind 10.
+    "dynamic-ntk": Family(t.LlamaConfig, t.LlamaForCausalLM,
+                          {**GROUPED, "max_position_embeddings": 10,
+                           "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}},
+                          LLAMA, prepends_bos=True),
     # Takes full attention below 15 tokens, for good.
     "bigbird-pegasus": Family(t.BigBirdPegasusConfig, t.BigBirdPegasusForConditionalGeneration,
                               {**BART, "scale_embedding": True, "block_size": 2, "num_random_blocks": 1}, SEQ2SEQ,
@@ -114,6 +124,12 @@ RELATIVES = {
     "rwkv": Family(t.RwkvConfig, t.RwkvForCausalLM,
                    {"hidden_size": 32, "attention_hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
                     "rescale_every": 1, "context_length": 128}, GPT),
+    # Has no gradients outside training mode, and draws the hashes of its attention.
+    "reformer": Family(t.ReformerConfig, t.ReformerModelWithLMHead,
+                       {"is_decoder": True, "hidden_size": 32, "attention_head_size": 8, "num_attention_heads": 4,
+                        "feed_forward_size": 48, "axial_pos_embds": False, "attn_layers": ["local", "lsh"],
+                        "local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4, "num_buckets": 4,
+                        "max_position_embeddings": 128}, GPT),
     # Its head gets several predictions of each position.
     "prophetnet": Family(t.ProphetNetConfig, t.ProphetNetForConditionalGeneration,
                          {"hidden_size": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "num_encoder_layers": 2,

@@ -164,6 +164,17 @@ def test_a_model_that_computes_something_else_from_embeddings_is_refused(server,
     assert "other logits from its embeddings" in job["error"]["detail"]
 
 
+@pytest.mark.parametrize("method", ["saliency", "occlusion", "attention"])
+def test_reformer_is_refused_before_the_queue(server, model_dir, method):
+    """It failed with advice to train it."""
+    family(model_dir, "reformer")
+    body = {"model": "reformer", "method": method, "input_text": TEXT, "generated_text": f"{TEXT} {TARGET}"}
+    answer = server.client.post("/attribution/jobs", json=body)
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == "/method"
+    assert "training mode alone" in answer.json()["errors"][0]["detail"]
+
+
 @pytest.mark.parametrize("method", ["lime", "gradient_shap", "discretized_integrated_gradients"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(server, model_dir, tmp_path, method, dtype):

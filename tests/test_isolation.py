@@ -33,7 +33,7 @@ INPUTS = {LOOKUP: PROMPT, PHRASEBOOK: SENTENCE}
 
 
 def new_engine(**settings) -> AttributionEngine:
-    return AttributionEngine(Settings(**settings))
+    return AttributionEngine(Settings(cpu_half="native", **settings))
 
 
 def measured_engine(model):

@@ -198,7 +198,7 @@ def test_a_job_is_cancelled_while_another_has_its_model(small_models):
 
 def test_a_loading_that_nobody_waits_for_is_given_up(small_models):
     """A model in half precision is loaded while no attribution runs. Others do not wait for it once it is cancelled."""
-    cache = ModelCache(Settings(model_dirs=[str(small_models)]))
+    cache = ModelCache(Settings(model_dirs=[str(small_models)], cpu_half="native"))
     asked = []
 
     def attributes():

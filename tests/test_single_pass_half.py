@@ -51,7 +51,8 @@ class Measured:
 
     def __init__(self, root):
         self.root = root
-        self.engine = AttributionEngine(Settings(data_dir=root / "data", model_dirs=(str(root),)))
+        # Computed in half precision on every processor.
+        self.engine = AttributionEngine(Settings(data_dir=root / "data", model_dirs=(str(root),), cpu_half="native"))
         self.inseq_model = cache(self._inseq_model)
 
     def folder(self, family, dtype):

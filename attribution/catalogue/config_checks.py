@@ -13,6 +13,11 @@ from models import ProblemItem
 _RESCALED = {"relu", "leaky_relu", "sigmoid", "tanh"}
 _ACTIVATIONS = ("hidden_act", "activation_function", "dense_act_fn", "hidden_activation")
 
+REVERSIBLE = (
+    "Reformer's reversible layers have gradients in training mode alone, with dropout, and its attention draws other "
+    "hashes in each forward: no method has a definite result. Use a model of another family."
+)
+
 
 def config_refusals(method: Method, config: PretrainedConfig) -> Iterator[ProblemItem]:
     """Yield an error for each reason why this method cannot run on models of this configuration."""
@@ -23,6 +28,8 @@ def config_refusals(method: Method, config: PretrainedConfig) -> Iterator[Proble
         reasons.append(rescaled_experts(method.name))
     if method.traits.makes_embeddings and has_embeddings_of_layers(config):
         reasons.append(embeddings_of_layers(method.name))
+    if config.model_type == "reformer":
+        reasons.append(REVERSIBLE)
     for reason in reasons:
         yield ProblemItem(pointer="/method", detail=reason)
 

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 from attribution.catalogue import inseq_catalogue
 from attribution.catalogue.config_checks import has_embeddings_of_layers
 from attribution.catalogue.inseq_catalogue import Method
+from attribution.catalogue.length_changes import length_changes, rescaling_within
 from attribution.catalogue.single_pass_eligibility import obstacle
 from attribution.catalogue.traits import ScoreShape
 from attribution.estimates import passes
@@ -98,7 +99,7 @@ class Estimator:
         if loaded.key.device != "cpu":
             return
         # The single pass divides its rows by what is free.
-        every = [] if _engine(request, loaded) is Engine.SINGLE_PASS else _all_passes(request, loaded, shapes)
+        every = [] if _engine(request, loaded, shapes) is Engine.SINGLE_PASS else _all_passes(request, loaded, shapes)
         peak = self._peak(request, loaded, self._rates.measured(loaded), every, shapes) - loaded.size
         free = memory_of("cpu").free
         if peak > max(_ALWAYS_TRIED, free):
@@ -158,8 +159,9 @@ class Estimator:
         self, request: AttributionRequest, loaded: LoadedModel, rates: ModelRates, inputs: list[_Input]
     ) -> Estimate:
         device, method = loaded.key.device, request.attribution_method
-        engine = _engine(request, loaded)
-        every = _all_passes(request, loaded, [each.shape for each in inputs])
+        shapes = [each.shape for each in inputs]
+        engine = _engine(request, loaded, shapes)
+        every = _all_passes(request, loaded, shapes)
         factor = self._rates.factor(loaded.key, route_of(request))
         attributing = rates.seconds(every) * (factor or 1.0)
         generating = sum(
@@ -168,7 +170,7 @@ class Estimator:
             if each.new
         )
         stored = sum(_score_bytes(request, loaded, each.shape) for each in inputs)
-        peak = self._peak(request, loaded, rates, every, [each.shape for each in inputs])
+        peak = self._peak(request, loaded, rates, every, shapes)
         available = memory_of(device).free + loaded.size  # the weights are in memory already
         estimate = Estimate(
             model=request.model,
@@ -231,14 +233,14 @@ def _added_up(request: AttributionRequest, each: list[Estimate]) -> Estimate:
     )
 
 
-def check_weights(source: ModelSource, request: AttributionRequest, device: str) -> None:
-    """Raise `InvalidRequest` if the model's weights alone exceed the device's memory."""
-    weights = source.parameters * torch.finfo(getattr(torch, request.dtype)).bits // 8
+def check_weights(source: ModelSource, request: AttributionRequest, device: str, compute_dtype: str) -> None:
+    """Raise `InvalidRequest` if the model's weights alone, in `compute_dtype`, exceed the device's memory."""
+    weights = source.parameters * torch.finfo(getattr(torch, compute_dtype)).bits // 8
     memory = memory_of(device).total
     if weights > memory:
         raise InvalidRequest.at(
             "/model",
-            f"The weights of {request.model!r} take {weights / _GIB:.1f} GiB in {request.dtype}, and {device} has "
+            f"The weights of {request.model!r} take {weights / _GIB:.1f} GiB in {compute_dtype}, and {device} has "
             f"{memory / _GIB:.1f} GiB. Use a smaller dtype or model.",
         )
 
@@ -305,24 +307,30 @@ def route_of(request: AttributionRequest) -> str:
     return f"{request.attribution_method}/{request.engine}"
 
 
-def _engine(request: AttributionRequest, loaded: LoadedModel) -> Engine:
+def _engine(request: AttributionRequest, loaded: LoadedModel, shapes: Sequence[Shape]) -> Engine:
     """The engine that the job is expected to use."""
     method = inseq_catalogue.methods()[request.attribution_method]
-    return Engine.SINGLE_PASS if _takes_single_pass(request, loaded, method) else Engine.INSEQ
+    return Engine.SINGLE_PASS if _takes_single_pass(request, loaded, method, shapes) else Engine.INSEQ
 
 
-def _takes_single_pass(request: AttributionRequest, loaded: LoadedModel, method: Method) -> bool:
-    """Whether the single pass is expected to run: assumed if the model was not probed yet."""
+def _takes_single_pass(
+    request: AttributionRequest, loaded: LoadedModel, method: Method, shapes: Sequence[Shape]
+) -> bool:
+    """Whether the single pass is expected to run: assumed if the model was not probed yet at such lengths."""
     if request.engine == Engine.INSEQ or obstacle(request, method):
         return False
-    verdicts = [verdict for key, verdict in dict(loaded.verdicts).items() if key[0] == method.name]
-    return not verdicts or any(each.is_trusted for each in verdicts)
+    if rescaling_within(length_changes(loaded.network.config), shapes):
+        return False
+    probed = [verdict for key, verdict in dict(loaded.verdicts).items() if key[0] == method.name]
+    # Each text met the shortest probe, and those of lengths that it reaches.
+    reached = max([each.longest for each in shapes] + [min((each.length for each in probed), default=0)])
+    return all(verdict.is_trusted for verdict in probed if verdict.length <= reached)
 
 
 def _all_passes(request: AttributionRequest, loaded: LoadedModel, shapes: Sequence[Shape]) -> list[Passes]:
-    if _engine(request, loaded) is Engine.SINGLE_PASS:
+    if _engine(request, loaded, shapes) is Engine.SINGLE_PASS:
         return [each for shape in shapes for each in passes.of_single_pass(request, shape)]
-    at_once = _takes_single_pass(request, loaded, inseq_catalogue.step_scores_only())
+    at_once = _takes_single_pass(request, loaded, inseq_catalogue.step_scores_only(), shapes)
     return [each for shape in shapes for each in passes.of_text(request, shape, scores_at_once=at_once)]
 
 

@@ -34,6 +34,11 @@ class Shape:
     def steps(self) -> int:
         return self.end - self.first
 
+    @property
+    def longest(self) -> int:
+        """Tokens of its longer side."""
+        return max(self.source, self.end)
+
 
 @dataclass(frozen=True)
 class Passes:

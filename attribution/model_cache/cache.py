@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from attribution.isolation import held
+from attribution.model_cache import half_precision
 from attribution.model_cache.device_memory import memory_of
 from attribution.model_cache.loading import LoadedModel, ModelKey, load
 from attribution.model_cache.sources import ModelSource, ModelSources
@@ -46,6 +47,7 @@ class ModelCache:
     def __init__(self, settings: Settings) -> None:
         self.sources = ModelSources(settings)
         self._max_bytes = settings.model_cache_bytes
+        self._cpu_half = settings.cpu_half
         self._entries: dict[ModelKey, _Loading] = {}
         self._guard = threading.Lock()
         self._clock = 0
@@ -104,12 +106,17 @@ class ModelCache:
                 "is_encoder_decoder": each.model.is_encoder_decoder,
                 "device": each.key.device,
                 "dtype": each.key.dtype,
+                "compute_dtype": each.compute_dtype,
                 "bytes": each.size,
                 "in_use": each.leases > 0,
                 "hits": each.hits,
             }
             for each in sorted(ready, key=lambda each: -each.last_used)
         ]
+
+    def compute_dtype(self, dtype: str, device: str) -> str:
+        """The dtype in which a model with weights in `dtype` is computed on a device."""
+        return half_precision.compute_dtype(dtype, device, self._cpu_half)
 
     @property
     def loads(self) -> int:
@@ -163,9 +170,10 @@ class ModelCache:
     def _load(self, loading: _Loading, source: ModelSource, key: ModelKey, threads: int) -> None:
         torch.set_num_threads(threads)  # of this thread
         try:
-            self._evict(to_free=source.weights_bytes)
-            self._check_memory(source, key)
-            loaded = load(source, key, should_cancel=lambda: not loading.waiting)
+            dtype = self.compute_dtype(key.dtype, key.device)
+            self._evict(to_free=max(source.weights_bytes, source.parameters * getattr(torch, dtype).itemsize))
+            self._check_memory(source, dtype)
+            loaded = load(source, key, should_cancel=lambda: not loading.waiting, compute_dtype=dtype)
             self._loads += 1
         except BaseException as error:
             with self._guard:
@@ -174,14 +182,14 @@ class ModelCache:
         else:
             loading.set_result(loaded)
 
-    def _check_memory(self, source: ModelSource, key: ModelKey) -> None:
+    def _check_memory(self, source: ModelSource, dtype: str) -> None:
         """Raise `OutOfMemory` if the weights, which are first read into CPU memory, exceed what is free of it."""
-        weights = source.parameters * getattr(torch, key.dtype).itemsize
+        weights = source.parameters * getattr(torch, dtype).itemsize
         if weights > memory_of("cpu").free:
             self.forget_idle()
         if weights > (free := memory_of("cpu").free):
             raise OutOfMemory(
-                f"The weights of {source.name!r} take {weights / _GIB:.1f} GiB in {key.dtype}, and {free / _GIB:.1f} "
+                f"The weights of {source.name!r} take {weights / _GIB:.1f} GiB in {dtype}, and {free / _GIB:.1f} "
                 "GiB of memory are free. Use a smaller dtype or model, or try again when other jobs have ended."
             )
 

@@ -28,10 +28,11 @@ from transformers import (
 )
 
 from attribution import network_state
+from attribution.catalogue.length_changes import dynamic_factor
 from attribution.catalogue.traits import STEP_SCORES_ONLY
 from attribution.corrections.embeddings import EmbeddingsFix, embeddings_fix
 from attribution.isolation import DEFAULT_DTYPE, RANDOM_DRAWS, held
-from attribution.model_cache import lean_forwards, loading_report
+from attribution.model_cache import half_precision, lean_forwards, loading_report
 from attribution.model_cache.attention_outputs import AttentionOutputs, find_attention_outputs
 from attribution.model_cache.sources import ModelSource
 from problems import ModelUnavailable
@@ -74,23 +75,38 @@ class LoadedModel:
         return self.model.model
 
     @property
+    def compute_dtype(self) -> str:
+        """The dtype of the computation: that of the weights' values (`key.dtype`), or float32 (`half_precision`)."""
+        return str(self.network.dtype).removeprefix("torch.")
+
+    @property
     def limit(self) -> int | None:
-        """The most positions that the model accepts; None if it has no such limit (relative positions)."""
+        """The most positions that the model accepts; None if it has no such limit (relative positions).
+
+        Dynamic NTK rotary positions are made for `factor` times the configuration's limit.
+        """
         config = self.network.config
         limit = getattr(config, "max_position_embeddings", None)
         if limit is None:
             limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
         # XLNet says -1.
-        return int(limit) if limit and limit > 0 else None
+        return int(limit * dynamic_factor(config)) if limit and limit > 0 else None
 
 
-def load(source: ModelSource, key: ModelKey, should_cancel: Callable[[], bool] = lambda: False) -> LoadedModel:
+def load(
+    source: ModelSource,
+    key: ModelKey,
+    should_cancel: Callable[[], bool] = lambda: False,
+    *,
+    compute_dtype: str | None = None,
+) -> LoadedModel:
     """Read a model from its directory, wrap it with Inseq and move it to its device.
 
+    `compute_dtype` is that of the key, or float32 for weights whose values are rounded to the dtype of the key.
     Raises `ModelUnavailable` if it cannot be read, `UnsupportedByModel` if Inseq's scores for it would be wrong, and
     `Cancelled` if `should_cancel` returns True while it waits for other threads.
     """
-    dtype = getattr(torch, key.dtype)
+    dtype = getattr(torch, compute_dtype or key.dtype)
     alone = nullcontext() if dtype == torch.float32 else DEFAULT_DTYPE.exclusive(should_cancel)
     try:
         with held(_LOADING, should_cancel), alone, held(RANDOM_DRAWS, should_cancel):
@@ -105,6 +121,9 @@ def load(source: ModelSource, key: ModelKey, should_cancel: Callable[[], bool] =
                 output_loading_info=True,
             )
             warnings = loading_report.check(source.name, network, report)
+            if compute_dtype not in {None, key.dtype}:
+                half_precision.round_weights(network, getattr(torch, key.dtype))
+                warnings.append(half_precision.warning(key.dtype))
             _name_special_ids(network.config)
             tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=False)
             # Inseq's constructor would move the model to a GPU of its choice unless `device` is given, and its default

@@ -2,36 +2,35 @@
 
 The single pass assumes of a model only that a position never depends on later ones. That is tested for each model by a
 short probe instead of keeping a list of families. A verdict holds for a loaded model (so for its revision, device and
-dtype), a method, and a length: where the configuration names something that changes behind a certain length, the probe
-is longer than that, or Inseq's loop runs.
+dtype), a method, and a length: where the configuration names something that changes behind a certain length, probes
+stand to it as the texts do (see `probe_shapes`), or Inseq's loop runs.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
 from inseq.data import FeatureAttributionOutput
 
 from attribution.catalogue.inseq_catalogue import Method
+from attribution.catalogue.length_changes import length_changes, rescaling_within
 from attribution.catalogue.single_pass_eligibility import obstacle
+from attribution.estimates.passes import Shape
 from attribution.model_cache.loading import LoadedModel
-from attribution.run.engine_probe import (
-    LONGEST_PROBE,
-    SHORT_PROBE,
-    Verdict,
-    largest_difference,
-    probe,
-    probe_length,
-    tolerance,
-)
+from attribution.run.engine_probe import Verdict, largest_difference, probe, tolerance
+from attribution.run.probe_shapes import probe_shapes
 from models import AttributionRequest, Engine
 from problems import UnsupportedByModel
 
 # Not the process's random generators: methods draw from them.
 _CHANCE = random.SystemRandom()
+_ALWAYS_PROBED = 512  # tokens up to which a probe costs little
+# A longer probe runs if the texts have this many times its steps: Inseq's loop needs as much time and memory for each.
+_WORTH_A_PROBE = 2
 
 
 class EngineChoice:
@@ -54,7 +53,7 @@ class EngineChoice:
         self._recheck_share = recheck_share
         self._decided: dict[str, Verdict] = {}
         self._rechecked_difference: float | None = None  # of the last text that ran by both engines
-        self.longest = 0  # positions in the longest of the job's texts, once they are known
+        self.shapes: Sequence[Shape] = ()  # of the job's texts, once they are known
         self.probing_seconds = 0.0  # of probes, which run once for a model and are not the job's own time
 
     def takes_single_pass(self, method: Method) -> bool:
@@ -80,10 +79,11 @@ class EngineChoice:
     def is_confirmed(self, method: Method, ours: FeatureAttributionOutput, theirs: FeatureAttributionOutput) -> bool:
         """Whether Inseq's loop (`theirs`) agrees with the single pass; if not, this model's is not trusted again."""
         self._rechecked_difference = difference = largest_difference(ours, theirs)
-        limit = tolerance(self._loaded)
+        limit = max(tolerance(self._loaded), self._decided[method.name].tolerance)
         if difference <= limit:
             return True
-        verdict = Verdict(self.longest, difference, limit, "A job that was checked again came out otherwise.")
+        longest = max((each.longest for each in self.shapes), default=0)
+        verdict = Verdict(longest, difference, limit, "A job that was checked again came out otherwise.")
         for key in self._loaded.verdicts:
             if key[0] == method.name:
                 self._loaded.verdicts[key] = verdict
@@ -119,37 +119,55 @@ class EngineChoice:
     def _verdict(self, method: Method) -> Verdict:
         if reason := obstacle(self._request, method):
             return Verdict(0, reason=reason)
-        length = SHORT_PROBE
-        if (limit := _changes_behind(self._loaded)) is not None and self.longest > limit:
-            length = probe_length(limit)
-            if length > min(LONGEST_PROBE, self._loaded.limit or length):
+        changes = length_changes(self._loaded.network.config)
+        if change := rescaling_within(changes, self.shapes):
+            return Verdict(
+                0, reason=f"The text has steps behind {change.tokens} tokens, where the model rescales all positions."
+            )
+        shapes = probe_shapes(
+            changes,
+            self.shapes,
+            limit=self._loaded.limit,
+            is_encoder_decoder=bool(self._loaded.model.is_encoder_decoder),
+        )
+        verdicts = []
+        for shape in shapes:
+            verdict = self._verdict_at(method, shape)
+            if not verdict.is_trusted:
+                return verdict
+            verdicts.append(verdict)
+        worst = max(verdicts, key=lambda each: each.difference or 0.0)
+        return replace(worst, length=max(each.length for each in verdicts))
+
+    def _verdict_at(self, method: Method, shape: Shape) -> Verdict:
+        key = (method.name, shape, self._request.attribute_target)
+        if key not in self._loaded.verdicts:
+            length, steps = shape.longest, sum(each.steps for each in self.shapes)
+            if length > _ALWAYS_PROBED and steps < _WORTH_A_PROBE * shape.steps:
                 return Verdict(
                     0,
-                    reason=f"The text is longer than {limit} tokens, where this model's attention or positions change.",
+                    reason=f"This model's attention or positions change near {length} tokens, and a probe of that "
+                    f"length would take longer than Inseq's loop for {steps} steps.",
                 )
-        key = (method.name, length, self._request.attribute_target)
-        if key not in self._loaded.verdicts:
             began = perf_counter()
             self._loaded.verdicts[key] = probe(
-                self._request, self._loaded, method, length=length, on_progress=self._on_progress
+                self._request, self._loaded, method, shape=shape, on_progress=self._on_progress
             )
             self.probing_seconds += perf_counter() - began
         verdict: Verdict = self._loaded.verdicts[key]
         return verdict
 
-
-def _changes_behind(loaded: LoadedModel) -> int | None:
-    """The number of tokens behind which the model's attention or positions change, by its configuration (a sliding
-    window, rescaled rotary positions); None if nothing does.
-    """
-    config = loaded.network.config.get_text_config(decoder=True)
-    limits = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    ropes = [getattr(config, name, None) for name in ("rope_parameters", "rope_scaling")]
-    for rope in (each for given in ropes if given for each in (given, *given.values()) if isinstance(each, dict)):
-        if (rope.get("rope_type") or rope.get("type")) in {"dynamic", "longrope", "su"}:
-            original = rope.get("original_max_position_embeddings")
-            limits.append(original or getattr(config, "original_max_position_embeddings", None) or loaded.limit)
-    return min((int(limit) for limit in limits if limit), default=None)
+    def maps_of_other_positions(self) -> str | None:
+        """A warning where a method that runs the model once, over the whole text, sees other positions than the model
+        had when it predicted some of the tokens; None if it does not.
+        """
+        changes = length_changes(self._loaded.network.config)
+        if (change := rescaling_within(changes, self.shapes)) is None:
+            return None
+        return (
+            f"Behind {change.tokens} tokens this model rescales all positions. The attention of all tokens is that of "
+            "the whole text, also where the model predicted a token from a shorter one."
+        )
 
 
 def _why_not(verdict: Verdict) -> str:

@@ -187,9 +187,11 @@ class Runner:
     # Attribution
 
     def _attribute_all(self, texts: list[PreparedText]) -> None:
-        self._choice.longest = max(each.text.longest for each in texts)
+        self._choice.shapes = shapes = [self._shape(each.text) for each in texts]
+        if self._method.is_final_step and (warning := self._choice.maps_of_other_positions()):
+            self._warnings.append(warning)
         self._progress.begin_attributing(sum(self._units(each.text) for each in texts))
-        self.expected = self._expected_seconds([self._shape(each.text) for each in texts])
+        self.expected = self._expected_seconds(shapes)
         self._progress.expect(self.expected)
         began = time.monotonic()
         self._snapshot = _Snapshot(sum(each.text.steps for each in texts))

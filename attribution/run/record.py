@@ -85,6 +85,7 @@ def _info(run: RunRecord, loaded: LoadedModel) -> dict[str, Any]:
         "model_source": loaded.source.kind,
         "device": loaded.key.device,
         "dtype": loaded.key.dtype,
+        "compute_dtype": loaded.compute_dtype,
         **run.engine,
         **({"languages": request.languages} if request.languages else {}),
         "seed": request.seed,

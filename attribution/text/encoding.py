@@ -48,11 +48,6 @@ class Text:
         return self.prompt.encoding
 
     @property
-    def longest(self) -> int:
-        """The number of positions of its longer side."""
-        return max(int(each.input_ids.shape[1]) for each in (self.source, self.target))
-
-    @property
     def steps(self) -> int:
         return self.end - self.first
 
