@@ -194,7 +194,9 @@ FAILED = {
         "input-rejected",
         "one vector for each input token",
     ),
-    "generation that fails": ({**GOOD, "generation_args": {"num_beams": 0}}, "input-rejected", "ZeroDivisionError"),
+    "generation that fails": (
+        {**TRANSLATE, "generation_args": {"decoder_start_token_id": 10**6}}, "input-rejected", "these generation_args"
+    ),
     "unknown rule of quadrature": (
         {**GOOD, "method": "integrated_gradients", "attribution_args": {"method": "bogus"}}, "input-rejected", "bogus"
     ),

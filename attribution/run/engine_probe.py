@@ -15,9 +15,9 @@ from attribution.corrections.registry import Ledger
 from attribution.inseq_loop.engine_calls import by_loop, by_single_pass
 from attribution.inseq_loop.text_attribution import TextAttribution
 from attribution.isolation import RANDOM_DRAWS, RandomState
+from attribution.model_cache.device_memory import is_out_of_memory
 from attribution.model_cache.loading import LoadedModel
 from attribution.run.progress import ProgressCounter
-from attribution.single_pass.batch_sizes import is_out_of_memory
 from attribution.text.encoding import Prompt, Text, from_ids
 from models import AttributionRequest
 
