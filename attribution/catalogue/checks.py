@@ -13,8 +13,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from attribution.catalogue import generation_catalogue, inseq_catalogue, traits
-from attribution.catalogue.config_checks import config_refusals
+from attribution.catalogue import config_checks, generation_catalogue, inseq_catalogue, traits
 from attribution.catalogue.inseq_catalogue import Method, Parameter, StepFunction, attributed_function
 from attribution.catalogue.single_pass_eligibility import obstacle
 from attribution.catalogue.traits import BATCH_SIZES, DEFAULT_FUNCTION, SHORTHANDS, STEP_COUNTS, Reads
@@ -58,7 +57,8 @@ def resolve(
         if is_encoder_decoder is not None:
             errors += kind_refusals(request, method, is_encoder_decoder=is_encoder_decoder)
     if config is not None:
-        errors += config_refusals(method, config)
+        errors += config_checks.config_refusals(method, config)
+        errors += config_checks.dropout_refusals(request, config)
     errors += _generation_errors(request, settings, generation, is_encoder_decoder=is_encoder_decoder)
     errors += _template_errors(request)
     errors += _limit_errors(request, attribution_args, settings)

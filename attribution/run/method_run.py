@@ -108,6 +108,7 @@ class Runner:
             checks.kind_refusals(self._request, self._method, is_encoder_decoder=bool(self._model.is_encoder_decoder))
         )
         refusals += config_checks.config_refusals(self._method, self._loaded.network.config)
+        refusals += config_checks.dropout_refusals(self._request, self._loaded.network.config)
         if refusals:
             raise UnsupportedByModel(refusals[0].detail, errors=refusals)
         if self._request.attribute_target and not self._model.is_encoder_decoder:
