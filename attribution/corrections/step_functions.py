@@ -14,6 +14,7 @@ from inseq.attr.step_functions import STEP_SCORES_MAP, is_contrastive_step_funct
 from inseq.utils import filter_logits
 from inseq.utils.contrast_utils import _get_contrast_inputs
 
+from attribution import network_state
 from attribution.corrections.registry import Correction, Ledger, declare
 from problems import UnsupportedByModel
 
@@ -74,6 +75,7 @@ def _back_to_eval(function: StepFunction) -> StepFunction:
             with _logits_of_forwards(model) as samples:
                 found = function(args, **kwargs)
         finally:
+            network_state.end(model.model)  # a cancelled forward did not set this mode
             model.eval()
         if all(torch.equal(samples[0], each) for each in samples):
             raise UnsupportedByModel(NO_DROPOUT)
