@@ -68,8 +68,13 @@ class AttributionEngine:
         """The request as it will run. Raises `InvalidRequest` for what can be known not to work."""
         self._models.sources.check_allowed(request.model)
         kind = self._models.sources.is_encoder_decoder(request.model)
-        config = self._models.sources.config(request.model)
-        checked = comparison_checks.resolve(request, self._settings, is_encoder_decoder=kind, config=config)
+        checked = comparison_checks.resolve(
+            request,
+            self._settings,
+            is_encoder_decoder=kind,
+            config=self._models.sources.config(request.model),
+            generation=self._models.sources.generation_config(request.model),
+        )
         if source := self._models.sources.on_this_machine(request.model):
             device = self._place(checked, self.devices()[0])
             check_weights(source, checked, device, self._models.compute_dtype(checked.dtype, device))

@@ -121,6 +121,9 @@ def isolated(model: AttributionModel, should_cancel: ShouldCancel = _never) -> I
         stack.enter_context(DEFAULT_DTYPE.shared(should_cancel))
         stack.callback(network_state.undo, model.model)
         stack.callback(_snapshot(model))
+        # Before the snapshot is restored, or a cancelled forward would seem to have changed what the snapshot restores
+        # (train mode, after a forward with dropout), and `undo` would put that back.
+        stack.callback(network_state.end, model.model)
         stack.callback(sys.settrace, sys.gettrace())
         stack.enter_context(torch.enable_grad())
         yield

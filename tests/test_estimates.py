@@ -18,6 +18,7 @@ from attribution.model_cache.cache import ModelCache
 from attribution.model_cache.loading import ModelKey
 from attribution.results import stored_form
 from models import AttributionRequest
+from problems import InvalidRequest
 from settings import Settings
 from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 from tests.hub import build_small_gpt2
@@ -105,7 +106,12 @@ def test_the_passes_are_those_of_the_job(engine, passes, model, method, more):
     other = f"{PROMPT} milk." if model == LOOKUP else "le chien rouge"
     more = json.dumps(more).replace("another target", other)
     more = json.loads(more.replace('"hidden size"', str(config.get("n_embd") or config["d_model"])))
-    request = checked(engine, model=model, method=method, input_text=text, generated_text=target, **SCORES | more)
+    body = {"model": model, "method": method, "input_text": text, "generated_text": target, **SCORES | more}
+    if model == LOOKUP and "mc_dropout_prob_avg" in body["step_scores"]:
+        with pytest.raises(InvalidRequest, match="this model has none"):
+            checked(engine, **body)
+        return
+    request = checked(engine, **body)
     estimate = engine.estimate(request)
     passes[:] = [0, 0]
     run(engine, request)

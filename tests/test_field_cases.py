@@ -90,3 +90,17 @@ def test_a_head_with_several_predictions_of_a_position(server, model_dir):
     plain = Plain(folder, body["input_text"], body["generated_text"])
     for corrections in (True, False):
         assert_equals_plain(completed(server, body | {"corrections": corrections}, granular=True), plain)
+
+
+def test_scores_of_dropout_without_dropout(server, model_dir):
+    """`mc_dropout_prob_avg` divides by the deviation of samples, which is zero or rounding noise without dropout."""
+    body = {"model": LOOKUP, "method": "dummy", "input_text": "Anna likes", "step_scores": ["mc_dropout_prob_avg"]}
+    found = problem(server, body)
+    assert found["errors"][0]["pointer"] == "/step_scores/0"
+    assert "this model has none" in found["detail"]
+    folder = model_dir / "rwkv"
+    if not folder.exists():
+        build("rwkv", folder)
+    found = problem(server, body | {"model": "rwkv"})  # its configuration says nothing of dropout
+    assert found["type"] == "/problems/unsupported-by-model"
+    assert "this model has none" in found["detail"]

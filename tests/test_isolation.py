@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
+import shutil
 import sys
 import threading
 
@@ -29,7 +31,8 @@ from problems import AttributionFailed, Cancelled, JobError
 from settings import Settings
 from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 
-INPUTS = {LOOKUP: PROMPT, PHRASEBOOK: SENTENCE}
+WITH_DROPOUT = "lookup-with-dropout"  # LOOKUP itself has none
+INPUTS = {LOOKUP: PROMPT, PHRASEBOOK: SENTENCE, WITH_DROPOUT: PROMPT}
 
 
 def new_engine(**settings) -> AttributionEngine:
@@ -373,9 +376,20 @@ def fresh_results():
     return {}
 
 
-@pytest.mark.parametrize("model", [LOOKUP, pytest.param(PHRASEBOOK, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module")
+def models_with_dropout(tmp_path_factory):
+    """Settings that serve LOOKUP with dropout."""
+    root = tmp_path_factory.mktemp("models")
+    folder = shutil.copytree(BUNDLED / LOOKUP, root / WITH_DROPOUT)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"resid_pdrop": 0.1}))
+    return {"model_dirs": (str(root),)}
+
+
+@pytest.mark.parametrize("model", [WITH_DROPOUT, pytest.param(PHRASEBOOK, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("backwards", [False, True])
-def test_any_order_with_failures_between_equals_fresh_models(engine, fresh_results, model, backwards):
+def test_any_order_with_failures_between_equals_fresh_models(models_with_dropout, fresh_results, model, backwards):
+    engine = new_engine(**models_with_dropout)
     settings = {
         "integrated_gradients": {"n_steps": 4},
         "sequential_integrated_gradients": {"n_steps": 3},
@@ -384,13 +398,13 @@ def test_any_order_with_failures_between_equals_fresh_models(engine, fresh_resul
     }
     methods = ["attention", "deeplift", "dummy", "gradient_shap", "input_x_gradient", "integrated_gradients", "lime",
                "occlusion", "saliency", "sequential_integrated_gradients", "value_zeroing"]  # fmt: skip
-    if model == LOOKUP:
+    if model == WITH_DROPOUT:
         methods += ["layer_gradient_x_activation", "reagent"]
     for index, method in enumerate(sorted(methods, reverse=backwards)):
         body = {"attribution_args": settings.get(method, {}), "step_scores": ["mc_dropout_prob_avg", "probability"]}
         ours = run(engine, model, method, **body)
         if (model, method) not in fresh_results:
-            fresh_results[model, method] = run(new_engine(), model, method, **body)
+            fresh_results[model, method] = run(new_engine(**models_with_dropout), model, method, **body)
         assert orjson.dumps(ours) == orjson.dumps(fresh_results[model, method]), method
         # Three kinds of failure: cancelled during attribution, invalid positions, and an error in Inseq.
         if index % 3 == 0:
@@ -402,6 +416,19 @@ def test_any_order_with_failures_between_equals_fresh_models(engine, fresh_resul
         else:
             with pytest.raises(Exception, match=r"."):
                 run(engine, model, "occlusion", attribution_args={"sliding_window_shapes": [99, 99]})
+
+
+@pytest.mark.parametrize("corrections", [True, False])
+def test_a_cancelled_forward_with_dropout_leaves_no_train_mode(models_with_dropout, corrections):
+    engine = new_engine(**models_with_dropout)
+    clean = run(engine, WITH_DROPOUT, "dummy", step_scores=["probability"])
+    for forward in range(4, 9):
+        with pytest.raises(Cancelled):
+            run(
+                engine, WITH_DROPOUT, "dummy", step_scores=["mc_dropout_prob_avg"], cancel_at=forward,
+                step_scores_args={"n_mcd_steps": 9}, corrections=corrections,
+            )  # fmt: skip
+        assert run(engine, WITH_DROPOUT, "dummy", step_scores=["probability"]) == clean
 
 
 def test_scores_that_are_all_nan_are_refused(engine, monkeypatch):

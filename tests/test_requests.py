@@ -106,9 +106,15 @@ REFUSED = {
         "of the request itself",
     ),
     "one dropout draw": (
-        {**GOOD, "step_scores": ["mc_dropout_prob_avg"], "step_scores_args": {"n_mcd_steps": 1}},
+        {**TRANSLATE, "step_scores": ["mc_dropout_prob_avg"], "step_scores_args": {"n_mcd_steps": 1}},
         "/step_scores_args/n_mcd_steps",
         "at least 2",
+    ),
+    "a score of dropout without dropout": (
+        {**GOOD, "step_scores": ["probability", "mc_dropout_prob_avg"]}, "/step_scores/1", "rounding noise"
+    ),
+    "a function of dropout without dropout": (
+        {**GOOD, "method": "occlusion", "attributed_fn": "mc_dropout_prob_avg"}, "/attributed_fn", "rounding noise"
     ),
     "input of the embedding": (
         {**GOOD, "method": "layer_gradient_x_activation", "attribution_args": {"attribute_to_layer_input": True}},
@@ -194,7 +200,9 @@ FAILED = {
         "input-rejected",
         "one vector for each input token",
     ),
-    "generation that fails": ({**GOOD, "generation_args": {"num_beams": 0}}, "input-rejected", "ZeroDivisionError"),
+    "generation that fails": (
+        {**TRANSLATE, "generation_args": {"decoder_start_token_id": 10**6}}, "input-rejected", "these generation_args"
+    ),
     "unknown rule of quadrature": (
         {**GOOD, "method": "integrated_gradients", "attribution_args": {"method": "bogus"}}, "input-rejected", "bogus"
     ),

@@ -13,10 +13,11 @@ from html.parser import HTMLParser
 
 import inseq
 import numpy as np
+import pandas as pd
 import pyarrow.parquet
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from inseq.data import FeatureAttributionOutput
 from inseq.data.attribution import CoarseFeatureAttributionSequenceOutput
@@ -24,6 +25,7 @@ from inseq.utils.typing import TokenWithId
 
 from attribution.results import heatmap_view, inseq_html_view, table_views
 from attribution.results.json_views import json_view
+from attribution_client.frames import read_parquet as client_frame
 from attribution_schema.view_options import ViewOptions
 from problems import InvalidRequest
 from tests.conftest import LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
@@ -197,6 +199,24 @@ def test_any_token_survives_a_table(source, target):
         assert found == [(*row[:-1], np.float32(row[-1])) for row in rows]
 
 
+# As docs/api.md says it.
+PANDAS = {
+    "dtype": {"attributed_token": str, "generated_token": str}, "keep_default_na": False, "na_values": {"score": [""]}
+}  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None)
+@given(source=TOKENS, target=TOKENS)
+@example(source=["NA", "", "null", "None", "n/a"], target=["<s>", "nan", "NaN"])
+def test_pandas_reads_every_token_of_a_csv(source, target):
+    """By default `pandas.read_csv` takes the token `NA` for a missing value, quoted or not, and `007` for 7."""
+    output = an_output(source, target, torch.full((len(source), len(target) - 1), math.nan))
+    found = pd.read_csv(io.BytesIO(table_views.csv_view(output, ViewOptions())), **PANDAS)
+    expected = client_frame(table_views.parquet_view(output, ViewOptions()))
+    pd.testing.assert_frame_equal(found, expected, check_dtype=False)
+    assert set(expected["attributed_token"]) >= set(source)
+
+
 FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1", '=HYPERLINK("http://x","y")']
 
 
@@ -329,6 +349,16 @@ SHOWN = {
 @pytest.mark.parametrize("token", SHOWN)
 def test_what_nobody_sees_is_made_visible(token):
     assert str(heatmap_view.visible(token)) == SHOWN[token]
+
+
+@pytest.mark.parametrize("view", [heatmap_view.html_view, inseq_html_view.inseq_html_view])
+def test_control_characters_are_shown_by_their_codes(view):
+    controls = [chr(code) for code in (*range(9), *range(0xB, 0x20), *range(0x7F, 0xA0))]
+    output = an_output(["a", *controls], ["<s>", *controls])
+    output.info["warnings"] = ["a \0 warning"]
+    document = view(output, ViewOptions()).decode()
+    assert not [each for each in controls if each in document]
+    assert all(f"U+{ord(each):04X}" in document for each in controls)
 
 
 def test_too_many_scores_are_refused_before_they_are_written(monkeypatch):

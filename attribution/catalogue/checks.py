@@ -13,8 +13,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from attribution.catalogue import inseq_catalogue, traits
-from attribution.catalogue.config_checks import config_refusals
+from attribution.catalogue import config_checks, generation_catalogue, inseq_catalogue, traits
 from attribution.catalogue.inseq_catalogue import Method, Parameter, StepFunction, attributed_function
 from attribution.catalogue.single_pass_eligibility import obstacle
 from attribution.catalogue.traits import BATCH_SIZES, DEFAULT_FUNCTION, SHORTHANDS, STEP_COUNTS, Reads
@@ -29,8 +28,11 @@ def resolve(
     *,
     is_encoder_decoder: bool | None,
     config: PretrainedConfig | None = None,
+    generation: GenerationConfig | None = None,
 ) -> AttributionRequest:
     """Return the request as it will run: shorthands moved to `attribution_args`, every argument checked.
+
+    `config` and `generation`: the model's own, where its files are on this machine.
 
     Raises `InvalidRequest` with every error found, each with a JSON pointer into the body.
     """
@@ -55,8 +57,9 @@ def resolve(
         if is_encoder_decoder is not None:
             errors += kind_refusals(request, method, is_encoder_decoder=is_encoder_decoder)
     if config is not None:
-        errors += config_refusals(method, config)
-    errors += _generation_errors(request, settings)
+        errors += config_checks.config_refusals(method, config)
+        errors += config_checks.dropout_refusals(request, config)
+    errors += _generation_errors(request, settings, generation, is_encoder_decoder=is_encoder_decoder)
     errors += _template_errors(request)
     errors += _limit_errors(request, attribution_args, settings)
     if errors:
@@ -244,15 +247,20 @@ def _attributed_fn_refusals(
         )
 
 
-def _generation_errors(request: AttributionRequest, settings: Settings) -> Iterator[ProblemItem]:
-    values, accepted, refused = (
-        request.generation_args,
-        inseq_catalogue.generation_parameters(),
-        inseq_catalogue.refused_generation_args(),
-    )
-    if values and request.generated_text is not None:
-        yield _at("/generation_args", "Nothing is generated if generated_text is given: leave out generation_args.")
+def _generation_errors(
+    request: AttributionRequest,
+    settings: Settings,
+    defaults: GenerationConfig | None,
+    *,
+    is_encoder_decoder: bool | None,
+) -> Iterator[ProblemItem]:
+    """Yield an error for each argument of `generate` that cannot work; `defaults` are the model's own, where known."""
+    values = request.generation_args
+    if request.generated_text is not None:
+        if values:
+            yield _at("/generation_args", "Nothing is generated if generated_text is given: leave out generation_args.")
         return
+    refused, accepted = generation_catalogue.REFUSED, generation_catalogue.parameters()
     for name in values.keys() & refused.keys():
         yield _at(f"/generation_args/{name}", f"{name} is not served: {refused[name]}.")
     rest = {name: value for name, value in values.items() if name not in refused}
@@ -260,14 +268,30 @@ def _generation_errors(request: AttributionRequest, settings: Settings) -> Itera
     yield from errors
     if errors:
         return
-    try:
-        GenerationConfig(**rest).validate(strict=False)
-    except (ValueError, TypeError, AttributeError) as error:
-        yield _at("/generation_args", str(error).splitlines()[0])
     for name in ("max_new_tokens", "max_length"):
         value = values.get(name)
         if value is not None and not 1 <= value <= settings.max_new_tokens:
-            yield _at(f"/generation_args/{name}", f"{name} must be between 1 and {settings.max_new_tokens}.")
+            errors.append(_at(f"/generation_args/{name}", f"{name} must be between 1 and {settings.max_new_tokens}."))
+    yield from errors
+    if not errors:
+        yield from _contradictions(typed(rest, accepted), defaults, is_encoder_decoder=is_encoder_decoder)
+
+
+def _contradictions(
+    values: Arguments, defaults: GenerationConfig | None, *, is_encoder_decoder: bool | None
+) -> Iterator[ProblemItem]:
+    try:
+        config = generation_catalogue.effective(defaults or GenerationConfig(), values)
+    except (ValueError, TypeError, AttributeError) as error:
+        yield _at("/generation_args", str(error).splitlines()[0])
+        return
+    for name, reason in generation_catalogue.contradictions(config, is_encoder_decoder=is_encoder_decoder):
+        if name == "min_new_tokens" and not {"min_new_tokens", "max_new_tokens"} <= values.keys():
+            continue  # a default length, which the job names in a warning
+        if name in values:
+            yield _at(f"/generation_args/{name}", reason)
+        else:
+            yield _at("/generation_args", generation_catalogue.of_the_model(name, reason))
 
 
 def _template_errors(request: AttributionRequest) -> Iterator[ProblemItem]:

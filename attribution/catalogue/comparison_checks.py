@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from transformers import PretrainedConfig
+from transformers import GenerationConfig, PretrainedConfig
 
 from attribution.catalogue import checks, inseq_catalogue
 from attribution.catalogue.traits import SHORTHANDS
@@ -20,19 +20,24 @@ def resolve(
     *,
     is_encoder_decoder: bool | None,
     config: PretrainedConfig | None = None,
+    generation: GenerationConfig | None = None,
 ) -> AttributionRequest:
     """Return the request with every default filled in; each method is checked as if it were the only one.
 
     Raises `InvalidRequest` with every error found, each with a JSON pointer into the body.
     """
     if request.methods is None:
-        return checks.resolve(request, settings, is_encoder_decoder=is_encoder_decoder, config=config)
+        return checks.resolve(
+            request, settings, is_encoder_decoder=is_encoder_decoder, config=config, generation=generation
+        )
     errors = list(_misplaced(request, request.methods))
     resolved: dict[str, Any] = {}
     for index, name in enumerate(request.methods):
         try:
             alone = _alone(request, name)
-            one = checks.resolve(alone, settings, is_encoder_decoder=is_encoder_decoder, config=config)
+            one = checks.resolve(
+                alone, settings, is_encoder_decoder=is_encoder_decoder, config=config, generation=generation
+            )
             resolved[name] = one.attribution_args
         except InvalidRequest as error:
             errors += (_moved(item, name, index) for item in error.errors)

@@ -6,11 +6,15 @@ from collections.abc import Iterator
 
 from transformers import PretrainedConfig
 
+from attribution.catalogue import traits
 from attribution.catalogue.inseq_catalogue import Method
-from models import ProblemItem
+from attribution.corrections.step_functions import NO_DROPOUT
+from models import AttributionRequest, ProblemItem
 
 # Activations that DeepLIFT's rescale rule is for, by Transformers' names.
 _RESCALED = {"relu", "leaky_relu", "sigmoid", "tanh"}
+_NOISE = ("drop", "jitter", "noise")
+_OTHER_HEADS = ("summary_", "classifier_")  # dropout of heads that generate no text
 _ACTIVATIONS = ("hidden_act", "activation_function", "dense_act_fn", "hidden_activation")
 
 REVERSIBLE = (
@@ -32,6 +36,30 @@ def config_refusals(method: Method, config: PretrainedConfig) -> Iterator[Proble
         reasons.append(REVERSIBLE)
     for reason in reasons:
         yield ProblemItem(pointer="/method", detail=reason)
+
+
+def dropout_refusals(request: AttributionRequest, config: PretrainedConfig) -> Iterator[ProblemItem]:
+    """Yield an error for each step function that needs dropout, if every probability of the configuration is zero."""
+    named = {f"/step_scores/{index}": name for index, name in enumerate(request.step_scores)}
+    if request.attributed_fn is not None:
+        named["/attributed_fn"] = request.attributed_fn
+    for pointer, name in named.items():
+        if traits.of_step_function(name).draws_dropout and has_no_dropout(config):
+            yield ProblemItem(pointer=pointer, detail=NO_DROPOUT)
+
+
+def has_no_dropout(config: PretrainedConfig) -> bool:
+    """Whether the configuration names probabilities of dropout (or other noise of train mode), and all are zero."""
+    probabilities = list(_noise(config))
+    return bool(probabilities) and not any(probabilities)
+
+
+def _noise(config: PretrainedConfig) -> Iterator[float]:
+    for name, value in vars(config).items():
+        if isinstance(value, PretrainedConfig):
+            yield from _noise(value)
+        elif any(word in name for word in _NOISE) and not name.startswith(_OTHER_HEADS) and type(value) in (int, float):
+            yield float(value)
 
 
 def has_attention(config: PretrainedConfig) -> bool:

@@ -1,7 +1,7 @@
 """Methods, functions and their arguments, read from Inseq's own registries, signatures and docstrings.
 
-Methods, step functions, aggregators and Transformers' generation arguments, each with its parameters. Knows nothing of
-models. What the registries do not say is in `traits`; requests are checked in `checks`.
+Methods, step functions and aggregators, each with its parameters. Knows nothing of models. What the registries do
+not say is in `traits`; requests are checked in `checks`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from inseq.attr.step_functions import STEP_SCORES_MAP, StepFunctionDecoderOnlyAr
 from inseq.data.aggregation_functions import AggregationFunction
 from inseq.data.aggregator import Aggregator
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from transformers import GenerationConfig
 
 from attribution.catalogue import traits
 from attribution.catalogue.traits import (
@@ -45,17 +44,6 @@ _SUPPLIED_BY_INSEQ = {
     "additional_forward_args", "show_progress", "attr", "tensors", "do_pre_aggregation_checks",
     "do_post_aggregation_checks",
 }  # fmt: skip
-
-# Generation arguments that would break the one-text-one-sequence contract, or only cost time here.
-_REFUSED_GENERATION_ARGS = {
-    "num_return_sequences": "one sequence is attributed for each input",
-    "return_dict_in_generate": "set by the service",
-    "output_attentions": "not part of a result",
-    "output_hidden_states": "not part of a result",
-    "output_scores": "ask for step_scores instead",
-    "output_logits": "ask for step_scores instead",
-    "stop_strings": "needs a tokenizer at generation time",
-}
 
 
 @dataclass(frozen=True)
@@ -208,26 +196,6 @@ def aggregators() -> dict[str, AggregatorEntry]:
 def aggregation_functions() -> list[str]:
     """The functions an aggregator can apply (`aggregate_fn`), sorted."""
     return sorted(AggregationFunction.available_classes())
-
-
-@cache
-def generation_parameters() -> dict[str, Parameter]:
-    """The arguments of Transformers' `generate` that a request may set, with the types its docstring gives."""
-    types_of = {
-        "int": int, "float": float, "bool": bool, "str": str, "list[int]": list[int],
-        "list[list[int]]": list[list[int]], "Union[int, list[int]]": int | list[int],
-    }  # fmt: skip
-    documented = re.findall(r"^\s+(\w+) \(`([^`]+)`", GenerationConfig.__doc__ or "", re.MULTILINE)
-    return {
-        name: Parameter(name, types_of[type_name], None)
-        for name, type_name in sorted(documented)
-        if type_name in types_of and name not in _REFUSED_GENERATION_ARGS
-    }
-
-
-def refused_generation_args() -> dict[str, str]:
-    """Generation arguments that exist but are not served, each with the reason."""
-    return dict(_REFUSED_GENERATION_ARGS)
 
 
 def describe_methods() -> list[dict[str, Any]]:

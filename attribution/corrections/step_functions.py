@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +14,16 @@ from inseq.attr.step_functions import STEP_SCORES_MAP, is_contrastive_step_funct
 from inseq.utils import filter_logits
 from inseq.utils.contrast_utils import _get_contrast_inputs
 
+from attribution import network_state
 from attribution.corrections.registry import Correction, Ledger, declare
+from problems import UnsupportedByModel
 
 StepFunction = Callable[..., torch.Tensor]
 _PREFIX = "corrected:"
+NO_DROPOUT = (
+    "mc_dropout_prob_avg compares forwards with dropout, and this model has none: its value would be rounding noise. "
+    "Leave it out."
+)
 
 CROSSENTROPY = declare(
     "crossentropy_single_sequence",
@@ -63,12 +70,39 @@ def _one_target_per_row(function: StepFunction) -> StepFunction:
 def _back_to_eval(function: StepFunction) -> StepFunction:
     @functools.wraps(function)
     def corrected(args: Any, **kwargs: Any) -> torch.Tensor:
+        model = args.attribution_model
         try:
-            return function(args, **kwargs)
+            with _logits_of_forwards(model) as samples:
+                found = function(args, **kwargs)
         finally:
-            args.attribution_model.eval()
+            network_state.end(model.model)  # a cancelled forward did not set this mode
+            model.eval()
+        if all(torch.equal(samples[0], each) for each in samples):
+            raise UnsupportedByModel(NO_DROPOUT)
+        return found
 
     return corrected
+
+
+@contextmanager
+def _logits_of_forwards(model: Any) -> Iterator[list[torch.Tensor]]:
+    """Yield a list to which each forward within the block adds its last position's logits ([rows, vocabulary])."""
+    run, is_own = model.get_forward_output, "get_forward_output" in vars(model)
+    logits: list[torch.Tensor] = []
+
+    def get_forward_output(*arguments: Any, **more: Any) -> Any:
+        output = run(*arguments, **more)
+        logits.append(model.output2logits(output).detach())
+        return output
+
+    model.get_forward_output = get_forward_output
+    try:
+        yield logits
+    finally:
+        if is_own:
+            model.get_forward_output = run
+        else:
+            del model.get_forward_output
 
 
 def _as_many_contrasts_as_rows(function: StepFunction) -> StepFunction:

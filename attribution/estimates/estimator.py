@@ -32,7 +32,8 @@ from attribution.model_cache.cache import ModelCache
 from attribution.model_cache.device_memory import memory_of
 from attribution.model_cache.loading import LoadedModel
 from attribution.model_cache.sources import ModelSource
-from attribution.text import encoding, generation, languages
+from attribution.text import encoding, languages
+from attribution.text.generation_settings import generation_settings
 from attribution.text.sandbox import Sandboxes, TextSandbox
 from models import AttributionRequest, Engine, Estimate, InputEstimate, SecondsEstimate
 from problems import Cancelled, InputRejected, InvalidRequest, ModelUnavailable, ServerBusy
@@ -53,6 +54,7 @@ class _Input:
     target: int
     new: int  # the most tokens that the model generates; 0 for a given target
     beams: int = 1
+    warnings: Sequence[str] = ()  # about its generation
 
 
 class Estimator:
@@ -141,7 +143,7 @@ class Estimator:
         reader = self._reader(loaded)
         with _held(self._reading, deadline), _held(reader.lock, deadline):
             try:
-                return reader.inputs(request, self._settings.max_input_tokens, sandbox)
+                return reader.inputs(request, self._settings.max_input_tokens, self._settings.max_new_tokens, sandbox)
             except Cancelled:
                 raise InputRejected(
                     f"An estimate may take {limit:g} seconds to render and tokenize its texts, and these take longer. "
@@ -192,6 +194,7 @@ class Estimator:
             available_memory_bytes=available,
             fits=peak <= available,
             result_bytes=stored,
+            warnings=list(dict.fromkeys(warning for each in inputs for warning in each.warnings)),
             request=request,
         )
         if estimate.fits:
@@ -201,7 +204,7 @@ class Estimator:
             f"{method} needs about {peak / _GIB:.1f} GiB and {device} has {available / _GIB:.1f} GiB: try "
             f"{'a smaller internal_batch_size, ' if smaller else ''}a shorter text or a smaller dtype."
         )
-        return estimate.model_copy(update={"warnings": [warning]})
+        return estimate.model_copy(update={"warnings": [*estimate.warnings, warning]})
 
     def _in_time(self, estimate: Estimate) -> Estimate:
         """The estimate, with a warning if the job would exceed its time limit."""
@@ -257,17 +260,28 @@ class _Reader:
         self.lock = threading.Lock()
         self._loaded = replace(loaded, model=model, lock=self.lock)
 
-    def inputs(self, request: AttributionRequest, max_tokens: int, sandbox: TextSandbox) -> list[_Input]:
+    def inputs(
+        self, request: AttributionRequest, max_tokens: int, most_new_tokens: int, sandbox: TextSandbox
+    ) -> list[_Input]:
         """The token counts of each input. Raises the `JobError` with which the job would fail, and `Cancelled`.
 
         The caller holds `lock`.
         """
         encoding.check_texts(request, sandbox)
         with languages.spoken(self._loaded.model, request.languages) as spoken:
-            return [self._input(request, index, spoken, max_tokens, sandbox) for index in range(request.count)]
+            return [
+                self._input(request, index, spoken, max_tokens, most_new_tokens, sandbox)
+                for index in range(request.count)
+            ]
 
     def _input(
-        self, request: AttributionRequest, index: int, spoken: dict[str, int], max_tokens: int, sandbox: TextSandbox
+        self,
+        request: AttributionRequest,
+        index: int,
+        spoken: dict[str, int],
+        max_tokens: int,
+        most_new_tokens: int,
+        sandbox: TextSandbox,
     ) -> _Input:
         loaded, seq2seq = self._loaded, bool(self._loaded.model.is_encoder_decoder)
         prompt, forced = encoding.read_input(loaded, request, index, max_tokens=max_tokens, sandbox=sandbox)
@@ -279,13 +293,12 @@ class _Reader:
                 loaded.model, prompt.encoding, target, request.attr_pos_start, request.attr_pos_end, generated=False
             )
             return _Input(length, Shape(source, first, end), target.input_ids.shape[1], new=0)
-        arguments = generation.generation_arguments(loaded, request, prompt, spoken, [])
-        before = 1 if seq2seq else length
-        new = arguments.get("max_new_tokens") or arguments["max_length"] - before
+        settings = generation_settings(loaded, request, prompt, spoken, most_new_tokens)
+        before, new = 1 if seq2seq else length, settings.max_new_tokens
         first = request.attr_pos_start or before
         end = min(request.attr_pos_end or before + new, before + new)
-        beams = arguments.get("num_beams") or loaded.network.generation_config.num_beams or 1
-        return _Input(length, Shape(source, first, max(end, first)), before + new, new, beams)
+        shape = Shape(source, first, max(end, first))
+        return _Input(length, shape, before + new, new, settings.beams, settings.warnings)
 
 
 @contextmanager

@@ -110,3 +110,8 @@ def _groups(system: Path) -> list[tuple[_Cgroups, Path]]:
 def _statistic(file: Path, name: str) -> int:
     fields = dict(line.split() for line in file.read_text().splitlines())
     return int(fields.get(name, 0))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that a device or the machine had no memory left."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

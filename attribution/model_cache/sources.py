@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 
 from problems import Cancelled, ModelNotAllowed, ModelUnavailable
 from settings import PROJECT_ROOT, Settings
@@ -90,6 +90,11 @@ class ModelSources:
         """The model's configuration; None if its files are not on this machine, or it cannot be read."""
         source = self.on_this_machine(name)
         return None if source is None else _config(source.path, source.revision)
+
+    def generation_config(self, name: str) -> GenerationConfig | None:
+        """The model's own defaults of generation; None if its files are not on this machine, or cannot be read."""
+        source = self.on_this_machine(name)
+        return None if source is None else _generation_config(source.path, source.revision)
 
     def revision(self, name: str) -> str | None:
         """The revision of the model's files; None if they are not on this machine."""
@@ -211,6 +216,21 @@ def _config(path: Path, revision: str) -> PretrainedConfig | None:  # noqa: ARG0
         found: PretrainedConfig | None = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError):
         found = None
+    return found
+
+
+@lru_cache(maxsize=256)
+def _generation_config(path: Path, revision: str) -> GenerationConfig | None:
+    """As Transformers does it when it loads a model: from its own file, or else from the configuration."""
+    try:
+        if (path / "generation_config.json").is_file():
+            found: GenerationConfig = GenerationConfig.from_pretrained(path)
+        elif (config := _config(path, revision)) is not None:
+            found = GenerationConfig.from_model_config(config)
+        else:
+            return None
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
     return found
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from attribution.results.scored_sequences import numbers
 from attribution.text.readable_tokens import Note
 from attribution_reading.number_scale import LARGE, SMALL, power_of_ten, scaled
 from attribution_reading.scored_sequence import Scores, not_yet_generated
-from attribution_reading.shown_tokens import EMPTY, shown_characters
+from attribution_reading.shown_tokens import CONTROL, EMPTY, code_point, shown_characters
 from attribution_schema.view_options import ViewOptions
 from problems import InvalidRequest
 
@@ -77,9 +78,9 @@ def html_view(output: FeatureAttributionOutput, options: ViewOptions) -> bytes:
         style=Markup(_STYLE),  # noqa: S704 - our own
         title=f"{method} of {model}",
         facts=[each for each in _facts(info, options) if each],
-        warnings=info.get("warnings", []),
+        warnings=[controls_shown(each) for each in info.get("warnings", [])],
         sequences=pictures,
-        info=orjson.dumps(info, option=orjson.OPT_INDENT_2).decode(),
+        info=CONTROL.sub(_json_escape, orjson.dumps(info, option=orjson.OPT_INDENT_2).decode()),
     )
     return document.encode()
 
@@ -128,8 +129,8 @@ class _Group:
 class _Picture:
     """One sequence: its text, its table, and the scale of its colours."""
 
-    before: str
-    generated: str
+    before: Markup
+    generated: Markup
     columns: list[_Token]
     groups: list[_Group]
     step_scores: list[tuple[str, list[Markup]]]
@@ -169,8 +170,8 @@ def _picture(sequence: FeatureAttributionSequenceOutput, notes: dict[str, list[N
         for side, matrix in matrices.items()
     ]
     return _Picture(
-        before="".join(texts["target"][:start] if "source" not in matrices else texts["source"]).strip(" "),
-        generated="".join(texts["target"][start:end]).strip(" "),
+        before=_running(texts["target"][:start] if "source" not in matrices else texts["source"]),
+        generated=_running(texts["target"][start:end]),
         columns=columns,
         groups=groups,
         step_scores=[
@@ -276,6 +277,19 @@ def visible(text: str) -> Markup:
     if not text:
         return _MARKS["sign"].format(EMPTY)
     return Markup("").join(_MARKS[kind].format(shown) for shown, kind in shown_characters(text))
+
+
+def _running(texts: Sequence[str]) -> Markup:
+    return controls_shown("".join(texts).strip(" "))
+
+
+def controls_shown(text: str) -> Markup:
+    """Return a text with the codes of its control characters in their place."""
+    return Markup(CONTROL.sub(lambda found: _MARKS["code"].format(code_point(found[0])), str(escape(text))))  # noqa: S704
+
+
+def _json_escape(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
 
 
 _MARKS = {"plain": Markup("{}"), "sign": Markup('<i class="mark">{}</i>'), "code": Markup('<i class="code">{}</i>')}

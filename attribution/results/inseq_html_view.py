@@ -17,6 +17,7 @@ from inseq.data import FeatureAttributionOutput
 from inseq.utils.typing import TokenWithId
 
 from attribution.results.aggregation import aggregate
+from attribution_reading.shown_tokens import CONTROL, code_point
 from attribution_schema.view_options import ViewOptions
 from problems import InvalidRequest
 
@@ -48,5 +49,11 @@ def inseq_html_view(output: FeatureAttributionOutput, options: ViewOptions) -> b
 
 def _escaped(tokens: list[TokenWithId]) -> list[Any]:
     # Inseq writes < and > as entities but not &, so that a token `&lt;` would read as `<`. Quotes become entities too,
-    # so that no token looks like a style.
-    return [TokenWithId(each.token.replace("&", "&amp;").replace('"', "&quot;"), each.id) for each in tokens]
+    # so that no token looks like a style. A browser drops or replaces control characters: their codes are shown.
+    return [
+        TokenWithId(
+            CONTROL.sub(lambda found: code_point(found[0]), each.token.replace("&", "&amp;").replace('"', "&quot;")),
+            each.id,
+        )
+        for each in tokens
+    ]

@@ -16,10 +16,10 @@ from attribution.estimates.passes import Shape
 from attribution.inseq_loop.engine_calls import EngineCall, by_loop, by_single_pass
 from attribution.inseq_loop.text_attribution import TextAttribution
 from attribution.isolation import RANDOM_DRAWS, RandomState
+from attribution.model_cache.device_memory import is_out_of_memory
 from attribution.model_cache.loading import LoadedModel
 from attribution.run.progress import ProgressCounter
 from attribution.run.rounding import rounding_tolerance
-from attribution.single_pass.batch_sizes import is_out_of_memory
 from attribution.text.encoding import Prompt, Text, from_ids
 from models import AttributionRequest
 

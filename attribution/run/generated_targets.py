@@ -12,17 +12,25 @@ from attribution.run.progress import ProgressCounter
 from attribution.text import generation
 from attribution.text.encoding import Prompt
 from attribution.text.generation import GeneratedTarget
+from attribution.text.generation_settings import generation_settings
 from models import AttributionRequest
 
 
 class GeneratedTargets:
     """Generates targets, and remembers them by the number of their input."""
 
-    def __init__(self, *, are_shared: bool = False, should_cancel: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        *,
+        are_shared: bool = False,
+        most_new_tokens: int | None = None,
+        should_cancel: Callable[[], bool] = lambda: False,
+    ) -> None:
         """`are_shared`: several methods use them, and any of these may draw random numbers after the generation.
 
-        `should_cancel` is asked while other jobs draw.
+        `most_new_tokens`: see `generation_settings`. `should_cancel` is asked while other jobs draw.
         """
+        self._most_new_tokens = most_new_tokens
         self._should_cancel = should_cancel
         self._are_shared = are_shared
         self._generated: dict[int, GeneratedTarget] = {}
@@ -56,13 +64,13 @@ class GeneratedTargets:
         draws_random: bool,
         progress: ProgressCounter,
     ) -> GeneratedTarget:
-        warnings, ledger = list[str](), Ledger(enabled=request.corrections)
-        arguments = generation.generation_arguments(loaded, request, prompt, languages, warnings)
-        progress.begin_generating(arguments.get("max_new_tokens"))
+        ledger = Ledger(enabled=request.corrections)
+        settings = generation_settings(loaded, request, prompt, languages, self._most_new_tokens)
+        progress.begin_generating(settings.max_new_tokens)
         keeps_state = draws_random or self._are_shared
-        draws = keeps_state or generation.samples(loaded, arguments)
+        draws = keeps_state or settings.samples
         with held(RANDOM_DRAWS, self._should_cancel) if draws else nullcontext():
             if draws:
                 RandomState.seeded(request.seed)
-            target = generation.generate(loaded, request, prompt, arguments, ledger)
-            return GeneratedTarget(target, RandomState() if keeps_state else None, warnings, ledger.met)
+            target = generation.generate(loaded, request, prompt, settings, ledger)
+            return GeneratedTarget(target, RandomState() if keeps_state else None, settings, ledger.met)

@@ -34,7 +34,7 @@ from attribution.run.token_notes import SideNotes
 from attribution.text import encoding, languages
 from attribution.text.encoding import Text
 from attribution.text.sandbox import TextSandbox
-from models import AttributionRequest, Progress
+from models import Arguments, AttributionRequest, Progress
 from problems import Cancelled, UnsupportedByModel
 
 
@@ -80,6 +80,7 @@ class Runner:
         )
         self._ledger = Ledger(enabled=request.corrections)
         self._warnings = [*loaded.warnings, *warnings]
+        self._generation_args: list[Arguments] = []  # for each text that was generated
         self._convergence: list[dict[str, list[float]]] = []  # for each sequence, see `completeness.describe`
         self._reader = TextReader(
             request,
@@ -107,6 +108,7 @@ class Runner:
             checks.kind_refusals(self._request, self._method, is_encoder_decoder=bool(self._model.is_encoder_decoder))
         )
         refusals += config_checks.config_refusals(self._method, self._loaded.network.config)
+        refusals += config_checks.dropout_refusals(self._request, self._loaded.network.config)
         if refusals:
             raise UnsupportedByModel(refusals[0].detail, errors=refusals)
         if self._request.attribute_target and not self._model.is_encoder_decoder:
@@ -121,6 +123,7 @@ class Runner:
                 stack.enter_context(fix.applied(self._model))
             spoken = stack.enter_context(languages.spoken(self._model, self._request.languages))
             texts = [self._reader.read(index, spoken) for index in range(self._request.count)]
+            self._generation_args = [each.generation_args for each in texts if each.generation_args is not None]
             self._attribute_all(texts)
         return merge_attributions(list(self._snapshot.outputs))
 
@@ -153,6 +156,7 @@ class Runner:
             corrections=self._ledger.applied,
             corrections_withheld=self._ledger.withheld,
             warnings=list(self._warnings),
+            generation_args=self._generation_args,
             convergence=list(self._convergence),
         )
 

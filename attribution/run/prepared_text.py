@@ -28,6 +28,7 @@ class PreparedText:
     random_state: RandomState | None  # where a random method's draws begin
     notes: SideNotes
     info: dict[str, Any]  # see `inseq_info`
+    generation_args: Arguments | None  # see `GenerationSettings.recorded`; None for a forced target
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class TextReader:
             loaded, request, index, max_tokens=self.max_input_tokens, sandbox=self.sandbox
         )
         self.warnings.extend(prompt.warnings)
-        random_state = None
+        random_state = generation_args = None
         if forced is None:
             generated = self.targets.of_input(
                 index,
@@ -66,7 +67,8 @@ class TextReader:
                 draws_random=self.draws_random,
                 progress=self.progress,
             )
-            self.warnings.extend(generated.warnings)
+            self.warnings.extend(generated.settings.warnings)
+            generation_args = generated.settings.recorded
             for correction in generated.corrections:
                 self.ledger.apply(correction)
             # A random method's draws begin after those of the generation.
@@ -87,7 +89,7 @@ class TextReader:
         text = Text(prompt, forced, target, first, end)
         contrast = contrast_arguments(request, loaded, index, text, self.ledger)
         notes = token_notes.of_text(loaded.model, text)
-        return PreparedText(text, contrast, random_state, notes, inseq_info(request, loaded, text))
+        return PreparedText(text, contrast, random_state, notes, inseq_info(request, loaded, text), generation_args)
 
 
 def inseq_info(request: AttributionRequest, loaded: LoadedModel, text: Text) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from attribution.model_cache.loading import LoadedModel
 from attribution.results import comparison_view, inseq_fields, json_views, stored_form
 from attribution.run.token_notes import SideNotes
 from attribution_schema.view_options import ViewOptions
-from models import AttributionRequest, ResultPart
+from models import Arguments, AttributionRequest, ResultPart
 
 RAW, SUMMARY = "raw", "summary"
 
@@ -31,6 +31,7 @@ class RunRecord:
     corrections: list[str]  # names of the corrections that were applied
     corrections_withheld: list[str]  # names of those that the request switched off
     warnings: list[str]
+    generation_args: list[Arguments]  # for each text that was generated, see `GenerationSettings.recorded`
     convergence: list[dict[str, list[float]]]  # for each sequence, see `completeness.describe`
 
 
@@ -97,11 +98,21 @@ def _info(run: RunRecord, loaded: LoadedModel) -> dict[str, Any]:
             "attributed_fn": attributed.name,
             "skip_special_tokens": request.skip_special_tokens,
             "clean_special_chars": request.clean_special_chars,
+            **({"generation_args": _of_all_texts(run.generation_args)} if run.generation_args else {}),
         },
         "corrections": run.corrections,
         "warnings": [*_corrections_off(run.corrections_withheld), *run.warnings],
         **({"convergence": run.convergence} if run.convergence else {}),
         "versions": versions(),
+    }
+
+
+def _of_all_texts(each: list[Arguments]) -> Arguments:
+    """The arguments of all generations; one that differs between the texts (a length) is a list with each text's."""
+    first = each[0]
+    return {
+        name: value if all(one.get(name) == value for one in each) else [one.get(name) for one in each]
+        for name, value in first.items()
     }
 
 

@@ -15,6 +15,7 @@ from attribution.estimates.estimator import Estimator, route_of
 from attribution.estimates.passes import Shape
 from attribution.estimates.rates import Rates
 from attribution.model_cache.cache import ModelCache
+from attribution.model_cache.device_memory import is_out_of_memory
 from attribution.model_cache.loading import LoadedModel
 from attribution.model_cache.sources import bundled_models
 from attribution.run import memory_retry, record
@@ -22,7 +23,7 @@ from attribution.run.comparison_progress import ComparisonProgress
 from attribution.run.generated_targets import GeneratedTargets
 from attribution.run.method_run import Runner
 from attribution.run.progress import Report
-from attribution.single_pass.batch_sizes import is_out_of_memory, smaller_pieces
+from attribution.single_pass.batch_sizes import smaller_pieces
 from attribution.text.sandbox import Sandboxes, TextSandbox
 from models import AttributionRequest, Progress, ResultPart, Stage
 from problems import OutOfMemory
@@ -90,7 +91,11 @@ class RequestRunner:
             self.sandboxes.prepare()  # it starts while the model is loaded
         is_comparison = request.methods is not None
         progress = ComparisonProgress(callbacks.report, request.method_names)
-        targets = GeneratedTargets(are_shared=is_comparison, should_cancel=callbacks.should_cancel)
+        targets = GeneratedTargets(
+            are_shared=is_comparison,
+            most_new_tokens=self.settings.max_new_tokens,
+            should_cancel=callbacks.should_cancel,
+        )
         done: dict[str, FeatureAttributionOutput] = {}
         with self.models.lease(
             request.model, device=device, dtype=request.dtype, should_cancel=callbacks.should_cancel

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-import torch
-
 from attribution.model_cache.device_memory import memory_of
 from attribution.single_pass.network import SplitModel
 
@@ -77,8 +75,3 @@ def row_bytes(split_model: SplitModel, positions: int, *, with_graph: bool) -> i
     layers = int(config.num_hidden_layers) * (2 if split_model.is_encoder_decoder else 1) if with_graph else 2
     maps = 1 if split_model.is_fused else 3 * heads
     return layers * positions * (17 * width + maps * positions) * split_model.dtype.itemsize
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error says that a device or the machine had no memory left."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from inseq.data import BatchEncoding
 
-from attribution.catalogue import checks, inseq_catalogue
 from attribution.corrections.positions_and_padding import GENERATED_IDS
 from attribution.corrections.registry import Correction, Ledger
 from attribution.isolation import RandomState
+from attribution.model_cache.device_memory import is_out_of_memory
 from attribution.model_cache.loading import LoadedModel
 from attribution.network_state import as_one_call
 from attribution.text.encoding import Prompt, encode_whole_target, from_ids
+from attribution.text.generation_settings import GenerationSettings
 from attribution.text.languages import needs_target_language
 from models import Arguments, AttributionRequest
 from problems import AttributionFailed, InputRejected, NothingGenerated
-
-_DEFAULT_NEW_TOKENS = 20  # Transformers' own default
 
 
 @dataclass(frozen=True)
@@ -28,49 +26,23 @@ class GeneratedTarget:
 
     target: BatchEncoding  # [1, target_len]
     random_state: RandomState | None  # of the random generators after the generation, for a method that draws
-    warnings: list[str]
+    settings: GenerationSettings
     corrections: list[Correction]
 
 
-def generation_arguments(
-    loaded: LoadedModel, request: AttributionRequest, prompt: Prompt, languages: dict[str, int], warnings: list[str]
-) -> Arguments:
-    """The arguments of `generate`: the request's own, the language's first token, and a length that fits the model.
-
-    Adds to `warnings` if a default length was cut. Raises `InputRejected` if an explicit one does not fit.
-    """
-    arguments = languages | checks.typed(request.generation_args, inseq_catalogue.generation_parameters())
-    return arguments | _room(loaded, prompt.encoding, arguments, warnings)
-
-
-def samples(loaded: LoadedModel, arguments: Arguments) -> bool:
-    """Whether generation with these arguments draws random numbers."""
-    return bool(arguments.get("do_sample", loaded.network.generation_config.do_sample))
-
-
 def generate(
-    loaded: LoadedModel, request: AttributionRequest, prompt: Prompt, arguments: Arguments, ledger: Ledger
+    loaded: LoadedModel, request: AttributionRequest, prompt: Prompt, settings: GenerationSettings, ledger: Ledger
 ) -> BatchEncoding:
     """Generate the target ([1, target_len]).
 
-    Raises `NothingGenerated` if it has no tokens but those that end a text, and `InputRejected` if the
-    `generation_args` fail.
+    Raises `NothingGenerated` if it has no tokens but those that end a text, `InputRejected` if the request's
+    `generation_args` make `generate` fail, and `AttributionFailed` if it fails on this model whatever they are.
     """
-    model, source = loaded.model, prompt.encoding
-    try:
-        with torch.no_grad(), as_one_call(loaded.network):
-            output = loaded.network.generate(
-                inputs=source.input_ids, attention_mask=source.attention_mask, return_dict_in_generate=True, **arguments
-            )
-    except (ValueError, TypeError, IndexError, AttributeError, ZeroDivisionError) as error:
-        if not request.generation_args:
-            raise
-        raise InputRejected(f"generate() fails with these generation_args: {type(error).__name__}: {error}") from error
-    ids = output.sequences[:1]
+    model, source, config = loaded.model, prompt.encoding, settings.config
+    ids = _generated_ids(loaded, request, source, settings)
     written = ids[0, 1 if model.is_encoder_decoder else source.input_ids.shape[1] :].tolist()
-    config = loaded.network.generation_config
     empty = _ids_of(model.eos_token_id, config.eos_token_id, loaded.network.config.pad_token_id)
-    forced = _ids_of(arguments.get("forced_bos_token_id"), config.forced_bos_token_id)
+    forced = _ids_of(config.forced_bos_token_id)
     if not [each for index, each in enumerate(written) if each not in empty and (index or each not in forced)]:
         raise NothingGenerated(
             f"The model ended at once for {prompt.text[:40]!r}: it generated no token but the end of the text. Give "
@@ -81,6 +53,42 @@ def generate(
     return from_ids(
         model, ids, include_eos_baseline=request.include_eos_baseline, keep_first=bool(model.is_encoder_decoder)
     )
+
+
+def _generated_ids(
+    loaded: LoadedModel, request: AttributionRequest, source: BatchEncoding, settings: GenerationSettings
+) -> torch.Tensor:
+    """All ids of the target ([1, target_len]), with the prompt or the start token."""
+    try:
+        return _call(loaded, source, settings.call)
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        if is_out_of_memory(error):
+            raise
+        said = f"{type(error).__name__}: {error}"
+        if request.generation_args and _works_by_default(loaded, source):
+            raise InputRejected(f"generate() fails with these generation_args: {said}") from error
+        raise AttributionFailed(
+            f"Transformers' generate() fails on this model, whatever the generation_args: {said}. Give generated_text."
+        ) from error
+
+
+def _call(loaded: LoadedModel, source: BatchEncoding, arguments: Arguments) -> torch.Tensor:
+    with torch.no_grad(), as_one_call(loaded.network):
+        # The ids by position: not every model's own `generate` calls them `inputs`.
+        output = loaded.network.generate(
+            source.input_ids, attention_mask=source.attention_mask, return_dict_in_generate=True, **arguments
+        )
+    ids: torch.Tensor = output.sequences[:1]
+    return ids
+
+
+def _works_by_default(loaded: LoadedModel, source: BatchEncoding) -> bool:
+    """Whether the model generates a token without the request's arguments."""
+    try:
+        _call(loaded, source, {"max_new_tokens": 1, "do_sample": False})
+    except Exception:  # whatever it is, the request's arguments are not its cause
+        return False
+    return True
 
 
 def _text_of(loaded: LoadedModel, ids: torch.Tensor) -> str:
@@ -116,39 +124,6 @@ def _survives_text(loaded: LoadedModel, request: AttributionRequest, prompt: Pro
         add_special_tokens=not request.skip_special_tokens,
     )
     return bool(torch.equal(again.input_ids, ids))
-
-
-def _room(loaded: LoadedModel, source: BatchEncoding, arguments: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
-    """The `max_new_tokens` that keeps generation within the model's positions; empty if the request gives a length.
-
-    A default is cut, with a warning. Raises `InputRejected` if an explicit length does not fit.
-    """
-    prompt = 0 if loaded.model.is_encoder_decoder else source.input_ids.shape[1]
-    config = loaded.network.generation_config
-    asked = arguments.get("max_new_tokens")
-    if asked is None and arguments.get("max_length") is not None:
-        asked = int(arguments["max_length"]) - prompt
-        if asked < 1:
-            raise InputRejected(
-                f"max_length is {arguments['max_length']} but the input alone has {prompt} tokens. Use max_new_tokens."
-            )
-    room = loaded.limit - prompt if loaded.limit else None
-    if asked is not None:
-        if room is not None and asked > room:
-            raise InputRejected(
-                f"The input has {prompt} tokens and the model {loaded.limit} positions: there is room for {room} new "
-                f"tokens, not {asked}."
-            )
-        return {}
-    default = config.max_new_tokens or (config.max_length - prompt if config.max_length else _DEFAULT_NEW_TOKENS)
-    if room is not None and default > room:
-        if room < 1:
-            raise InputRejected(
-                f"The input fills all of the model's {loaded.limit} positions: there is no room to generate."
-            )
-        warnings.append(f"Generation was cut to the {room} tokens that the model has room for.")
-        return {"max_new_tokens": room}
-    return {"max_new_tokens": max(1, default)}
 
 
 def _ids_of(*values: int | list[int] | None) -> set[int]:
