@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 import torch
 import transformers as t
 
+from tests import chat_models
 from tests.conftest import BUNDLED, LOOKUP
 from tests.families import build
 from tests.first_principles import Plain
@@ -31,6 +33,12 @@ def problem(server, body):
     job = server.wait(answer.json()["job_id"])
     assert job["status"] == "failed", job
     return job["error"]
+
+
+def chat_model(model_dir, name):
+    """A chat model of the server's directory, built where a test first needs it."""
+    folder = model_dir / name
+    return folder if folder.exists() else chat_models.build(name, folder)
 
 
 def test_perplexity(server):
@@ -90,3 +98,45 @@ def test_a_head_with_several_predictions_of_a_position(server, model_dir):
     plain = Plain(folder, body["input_text"], body["generated_text"])
     for corrections in (True, False):
         assert_equals_plain(completed(server, body | {"corrections": corrections}, granular=True), plain)
+
+
+@pytest.mark.parametrize(
+    ("said", "reply"), [("The capi", "tal of France"), ("Because", "."), ("", "Paris"), ("It is", " Paris")]
+)
+def test_a_reply_is_attributed_as_it_is_written(server, model_dir, said, reply):
+    """ggml-org/llama.cpp#3664, huggingface/trl#1153: a dummy prefix between a prompt and its continuation."""
+    folder = chat_model(model_dir, "chat-zephyr")
+    question = [{"role": "user", "content": "Why?"}]
+    messages = [*question, {"role": "assistant", "content": said}] if said else question
+    body = {"model": "chat-zephyr", "method": "saliency", "messages": messages, "generated_text": reply,
+            "step_scores": ["probability"]}  # fmt: skip
+    result = completed(server, body, granular=True)
+    plain = Plain(folder, "x", "x")
+    prompt = plain.tokenizer.apply_chat_template(
+        messages, add_generation_prompt=not said, continue_final_message=bool(said), return_dict=False
+    )
+    sequence = result["sequence_attributions"][0]
+    ids = [token["token_id"] for token in sequence["target"]]
+    assert ids[: len(prompt)] == prompt
+    assert plain.tokenizer.decode(ids) == plain.tokenizer.decode(prompt) + reply
+    plain.target, plain.first = torch.tensor([ids]), len(prompt)
+    plain.steps = range(plain.first, len(ids))
+    assert_equals_plain(result, plain)
+    # The tokenizer itself writes spaces behind special tokens; the model was trained so, and the client is told.
+    assert any(r"'<s><|user|> \nWhy?" in warning for warning in result["info"]["warnings"])
+
+
+def test_a_tokenizer_that_ends_texts(server, model_dir):
+    """huggingface/transformers#22794: a tokenizer that adds EOS."""
+    chat_model(model_dir, "ends-texts")
+    body = {"model": "ends-texts", "method": "dummy", "input_text": "The capital"}
+    found = problem(server, body | {"generated_text": "The capital of France"})
+    assert "ends each text with '</s>'" in found["detail"]
+    assert "skip_special_tokens" in found["detail"]
+    free = {"generation_args": {"max_new_tokens": 2, "min_new_tokens": 2}}
+    assert any("'</s>'" in warning for warning in completed(server, body | free)["info"]["warnings"])
+    for target in (free, {"generated_text": "The capital of France"}):
+        result = completed(server, body | target | {"skip_special_tokens": True})
+        assert result["info"]["warnings"] == []
+        tokens = [token["token"] for token in result["sequence_attributions"][0]["source"]]
+        assert "</s>" not in tokens

@@ -57,6 +57,7 @@ class TextReader:
         self.warnings.extend(prompt.warnings)
         random_state = None
         if forced is None:
+            self.warnings.extend(encoding.ending_warning(loaded, request))
             generated = self.targets.of_input(
                 index,
                 prompt,
@@ -72,7 +73,9 @@ class TextReader:
             # A random method's draws begin after those of the generation.
             target, random_state = generated.target, generated.random_state if self.draws_random else None
         else:
-            target = encoding.encode_target(loaded, request, prompt, forced)
+            target = encoding.encode_target(
+                loaded, request, prompt, forced, sandbox=self.sandbox, warnings=self.warnings
+            )
             if self.draws_random:
                 with held(RANDOM_DRAWS, self.sandbox.should_cancel):
                     random_state = RandomState.seeded(request.seed)
