@@ -8,7 +8,7 @@ import unicodedata
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -180,6 +180,7 @@ def test_marks_are_exact_for_any_text(model_folders, sandbox_of, texts, name):
 
 @settings(deadline=None, max_examples=150)
 @given(contents)
+@example("caf\ufffd\ufffd\u00ef\u00bf\u00bd")
 def test_readable_tokens_join_to_the_text(model_folders, text):
     tokenizer = model_folders["chat-qwen2"]
     ids = tokenizer(text, add_special_tokens=False).input_ids

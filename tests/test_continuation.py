@@ -7,6 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from attribution.text.continuation import change_behind, change_of, continued, spelled
+from attribution.text.readable_tokens import readable_texts
 from tests.tiny_tokenizers import CHANGES_TEXT, KINDS, tiny_tokenizer
 
 ENDINGS = ["<|assistant|>", "<|assistant|>\n", "assistant:", "assistant: ", "[/INST]", "<s>", "a"]
@@ -62,3 +63,18 @@ def test_a_warning_shows_the_difference(kind, prompt, reply, words):
     tokenizer = tiny_tokenizer(kind)
     (warning,) = continued(tokenizer, prompt, tokenizer(prompt, add_special_tokens=False).input_ids, reply).warnings
     assert words in warning
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_replacement_character_is_readable(kind):
+    """U+FFFD itself, and not only the sign of bytes that cannot be decoded."""
+    tokenizer = tiny_tokenizer(kind)
+    ids = tokenizer("a\ufffdé \ufffd", add_special_tokens=False).input_ids
+    texts, continues = readable_texts(tokenizer, ids)
+    assert "".join(text for index, text in enumerate(texts) if index not in continues).strip() == "a\ufffdé \ufffd"
+
+
+def test_a_byte_alone_stays_as_it_is():
+    tokenizer = tiny_tokenizer("byte level")
+    ids = tokenizer("\ufffd", add_special_tokens=False).input_ids
+    assert readable_texts(tokenizer, ids[:2]) == (["\u00ef", "\u00bf"], [])

@@ -7,6 +7,7 @@ Sources are where a situation was met; nothing else was taken from them.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,9 +16,16 @@ import transformers as t
 
 from tests import chat_models
 from tests.conftest import BUNDLED, LOOKUP
-from tests.families import build
+from tests.families import FAMILIES, SMALL, Family, build, build_family
 from tests.first_principles import Plain
 from tests.test_network_state import Fresh, assert_equals_plain
+
+ROBERTA = Family(
+    t.RobertaConfig,
+    t.RobertaForCausalLM,
+    {**SMALL, "is_decoder": True, "type_vocab_size": 1},
+    {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
+)
 
 
 def completed(server, body, **view):
@@ -140,3 +148,33 @@ def test_a_tokenizer_that_ends_texts(server, model_dir):
         assert result["info"]["warnings"] == []
         tokens = [token["token"] for token in result["sequence_attributions"][0]["source"]]
         assert "</s>" not in tokens
+
+
+def test_positions_that_leave_out_the_padding(server, model_dir):
+    """huggingface/transformers#15736: positions of ids and of embeddings differ; here for a decoder that starts with
+    the pad token, and a decoder-only text that begins with it.
+    """
+    folder = model_dir / "m2m100-pad"
+    if not folder.exists():
+        build_family(replace(FAMILIES["m2m100"], extra={"decoder_start_token_id": "pad_token"}), folder)
+    body = {"model": "m2m100-pad", "method": "saliency", "input_text": "The quick", "generated_text": "fox"}
+    found = problem(server, body)
+    assert found["type"] == "/problems/unsupported-by-model"
+    assert "Its decoder starts with the padding token" in found["detail"]
+    folder = model_dir / "roberta"
+    if not folder.exists():
+        build_family(ROBERTA, folder)
+    body = {"model": "roberta", "method": "saliency", "generation_args": {"max_new_tokens": 1, "min_new_tokens": 1}}
+    completed(server, body | {"input_text": "The quick"})
+    found = problem(server, body | {"input_text": "<pad>The quick"})
+    assert found["type"] == "/problems/input-rejected"
+    assert "'<pad>'" in found["detail"]
+
+
+def test_a_replacement_character(server):
+    """pytorch/captum#1360: U+FFFD in a text, the character that stands for bytes that cannot be decoded."""
+    body = {"model": LOOKUP, "method": "dummy", "input_text": "caf\ufffd is", "generation_args": {"max_new_tokens": 1}}
+    tokens = completed(server, body, decode_tokens=True)["sequence_attributions"][0]["source"]
+    # Each of its bytes has its text, as with every character of several tokens.
+    assert [token["text"] for token in tokens if "\ufffd" in token["text"]] == ["\ufffd"] * 3
+    assert not any("\u00ef" in token["text"] for token in tokens)
