@@ -117,7 +117,11 @@ class AttributionRequest(BaseModel):
         None, max_length=100, description="The step function that is attributed; Inseq's default is `probability`."
     )
     attribution_args: Arguments = Field({}, description="Arguments of the attribution method.")
-    attributed_fn_args: Arguments = Field({}, description="Arguments of the attributed function.")
+    attributed_fn_args: Arguments = Field(
+        {},
+        description="Arguments of the attributed function. `contrast_targets` is as `generated_text` is: behind "
+        "messages the assistant's reply alone.",
+    )
     step_scores_args: Arguments = Field({}, description="Arguments of the step score functions.")
     generation_args: Arguments = Field({}, description="Arguments of Transformers' `generate`, e.g. `max_new_tokens`.")
     tokenizer_args: TokenizerArguments = Field(

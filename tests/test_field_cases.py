@@ -178,3 +178,103 @@ def test_a_replacement_character(server):
     # Each of its bytes has its text, as with every character of several tokens.
     assert [token["text"] for token in tokens if "\ufffd" in token["text"]] == ["\ufffd"] * 3
     assert not any("\u00ef" in token["text"] for token in tokens)
+
+
+def contrastive(contrast, *, alignments=None, force=None):
+    """The arguments of a contrastive function."""
+    found = {"contrast_targets": contrast}
+    found |= {} if alignments is None else {"contrast_targets_alignments": alignments}
+    return found if force is None else found | {"contrast_force_inputs": force}
+
+
+def step_functions(server, *, contrastive_only=True):
+    functions = server.client.get("/attribution/step_functions").json()["step_functions"]
+    return [each["name"] for each in functions if each["is_contrastive"] or not contrastive_only]
+
+
+def test_a_contrast_without_context(server):
+    """inseq-team/inseq PR#207, Betswish/MIRAGE#1: the probability of a reply with its context, and of the reply alone."""
+    body = {"model": LOOKUP, "method": "dummy", "input_text": "Anna likes", "generated_text": "Anna likes tea."}
+    at_start = [[[2, 0], [3, 1]]]
+    names = step_functions(server)
+    assert {"pcxmi", "kl_divergence", "contrast_prob"} <= set(names)
+    for force in (True, False, None):
+        arguments = contrastive("tea.", alignments=at_start, force=force)
+        refused = [body | {"step_scores": [name], "step_scores_args": arguments} for name in names]
+        if force:
+            refused += [body | {"method": "saliency", "attributed_fn": name, "attributed_fn_args": arguments}
+                        for name in names if name.endswith("_diff") or name == "kl_divergence"]  # fmt: skip
+        for each in refused:
+            found = problem(server, each)
+            assert found["type"] == "/problems/input-rejected", each
+            assert "contrast position 0 has nothing before it" in found["detail"]
+            assert "'<|endoftext|>'" in found["detail"]
+    # As the refusal says: with BOS before it.
+    arguments = contrastive("<|endoftext|>tea.", alignments=[[[2, 1], [3, 2]]])
+    plain = Plain(BUNDLED / LOOKUP, "<|endoftext|>", "<|endoftext|>tea.")
+    sequence = completed(server, body | {"step_scores": ["contrast_prob"], "step_scores_args": arguments})
+    scores = sequence["sequence_attributions"][0]["step_scores"]["contrast_prob"]
+    np.testing.assert_allclose(scores, plain.probabilities(), rtol=1e-4)
+    # Attributed without the contrast's own inputs, only the contrast's token is read: that has a value.
+    arguments = contrastive("tea.", alignments=at_start)
+    completed(
+        server, body | {"method": "saliency", "attributed_fn": "contrast_prob_diff", "attributed_fn_args": arguments}
+    )
+
+
+@pytest.mark.parametrize("model", ["chat-qwen2", "chat-zephyr"])
+def test_a_contrast_behind_messages_is_the_reply_alone(server, model_dir, model):
+    """inseq-team/inseq#295: what a reply is compared with, behind a conversation."""
+    folder = chat_model(model_dir, model)
+    messages = [{"role": "user", "content": "Is Paris in France?"}]
+    body = {"model": model, "method": "saliency", "messages": messages, "generated_text": "ab",
+            "attributed_fn": "contrast_prob_diff", "step_scores": ["contrast_prob", "probability"]}  # fmt: skip
+    plain = Plain(folder, "x", "x")
+    tokenizer = plain.tokenizer
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    prompt = tokenizer(text, add_special_tokens=False).input_ids
+    replies = [tokenizer.convert_tokens_to_ids(list(reply)) for reply in ("ab", "ba")]
+    plain.target, plain.first = torch.tensor([prompt + replies[0]]), len(prompt)
+    plain.steps = range(plain.first, plain.target.shape[1])
+
+    def contrasted(logits, step):
+        probabilities = logits.softmax(-1)
+        return probabilities[:, replies[0][step - len(prompt)]] - probabilities[:, replies[1][step - len(prompt)]]
+
+    expected = plain.scores(lambda step: plain.gradient(plain.embedded(step), step, contrasted)[0].abs())
+    results = []
+    for contrast in ("ba", text + "ba"):  # the reply alone, and the whole rendered text
+        arguments = contrastive(contrast)
+        for method in ("saliency", "integrated_gradients"):
+            run = body | {"method": method, "attributed_fn_args": arguments, "step_scores_args": arguments}
+            results.append(completed(server, run, granular=True)["sequence_attributions"][0])
+    assert results[0]["target"] == results[2]["target"]
+    assert results[1] == results[3]
+    for found in (results[0], results[2]):
+        scores = np.array(found["target_attributions"], dtype=float)
+        largest = float(np.nanmax(expected.numpy()))
+        np.testing.assert_allclose(scores, expected.numpy(), atol=1e-4 * largest, equal_nan=True)
+    plain.target = torch.tensor([prompt + replies[1]])
+    np.testing.assert_allclose(results[0]["step_scores"]["contrast_prob"], plain.probabilities(), rtol=1e-4)
+
+
+def test_contrasts_behind_messages_that_are_refused_or_other_conversations(server, model_dir):
+    chat_model(model_dir, "chat-qwen2")
+    messages = [{"role": "user", "content": "hi"}]
+    body = {"model": "chat-qwen2", "method": "dummy", "messages": messages, "generated_text": "ab",
+            "step_scores": ["contrast_prob"]}  # fmt: skip
+    found = problem(server, body | {"step_scores_args": contrastive("abc")})
+    assert "contrast_targets_alignments" in found["detail"]
+    info = completed(server, body | {"step_scores_args": contrastive("ba")})
+    first = info["sequence_attributions"][0]["attr_pos_start"]
+    found = problem(server, body | {"step_scores_args": contrastive("ba", alignments=[[[first, 0], [first + 1, 1]]])})
+    assert f"the assistant's reply alone, whose positions begin at {first}" in found["detail"]
+    # A whole text with other messages: p(reply) in another conversation.
+    other = "<|im_start|>assistant\nab"
+    plain = Plain(model_dir / "chat-qwen2", "x", "x")
+    ids = plain.tokenizer(other, add_special_tokens=False).input_ids
+    start = len(ids) - 2
+    plain.target, plain.steps = torch.tensor([ids]), range(start, len(ids))
+    arguments = contrastive(other, alignments=[[[first, start], [first + 1, start + 1]]])
+    found = completed(server, body | {"step_scores_args": arguments})["sequence_attributions"][0]["step_scores"]
+    np.testing.assert_allclose(found["contrast_prob"], plain.probabilities(), rtol=1e-4)

@@ -21,6 +21,7 @@ from attribution.corrections.step_functions import corrected_step_function
 from attribution.inseq_loop.method_loading import load_method
 from attribution.model_cache.loading import LoadedModel
 from attribution.single_pass.inseq_output import Batch
+from attribution.text.contrast import encoded_as
 from attribution.text.encoding import Text
 from attribution.text.step_labels import labelled_once, labels
 from models import Arguments, AttributionRequest
@@ -83,6 +84,7 @@ def set_up(
             stack.enter_context(embeddings.cast_to_half(model))
         _keep_pads(model, text, ledger, stack)
         stack.enter_context(labelled_once(model))
+        stack.enter_context(encoded_as(model, text.contrasts))
         with ExitStack() as loading:
             if method.traits.prepares_vocabulary:
                 loading.enter_context(preparing())

@@ -32,7 +32,9 @@ def texts_to_tokenize(prompt: str, text: str) -> list[str]:
     return [prompt + text, text, *_ANCHORS, *(anchor + text for anchor in _ANCHORS)]
 
 
-def continued(tokenizer: PreTrainedTokenizerBase, prompt: str, prompt_ids: list[int], text: str) -> Continuation:
+def continued(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, prompt_ids: list[int], text: str, name: str = "generated_text"
+) -> Continuation:
     """The ids of `text` behind `prompt`, whose ids stay as they are; empty if it has none.
 
     Of several ways to tokenize it the first is taken that spells the text: as a part of the whole; alone; behind
@@ -48,19 +50,19 @@ def continued(tokenizer: PreTrainedTokenizerBase, prompt: str, prompt_ids: list[
     ids, warnings = candidates[best], []
     if not _is_same(tokenizer, wanted, spellings[best]):
         warnings.append(
-            f"The tokenizer changes generated_text: {_difference(wanted, spellings[best])}. The tokens that it makes "
+            f"The tokenizer changes {name}: {_difference(wanted, spellings[best])}. The tokens that it makes "
             "are attributed."
         )
     elif prompt_ids + ids != whole and whole[: len(prompt_ids)] == prompt_ids:
         warnings.append(
-            f"generated_text was tokenized as it is written. The tokenizer would change it here: "
+            f"{name} was tokenized as it is written. The tokenizer would change it here: "
             f"{_difference(wanted, read)}; write it so if the model was trained so."
         )
     elif prompt_ids + ids != whole:
         start = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(whole, prompt_ids, strict=False))))
         shown = " + ".join(repr(spelled(tokenizer, [each])) for each in whole[start : start + 3])
         warnings.append(
-            "The conversation and generated_text were tokenized apart, as they are written: as one text, they would "
+            f"The conversation and {name} were tokenized apart, as they are written: as one text, they would "
             f"have other tokens ({shown})."
         )
     return Continuation(ids, warnings)

@@ -5,6 +5,7 @@ Every check here needs a tokenizer, and so happens when the job runs. They raise
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -45,6 +46,7 @@ class Text:
     target: BatchEncoding  # [1, target_len]; for decoder-only models the prompt and what follows it
     first: int  # first target position that is attributed
     end: int  # the position behind the last one
+    contrasts: Mapping[str, BatchEncoding] = field(default_factory=dict)  # that are not encoded as Inseq would
 
     @property
     def source(self) -> BatchEncoding:
@@ -216,19 +218,20 @@ def encode_reply(
     *,
     sandbox: TextSandbox,
     warnings: list[str],
+    name: str = "generated_text",
 ) -> BatchEncoding:
-    """The conversation's ids followed by those of the assistant's reply: together they spell both. Adds to `warnings`.
+    """The conversation's ids followed by those of the assistant's reply: together they spell both.
 
-    Raises `InputRejected` for a reply without tokens or one that is too long.
+    Adds to `warnings`. `name`: the request's field, for messages. Raises `InputRejected` for a reply without tokens or one that is too long.
     """
     model, prompt_ids = loaded.model, prompt.encoding.input_ids
     texts = continuation.texts_to_tokenize(prompt.text, text)
     sandbox.check_texts([{"text": each, "add_special_tokens": False} for each in texts], {})
-    reply = continuation.continued(model.tokenizer, prompt.text, prompt_ids[0].tolist(), text)
+    reply = continuation.continued(model.tokenizer, prompt.text, prompt_ids[0].tolist(), text, name)
     if not reply.ids:
-        raise InputRejected("generated_text has no tokens.")
+        raise InputRejected(f"{name} has no tokens.")
     warnings.extend(reply.warnings)
-    _check_target_length(loaded, prompt_ids.shape[1] + len(reply.ids))
+    _check_target_length(loaded, prompt_ids.shape[1] + len(reply.ids), name)
     ids = torch.cat([prompt_ids, prompt_ids.new_tensor([reply.ids])], dim=1)
     return from_ids(model, ids, include_eos_baseline=request.include_eos_baseline)
 
@@ -255,10 +258,10 @@ def ending_warning(loaded: LoadedModel, request: AttributionRequest) -> list[str
     return [f"The tokenizer ends the input with {ending!r}, and the model generates behind that. {_WITHOUT_ENDING}"]
 
 
-def _check_target_length(loaded: LoadedModel, count: int) -> None:
+def _check_target_length(loaded: LoadedModel, count: int, name: str = "generated_text") -> None:
     limit = min(_tokenizer_limit(loaded.model), loaded.limit or _NO_LIMIT)
     if count > limit:
-        raise InputRejected(f"generated_text has {count} tokens; the model allows {limit}.")
+        raise InputRejected(f"{name} has {count} tokens; the model allows {limit}.")
 
 
 def from_ids(
