@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers as t
 
+from attribution_client import AttributionClient
 from tests import chat_models
 from tests.conftest import BUNDLED, LOOKUP
 from tests.families import FAMILIES, SMALL, Family, build, build_family
@@ -278,3 +279,73 @@ def test_contrasts_behind_messages_that_are_refused_or_other_conversations(serve
     arguments = contrastive(other, alignments=[[[first, start], [first + 1, start + 1]]])
     found = completed(server, body | {"step_scores_args": arguments})["sequence_attributions"][0]["step_scores"]
     np.testing.assert_allclose(found["contrast_prob"], plain.probabilities(), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "user", "content": [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]}],
+        [{"role": "system", "content": ""}, {"role": "user", "content": "hi"}],
+        [{"role": "user", "content": "hi"}, {"role": "tool", "content": "3", "tool_call_id": "c1"}],
+    ],
+    ids=["parts", "empty system prompt", "tool result"],
+)
+def test_messages_as_chat_servers_take_them(server, model_dir, messages):
+    """vllm-project/vllm#54987, google-ai-edge/LiteRT-LM#3688: content as parts; an empty system prompt, which switches
+    off a template's own.
+    """
+    folder = chat_model(model_dir, "chat-qwen2")
+    body = {"model": "chat-qwen2", "method": "dummy", "messages": messages, "generated_text": "ab"}
+    job_id = server.run(**body)
+    texts = [
+        each | {"content": "".join(part["text"] for part in content) if isinstance(content, list) else content}
+        for each in messages
+        for content in [each["content"]]
+    ]
+    expected = t.AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        texts, add_generation_prompt=True, return_dict=False
+    )
+    result = server.result(job_id)
+    assert [token["token_id"] for token in result["sequence_attributions"][0]["source"]] == expected
+    assert result["info"]["warnings"] == []
+    with AttributionClient(server.url) as client:  # what is stored is read back
+        request = client.job(job_id).request
+    assert [{"role": each.role} | each.for_template() for each in request.messages] == texts
+    assert completed(server, body | {"messages": server.job(job_id)["request"]["messages"]})
+
+
+@pytest.mark.parametrize(
+    ("message", "pointer", "words"),
+    [
+        ({"content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "/content/0", "only text is attributed"),
+        ({"content": [{"type": "text", "text": "a"}, {"type": "text"}]}, "/content/1/text", "required"),
+        ({"content": None}, "/content", "null only beside tool_calls"),
+        ({"content": 5}, "/content", "valid string"),
+        ({"content": "hi", "refusal": "no"}, "/refusal", "not permitted"),
+        ({"content": "hi", "tool_calls": [{"function": {"name": "f", "arguments": 5}}]},
+         "/tool_calls/0/function/arguments", "valid"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("several", [False, True])
+def test_one_error_for_a_message(server, message, pointer, words, several):
+    messages = [{"role": "user"} | message, {"role": "user", "content": "hi"}]
+    found = server.refusal(model=LOOKUP, method="dummy", messages=[messages] if several else messages)
+    (error,) = found["errors"]
+    assert error["pointer"] == f"/messages{'/0' * several}/0{pointer}"
+    assert words in error["detail"]
+
+
+def test_messages_that_cannot_be_rendered(server, model_dir):
+    chat_model(model_dir, "chat-qwen2")
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    question = {"role": "user", "content": "hi"}
+    found = server.refusal(model="chat-qwen2", method="dummy", messages=[question, call])
+    assert "cannot end with tool calls" in found["errors"][0]["detail"]
+    body = {"model": "chat-qwen2", "method": "dummy", "generated_text": "ab"}
+    for messages, words in (
+        ([question | {"name": "Ann"}], "leaves out the name of message 0"),
+        ([question, call, question], "leaves out a tool call of message 1"),
+    ):
+        found = problem(server, body | {"messages": messages})
+        assert found["type"] == "/problems/input-rejected"
+        assert words in found["detail"]

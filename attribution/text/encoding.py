@@ -135,7 +135,7 @@ def _encode_conversation(
     loaded: LoadedModel, request: AttributionRequest, index: int, max_tokens: int, sandbox: TextSandbox
 ) -> Prompt:
     assert request.conversations is not None
-    messages = [message.model_dump() for message in request.conversations[index]]
+    messages = [message.for_template() for message in request.conversations[index]]
     conversation = chat.render(loaded.model.tokenizer, messages, request.chat_template_args, sandbox)
     _check_length(loaded, conversation.ids.shape[1], "The conversation", max_tokens)
     encoding = from_ids(
@@ -143,8 +143,7 @@ def _encode_conversation(
     )
     prompt = Prompt(conversation.text, encoding, conversation.from_template)
     _note_change(loaded, prompt, "the rendered conversation")
-    if conversation.from_template is None:
-        prompt.warnings.append("The chat template changes the messages, so its own tokens could not be marked.")
+    prompt.warnings.extend(conversation.warnings)
     return prompt
 
 
@@ -222,7 +221,8 @@ def encode_reply(
 ) -> BatchEncoding:
     """The conversation's ids followed by those of the assistant's reply: together they spell both.
 
-    Adds to `warnings`. `name`: the request's field, for messages. Raises `InputRejected` for a reply without tokens or one that is too long.
+    Adds to `warnings`. `name`: the request's field, for messages. Raises `InputRejected` for a reply without tokens or
+    one that is too long.
     """
     model, prompt_ids = loaded.model, prompt.encoding.input_ids
     texts = continuation.texts_to_tokenize(prompt.text, text)
