@@ -16,7 +16,7 @@ import transformers as t
 
 from attribution_client import AttributionClient
 from tests import chat_models
-from tests.conftest import BUNDLED, LOOKUP
+from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, SENTENCE
 from tests.families import FAMILIES, SMALL, Family, build, build_family
 from tests.first_principles import Plain
 from tests.test_network_state import Fresh, assert_equals_plain
@@ -349,3 +349,14 @@ def test_messages_that_cannot_be_rendered(server, model_dir):
         found = problem(server, body | {"messages": messages})
         assert found["type"] == "/problems/input-rejected"
         assert words in found["detail"]
+
+
+def test_what_the_tokenizer_does_not_know_is_told(server):
+    """A word without a token is attributed as `<unk>`: the text is another one."""
+    body = {"model": PHRASEBOOK, "method": "dummy", "input_text": "the red zebra sees a dog"}
+    (warning,) = completed(server, body)["info"]["warnings"]
+    assert "('zebra'): '<unk>'" in warning
+    known = body | {"input_text": SENTENCE}
+    assert completed(server, known)["info"]["warnings"] == []
+    (warning,) = completed(server, known | {"generated_text": "il gatto zebrato"})["info"]["warnings"]
+    assert "parts of generated_text ('zebrato')" in warning

@@ -81,6 +81,26 @@ def change_behind(tokenizer: PreTrainedTokenizerBase, prompt: str, whole: str) -
     return None if _is_same(tokenizer, wanted, read) else _difference(wanted, read)
 
 
+def unknown_parts(tokenizer: PreTrainedTokenizerBase, text: str, *, as_target: bool) -> list[str] | None:
+    """The parts of an encoder-decoder's text that have no token but the unknown one, which stands for them; None if
+    there are none. Empty where the tokenizer does not say which they are.
+
+    What its tokens spell is no measure here: such tokenizers change spaces and decode a source as if it were a target.
+    """
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown in {tokenizer.eos_token_id, tokenizer.pad_token_id} or tokenizer.unk_token in text:
+        return None
+    given = {"text_target": text} if as_target else {"text": text}
+    fast = bool(tokenizer.is_fast)
+    found = tokenizer(**given, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
+    if unknown not in found["input_ids"]:
+        return None
+    if not fast:
+        return []
+    offsets = zip(found["input_ids"], found["offset_mapping"], strict=True)
+    return list(dict.fromkeys(text[start:end].strip() for index, (start, end) in offsets if index == unknown))
+
+
 def spelled(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """The text of these ids, special tokens included."""
     text = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -22,6 +22,7 @@ from problems import InputRejected
 
 # A tokenizer without a limit reports a very large number.
 _NO_LIMIT = 10**9
+_SHOWN_PARTS = 5  # of a text, in a warning
 _WITHOUT_ENDING = (
     "Set skip_special_tokens to true: the tokenizer then adds no special tokens, at the beginning of texts neither."
 )
@@ -125,10 +126,23 @@ def _encode_text(loaded: LoadedModel, request: AttributionRequest, text: str, ma
 
 
 def _note_change(loaded: LoadedModel, prompt: Prompt, what: str) -> None:
-    """Add a warning to the prompt if a decoder-only model's tokenizer makes another text of it."""
-    change = None if loaded.model.is_encoder_decoder else continuation.change_of(loaded.model.tokenizer, prompt.text)
+    """Add a warning to the prompt if the tokenizer makes another text of it."""
+    if loaded.model.is_encoder_decoder:
+        prompt.warnings.extend(_unknown(loaded, what, prompt.text, as_target=False))
+        return
+    change = continuation.change_of(loaded.model.tokenizer, prompt.text)
     if change is not None:
         prompt.warnings.append(f"The tokenizer changes {what}: {change}. The tokens that it makes are attributed.")
+
+
+def _unknown(loaded: LoadedModel, what: str, text: str, *, as_target: bool) -> list[str]:
+    """A warning if the tokenizer has no token for a part of a text; empty otherwise."""
+    parts = continuation.unknown_parts(loaded.model.tokenizer, text, as_target=as_target)
+    if parts is None:
+        return []
+    shown = f" ({', '.join(map(repr, parts[:_SHOWN_PARTS]))})" if parts else ""
+    unknown = loaded.model.tokenizer.unk_token
+    return [f"The tokenizer has no token for parts of {what}{shown}: {unknown!r} stands for them, and is attributed."]
 
 
 def _encode_conversation(
@@ -168,7 +182,9 @@ def encode_target(
     if request.conversations is not None and not loaded.model.is_encoder_decoder:
         return encode_reply(loaded, request, prompt, text, sandbox=sandbox, warnings=warnings)
     encoding = encode_whole_target(loaded, request, prompt, text)
-    if not loaded.model.is_encoder_decoder:
+    if loaded.model.is_encoder_decoder:
+        warnings.extend(_unknown(loaded, "generated_text", text, as_target=True))
+    else:
         change = continuation.change_behind(loaded.model.tokenizer, prompt.text, text)
         if change is not None:
             warnings.append(f"The tokenizer changes generated_text: {change}. The tokens that it makes are attributed.")
