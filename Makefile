@@ -12,19 +12,19 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-lo
 serve: $(VENV)/.ready  ## serve on 127.0.0.1:8000 (SERVE_ARGS="--port 9000" for more)
 	$(BIN)/python main.py $(SERVE_ARGS)
 
-test: $(VENV)/.dev-ready $(VENV)/.browser-ready  ## everything that must pass: the checks and the tests, side by side
+test: $(VENV)/.dev-ready $(VENV)/.programs-ready  ## everything that must pass: the checks and the tests, side by side
 	$(MAKE) --no-print-directory --jobs=2 check tests
 
-tests: $(VENV)/.dev-ready $(VENV)/.browser-ready  ## the tests alone
+tests: $(VENV)/.dev-ready $(VENV)/.programs-ready  ## the tests alone
 	$(PYTEST) -m "not slow and not families"
 
-coverage: $(VENV)/.dev-ready $(VENV)/.browser-ready  ## the same tests, and which lines they run
+coverage: $(VENV)/.dev-ready $(VENV)/.programs-ready  ## the same tests, and which lines they run
 	$(PYTEST) -m "not slow and not families" --cov --cov-report=term:skip-covered
 
 test-numeric: $(VENV)/.dev-ready  ## the tests that compare numbers, with other kernels: ATEN_CPU_CAPABILITY=default or avx2
 	$(PYTEST) -m "numeric and not slow and not families"
 
-test-slow: $(VENV)/.dev-ready  ## what takes minutes
+test-slow: $(VENV)/.programs-ready  ## what takes minutes
 	$(PYTEST) --dist worksteal -m slow
 
 test-families: $(VENV)/.dev-ready  ## every method on many model families, against first principles
@@ -63,7 +63,7 @@ support-table: $(VENV)/.dev-ready  ## try every method on every model family aga
 notebook: $(VENV)/.dev-ready  ## run the notebook again, and keep its outputs
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.notebook
 
-pictures: $(VENV)/.browser-ready  ## the README's pictures of the page, again
+pictures: $(VENV)/.programs-ready  ## the README's pictures of the page, again
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.pictures
 
 demo-models: $(VENV)/.ready  ## train the bundled models again
@@ -114,9 +114,11 @@ $(VENV)/.dev-ready: requirements-dev.lock requirements-torch.lock | $(VENV)/bin/
 	$(INSTALL) --no-deps --editable .
 	@touch $@ $(VENV)/.ready
 
-# The tests of the page run in a Chromium: the machine's own, else Debian's, else Playwright's.
-$(VENV)/.browser-ready: $(VENV)/.dev-ready
+# The tests of the page run in a Chromium: the machine's own, else Debian's, else Playwright's. Those of power losses need
+# strace, and are skipped where it cannot be had.
+$(VENV)/.programs-ready: $(VENV)/.dev-ready
 	$(BIN)/python -m tests.browser
+	$(BIN)/python -m tests.power_loss
 	@touch $@
 
 clean:

@@ -30,7 +30,7 @@ from attribution_schema import __version__
 from job_manager import JobLimits, JobManager
 from jobs.retention import Retention
 from jobs.store.job_store import JobStore
-from jobs.store.records import ALL_OWNERS
+from jobs.store.records import OwnerFilter
 from models import Job
 from settings import Settings
 
@@ -97,8 +97,9 @@ def _services(settings: Settings, engine: AttributionEngineProtocol, http_regist
 
     watching = CapacityLimiter(2)  # threads of their own: many clients that watch large jobs must not delay polls
 
-    async def read(job_id: str) -> Job:
-        return await to_thread.run_sync(job_document, manager, job_id, ALL_OWNERS, limiter=watching)
+    async def read(key: tuple[str, OwnerFilter]) -> Job:
+        job_id, owner = key
+        return await to_thread.run_sync(job_document, manager, job_id, owner, limiter=watching)
 
     watch = JobWatch(asyncio.get_running_loop(), read)
     metrics = ServiceMetrics(

@@ -1,7 +1,7 @@
 """Clients that wait for a job or watch it: each is a coroutine on the event loop and costs no thread.
 
-Workers notify about a change from their threads. The job's document is then read once, however many clients watch it;
-a slow client gets the latest document only, not those that it missed.
+Workers notify about a change from their threads. The job's document is then read and written as JSON once, however many
+clients watch it; a slow client gets the latest document only, not those that it missed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
+from api.shared_reads import SharedReads
 from jobs.listeners import JobListener
+from jobs.store.records import ALL_OWNERS, OwnerFilter
 from models import Job
 from problems import Unauthorized
 
@@ -27,21 +29,30 @@ MayContinue = Callable[[], bool]  # whether the client's key is still valid; tak
 class JobWatch(JobListener):
     """Sends a job's document to the clients that watch it whenever it changes.
 
-    loop: the event loop of the clients. read: returns the document of a job id without blocking the loop, or raises
-    `JobNotFound`; routes check first that the client may see the job.
+    loop: the event loop of the clients. read: returns the document of a job id, if this owner may see it, without
+    blocking the loop, or raises `JobNotFound`.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, read: Callable[[str], Awaitable[Job]]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, read: Callable[[tuple[str, OwnerFilter]], Awaitable[Job]]
+    ) -> None:
+        async def document(key: tuple[str, OwnerFilter]) -> _Document:
+            return _Document(await read(key))
+
         self._loop = loop
-        self._read = read
+        self._read = SharedReads(document)
         self._watchers: defaultdict[str, set[_Watcher]] = defaultdict(set)
-        self._reading: dict[str, asyncio.Task[None]] = {}
+        self._sending: dict[str, asyncio.Task[None]] = {}
         self._changed: set[str] = set()
 
     def job_changed(self, job_id: str) -> None:
         """Have the job's watchers get its new document. May be called from any thread."""
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._start_reading, job_id)
+            self._loop.call_soon_threadsafe(self._start_sending, job_id)
+
+    async def job(self, job_id: str, owner: OwnerFilter) -> Job:
+        """Return the job as it is now. Raises `JobNotFound`, also for a job of another owner."""
+        return (await self._read((job_id, owner))).job
 
     async def wait_for_end(self, job_id: str, seconds: float, may_continue: MayContinue) -> Job:
         """Return the job when it has ended, or as it is after `seconds`. Raises `JobNotFound`, and `Unauthorized` when
@@ -49,10 +60,11 @@ class JobWatch(JobListener):
         """
         watcher = self._add_watcher(job_id)
         try:
-            job = await self._read(job_id)
+            job = await self.job(job_id, ALL_OWNERS)
             deadline = self._loop.time() + seconds
             while not job.status.is_terminal and (left := deadline - self._loop.time()) > 0:
-                job = await watcher.next(min(left, _KEY_CHECK)) or job
+                changed = await watcher.next(min(left, _KEY_CHECK))
+                job = changed.job if changed else job
                 if not may_continue():
                     raise Unauthorized("The API key was revoked.", headers={"WWW-Authenticate": "Bearer"})
         finally:
@@ -67,13 +79,13 @@ class JobWatch(JobListener):
         watcher = self._add_watcher(job_id)
         try:
             yield format_sse_event(retry=_RETRY)
-            job, seen, status = await self._read(job_id), last_event_id, None
+            document, seen, status = await self._read((job_id, ALL_OWNERS)), last_event_id, None
             while True:
+                job = document.job
                 if event_id(job) != seen:
                     seen = event_id(job)
-                    event = "progress" if job.status is status else "status"
+                    yield document.event("progress" if job.status is status else "status")
                     status = job.status
-                    yield format_sse_event(data_str=job.model_dump_json(), event=event, id=seen)
                 if job.status.is_terminal:
                     return
                 silent_until = self._loop.time() + _KEEPALIVE
@@ -84,7 +96,7 @@ class JobWatch(JobListener):
                     return
                 if changed is None:
                     yield KEEPALIVE_COMMENT
-                job = changed or job
+                document = changed or document
         finally:
             self._remove_watcher(job_id, watcher)
 
@@ -103,36 +115,52 @@ class JobWatch(JobListener):
         if not self._watchers[job_id]:
             del self._watchers[job_id]
 
-    def _start_reading(self, job_id: str) -> None:
+    def _start_sending(self, job_id: str) -> None:
         if job_id not in self._watchers:
             return
         self._changed.add(job_id)
-        if job_id not in self._reading:
-            self._reading[job_id] = self._loop.create_task(self._send_to_watchers(job_id))
+        if job_id not in self._sending:
+            self._sending[job_id] = self._loop.create_task(self._send_to_watchers(job_id))
 
     async def _send_to_watchers(self, job_id: str) -> None:
         try:
             while job_id in self._changed:
                 self._changed.discard(job_id)
-                job = await self._read(job_id)
+                document = await self._read((job_id, ALL_OWNERS))
                 for watcher in list(self._watchers.get(job_id, ())):
-                    watcher.put(job)
+                    watcher.put(document)
         finally:
-            del self._reading[job_id]
+            del self._sending[job_id]
+
+
+class _Document:
+    """A job's document, and the events that carry it, written once: a request may have megabytes."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._events: dict[str, bytes] = {}
+
+    def event(self, name: str) -> bytes:
+        """Return the server-sent event of this name with the document."""
+        if name not in self._events:
+            self._events[name] = format_sse_event(
+                data_str=self.job.model_dump_json(), event=name, id=event_id(self.job)
+            )
+        return self._events[name]
 
 
 class _Watcher:
     """One client's mailbox: it holds the latest document only."""
 
     def __init__(self) -> None:
-        self._latest: Job | None = None
+        self._latest: _Document | None = None
         self._arrived = asyncio.Event()
 
-    def put(self, job: Job) -> None:
-        self._latest = job
+    def put(self, document: _Document) -> None:
+        self._latest = document
         self._arrived.set()
 
-    async def next(self, seconds: float) -> Job | None:
+    async def next(self, seconds: float) -> _Document | None:
         """Return the next document, or None if none comes in this time."""
         try:
             async with asyncio.timeout(seconds):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import random
 import sqlite3
+import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import numpy as np
 
 from tests import reference
 from tests.conftest import BUNDLED, LOOKUP
+from tests.full_disk import small_disk_or_folder
 from tests.serving import Server
 
 _TEXTS = ("Anna likes tea. Ben likes milk. Anna likes", "Ben likes milk. Anna likes tea. Ben likes")
@@ -136,3 +140,17 @@ class Chaos:
         left = {file.name for file in (self.disk.path / "data" / "results").iterdir()}
         assert left <= names
         assert names - left <= self.damaged
+
+
+def main():
+    """`python -m tests.chaos 200 1500`: so many kills while so many jobs come, on the disk of the temporary folder."""
+    kills, jobs = map(int, sys.argv[1:])
+    with small_disk_or_folder(Path(tempfile.mkdtemp()) / "disk", megabytes=256) as disk:
+        chaos = Chaos(disk)
+        chaos.run(clients=8, jobs=jobs // 8, kills=kills)
+        chaos.check()
+        print(f"{kills} kills, {len(chaos.accepted)} jobs accepted, {chaos.refused} refusals; none lost, none doubled")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """What a disk holds after a power loss: replays the system calls of a process, and drops what was not synced.
 
-`strace` records them. The disk is stricter than POSIX asks for: without fsync of a file each of its writes since the
+`strace` records them; `python -m tests.power_loss` installs it where Debian's packages can be. The disk is stricter than POSIX asks for: without fsync of a file each of its writes since the
 last one may be missing, whatever came after it; without fsync of a directory its newest names, renames and removals may
 be missing, also if the file itself was synced.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -171,3 +172,16 @@ class Disk:
             kept = [each for each in file.pending if keeps == "some" and rng.random() < 0.5]
             place.write_bytes(file.content(kept))
             written[id(file)] = place
+
+
+def main():
+    """Install strace, if it is missing and can be installed. Without it the tests of power losses are skipped."""
+    if shutil.which("strace") is None and shutil.which("apt-get") and os.geteuid() == 0:
+        for command in ("update", "install -y --no-install-recommends strace"):
+            subprocess.run(["apt-get", "-qq", *command.split()], check=False, stdout=subprocess.DEVNULL)
+    if not can_trace():
+        print("The tests of power losses are skipped: strace is not installed, or may not trace.", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

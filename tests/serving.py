@@ -10,11 +10,15 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
+
+from tests import forked
+from tests.forked import Forked
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,15 +31,31 @@ def until(holds: Callable[[], object], seconds: float = 120) -> None:
         time.sleep(0.005)
 
 
-class Server:
-    """`python main.py` on a free loopback port; `kill` is SIGKILL, `stop` is SIGTERM, `start` starts it again."""
+class DidNotStart(AssertionError):
+    """A server's process ended before it listened."""
 
-    def __init__(self, data_dir: Path, *arguments: str, module: str = "main", **environment: str) -> None:
+
+class Server:
+    """`python main.py` on a free loopback port; `kill` is SIGKILL, `stop` is SIGTERM, `start` starts it again.
+
+    command: what runs it, in front of the interpreter. seen_as: the path of `data_dir` there, if it is another.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *arguments: str,
+        module: str = "main",
+        command: Sequence[str] = (),
+        seen_as: str | None = None,
+        **environment: str,
+    ) -> None:
         self.data_dir = data_dir
-        self._module = module
-        self._arguments = arguments
+        self._command = [*command, sys.executable, "-m", module]
+        self._arguments = ["--port", "0", "--data-dir", seen_as or str(data_dir), *arguments]
+        self._forks = forked.can_fork(module, command, environment)
         self._environment = environment
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[str] | Forked | None = None
         # Append mode: the server writes at the end of the file wherever this process reads.
         self._log = tempfile.TemporaryFile("a+")  # noqa: SIM115 - closed by the finalizer
         weakref.finalize(self, self._log.close)
@@ -49,14 +69,19 @@ class Server:
         self.stop()
 
     def start(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", self._module, "--port", "0", "--data-dir", str(self.data_dir), *self._arguments],
-            cwd=ROOT,
-            env=os.environ | self._environment,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-        )
+        """Start the process; returns when it listens. Raises `DidNotStart`."""
+        environment = os.environ | self._environment
+        if self._forks:
+            self._process = Forked(self._arguments, environment, self._log)
+        else:
+            self._process = subprocess.Popen(
+                [*self._command, *self._arguments],
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                text=True,
+            )
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if found := re.search(r"http://[\d.]+:\d+", line):
@@ -64,7 +89,16 @@ class Server:
                 self.client.close()
                 self.client = httpx.Client(base_url=self.url, timeout=120)
                 return
-        raise AssertionError(f"the server did not start:\n{self.log}")
+        raise DidNotStart(f"the server did not start:\n{self.log}")
+
+    def start_again(self) -> None:
+        """Wait for the process to end by itself, and start it until it listens: a job may end it before."""
+        assert self._process is not None
+        while True:
+            self._process.wait(120)
+            self._close()
+            with suppress(DidNotStart):
+                return self.start()
 
     @property
     def pid(self) -> int:

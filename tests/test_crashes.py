@@ -23,20 +23,15 @@ def fake_server(data_dir):
 
 
 def test_a_job_that_kills_the_process_is_given_up(tmp_path):
-    server = fake_server(tmp_path)
-    server.start()
-    killer = server.submit(**body("die"))
-    for _ in range(2):
-        server._process.wait(120)
-        server.client.close()
-        server.start()
-    server._process.wait(120)
-    server.start()
-    job = server.wait(killer)
-    assert job["attempt"] == 3
-    assert job["error"]["type"] == "/problems/interrupted"
-    assert server.result(server.run(**body("hello"))) == {"text": "hello", "seed": 0}
-    assert server.stop() == 0
+    with fake_server(tmp_path) as server:
+        killer = server.submit(**body("die"))
+        while not _has_ended(server, killer):
+            server.start_again()
+        job = server.job(killer)
+        assert job["attempt"] == 3
+        assert job["error"]["type"] == "/problems/interrupted"
+        assert server.result(server.run(**body("hello"))) == {"text": "hello", "seed": 0}
+        assert server.stop() == 0
 
 
 def _has_ended(server, job_id):
@@ -54,9 +49,7 @@ def test_no_innocent_job_is_given_up_with_one_that_kills_the_process(tmp_path):
         innocent, killer = server.submit(**body("sleep:0.6")), server.submit(**body("die"))
         for job_id in (innocent, killer):
             while not _has_ended(server, job_id):
-                server._process.wait(120)
-                server.client.close()
-                server.start()
+                server.start_again()
         assert server.job(innocent)["status"] == "completed"
         assert server.job(killer)["error"]["type"] == "/problems/interrupted"
         assert "with no other job beside it" in server.job(killer)["error"]["detail"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import httpx
 import psutil
@@ -215,6 +215,37 @@ def test_connections_beyond_the_cap_are_refused(door):
             assert_refused(rest(connection), 503, "server-busy")
     until(lambda: door.client.post(f"/attribution/jobs/{job_id}/cancel").status_code == 202)
     door.wait(job_id)
+
+
+def test_connections_leave_files_for_the_rest(tmp_path):
+    """Of 300 descriptors, connections that nobody uses take no more than half: a job is stored, run and read."""
+    limited = ["sh", "-c", 'ulimit -n 300; exec "$@"', "sh"]
+    with Server(tmp_path, module="tests.fake_engine", command=limited) as server, ExitStack() as stack:
+        for _ in range(400):
+            stack.enter_context(connected(server))
+        job_id = server.run(**body("hello"))
+        assert server.client.get(f"/attribution/jobs/{job_id}/results").status_code == 200
+        assert psutil.Process(server.pid).num_fds() < 300
+
+
+def test_bodies_that_wait_for_their_end_are_bounded_together(tmp_path):
+    """Sixteen of the largest are received at once. One more is refused, and the others are complete when they end."""
+    size = 4_000_000  # nearly the largest
+    text = json.dumps(body("hello")).encode()
+    with Server(tmp_path, module="tests.fake_engine", INSEQ_API_STALL_TIMEOUT_SECONDS="600") as server:
+        start = head(server, "POST", "/attribution/jobs", "Content-Type: application/json", f"Content-Length: {size}")
+        unfinished = start + b"\r\n" + text.ljust(size - 1)
+        with ExitStack() as stack:
+            waiting = [stack.enter_context(connected(server, unfinished)) for _ in range(16)]
+            answer = b""
+            while not answer:  # until the server has received all of the others
+                with connected(server, unfinished) as one_more, suppress(TimeoutError):
+                    one_more.settimeout(1)
+                    answer = one_more.recv(1 << 20)
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            for each in waiting:
+                each.sendall(b" ")
+                assert each.recv(100).startswith(b"HTTP/1.1 202 ")
 
 
 @pytest.mark.parametrize("path", ["events", "results"])

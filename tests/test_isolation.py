@@ -241,8 +241,7 @@ def test_different_models_at_once_give_unchanged_numbers(engine):
     jobs = [(LOOKUP, "integrated_gradients"), (PHRASEBOOK, "deeplift"), (LOOKUP, "value_zeroing"), (PHRASEBOOK, "lime"),
             (PHRASEBOOK, "value_zeroing"), (LOOKUP, "gradient_shap")]  # fmt: skip
     alone = [run(new_engine(), *job) for job in jobs]
-    for _ in range(2):
-        assert together(*[lambda job=job: run(engine, *job) for job in jobs]) == alone
+    assert together(*[lambda job=job: run(engine, *job) for job in jobs]) == alone
 
 
 def test_jobs_on_one_model_do_not_disturb_each_other():
@@ -374,7 +373,7 @@ def fresh_results():
     return {}
 
 
-@pytest.mark.parametrize("model", [LOOKUP, PHRASEBOOK])
+@pytest.mark.parametrize("model", [LOOKUP, pytest.param(PHRASEBOOK, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("backwards", [False, True])
 def test_any_order_with_failures_between_equals_fresh_models(engine, fresh_results, model, backwards):
     settings = {

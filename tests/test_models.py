@@ -363,9 +363,12 @@ def test_the_true_token_comes_out_on_top_in_lookups(server, method):
     assert share >= LOOKUP_SHARES[method], share
 
 
-# LIME is slow: 50 single forward passes for each of about 120 tokens.
+# Tens of forward or backward passes for each of about 120 tokens.
+COSTLY = {"layer_gradient_x_activation", "layer_integrated_gradients", "lime", "value_zeroing"}
+
+
 @pytest.mark.parametrize(
-    "method", [pytest.param(each, marks=pytest.mark.slow if each == "lime" else ()) for each in PHRASEBOOK_SHARES]
+    "method", [pytest.param(each, marks=pytest.mark.slow if each in COSTLY else ()) for each in PHRASEBOOK_SHARES]
 )
 def test_the_true_word_comes_out_on_top_in_translations(server, method):
     rng = random.Random(77)

@@ -156,6 +156,8 @@ def test_a_server_starts_and_works_with_many_kinds_of_rows(template, where, numb
 @example(("jobs", "created_at"), 0, 1e300)
 @example(("result_files", "name"), 0, "../jobs.sqlite3")
 @example(("result_files", "size"), 0, 2**63 - 1)
+@example(("removed_files", "name"), 0, "")
+@example(("removed_files", "name"), 0, Text(b"\xff\xfe"))
 def test_a_server_starts_and_works_whatever_a_row_contains(template, where, number, value):
     start_with(template, where, number, value)
 

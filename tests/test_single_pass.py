@@ -133,9 +133,24 @@ def largest_allowed_difference(engine, body, dtype, theirs):
     return max(1e-5, 4 * largest_difference(theirs, exact))
 
 
-@given(body=bodies(), positions=st.sampled_from([1, 20, 1000]), dtype=st.sampled_from(["float32", "float64"]))
-@settings(max_examples=70, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ANY_BODY = given(body=bodies(), positions=st.sampled_from([1, 20, 1000]), dtype=st.sampled_from(["float32", "float64"]))
+ANY_FIXTURE = settings(derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@ANY_BODY
+@settings(ANY_FIXTURE, max_examples=30)
 def test_equals_inseqs_loop(engine, monkeypatch, body, positions, dtype):
+    equals_inseqs_loop(engine, monkeypatch, body, positions, dtype)
+
+
+@pytest.mark.slow
+@ANY_BODY
+@settings(ANY_FIXTURE, max_examples=150)
+def test_equals_inseqs_loop_for_many_requests(engine, monkeypatch, body, positions, dtype):
+    equals_inseqs_loop(engine, monkeypatch, body, positions, dtype)
+
+
+def equals_inseqs_loop(engine, monkeypatch, body, positions, dtype):
     """Equals Inseq's loop for any batch size (`positions` per forward pass)."""
     monkeypatch.setattr(batch_sizes, "_CPU_POSITIONS", positions)
     with Float64Throughout() if dtype == "float64" else nullcontext():

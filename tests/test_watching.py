@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 
 import anyio
 
+from api.shared_reads import SharedReads
+from problems import JobNotFound
 from tests.fake_engine import submit, until_running
 from tests.serving import until
 
@@ -94,3 +97,65 @@ def test_a_thousand_streams_cost_no_thread(app):
     done.result(120)
     assert len(finished) == 1000
     assert watch.watchers == 0
+
+
+def test_who_watches_at_the_same_time_shares_the_reads():
+    """Each gets the value of a read that began after it asked."""
+    began = []
+
+    async def read(job_id):
+        began.append(job_id)
+        number = len(began)
+        await anyio.sleep(0.01)
+        return number
+
+    async def ask():
+        shared = SharedReads(read)
+        first = asyncio.create_task(shared("a"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the first read runs
+        later = [asyncio.create_task(shared("a")) for _ in range(20)]
+        other = asyncio.create_task(shared("b"))
+        await asyncio.sleep(0)
+        later[0].cancel()
+        assert await first == 1
+        assert {await each for each in later[1:]} == {3}
+        assert await other == 2
+        assert await shared("a") == 4
+        assert not shared._running
+        assert not shared._next
+
+    asyncio.run(ask())
+
+
+def test_a_read_that_fails_fails_for_all_who_wait_for_it():
+    async def read(job_id):
+        raise JobNotFound(job_id)
+
+    async def ask():
+        shared = SharedReads(read)
+        answers = await asyncio.gather(shared("a"), shared("a"), shared("b"), return_exceptions=True)
+        assert [str(each.detail) for each in answers] == ["a", "a", "b"]
+
+    asyncio.run(ask())
+
+
+def test_many_who_watch_a_large_job_read_it_a_few_times(app, monkeypatch):
+    job_id = submit(app, "x" * 100_000)
+    app.get(f"/attribution/jobs/{job_id}?wait=60")
+    store, reads = app.app.state.services.store, []
+    get = type(store).get
+    monkeypatch.setattr(type(store), "get", lambda self, *key: reads.append(key) or get(self, *key))
+
+    async def watch_all():
+        watch = app.app.state.services.watch
+
+        async def last():
+            return [event async for event in watch.stream(job_id, None, lambda: True)][-1]
+
+        return await asyncio.gather(*(last() for _ in range(50)))
+
+    events = app.portal.call(watch_all)
+    assert len({id(each) for each in events}) == 1  # written once
+    assert parsed(events[0].decode())[0][2]["request"]["input_text"] == "x" * 100_000
+    assert len(reads) == 1

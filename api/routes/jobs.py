@@ -165,7 +165,6 @@ async def get_job(
 )
 async def watch_job(
     job_id: str,
-    manager: ManagerDep,
     watch: WatchDep,
     owner: OwnerDep,
     may_continue: MayContinueDep,
@@ -174,7 +173,7 @@ async def watch_job(
     ] = None,
 ) -> Response:
     """Stream server-sent events: the job's document (event `status` or `progress`) at every change, until it ends."""
-    job = await run_in_threadpool(job_document, manager, job_id, owner)
+    job = await watch.job(job_id, owner)
     if job.status.is_terminal and last_event_id == event_id(job):
         return Response(status_code=204)  # an EventSource does not reconnect after 204
     return StreamingResponse(

@@ -93,11 +93,15 @@ class ResultFiles:
         return linked
 
     def remove(self, names: Iterable[str]) -> list[str]:
-        """Remove files. Returns the names of those that are gone; the others can be tried again."""
+        """Remove files. Returns the names of those that are gone; the others can be tried again.
+
+        No file has the name that a damaged row may contain, such as `../x`, so it counts as gone.
+        """
         gone = []
         for name in names:
             with suppress(OSError):
-                self._path(name).unlink(missing_ok=True)
+                if _is_file_name(name):
+                    self._path(name).unlink(missing_ok=True)
                 gone.append(name)
         return gone
 
@@ -124,7 +128,7 @@ class ResultFiles:
 
     def _path(self, name: str) -> Path:
         """Return the path of a file. Raises `StorageFailed` for a name that no result file has, such as `../x`."""
-        if not isinstance(name, str) or name in {"", ".", ".."} or "/" in name or "\0" in name:
+        if not _is_file_name(name):
             raise StorageFailed(f"The job store names a result file {name!r}, which is no file name. {REMEDY}")
         return self.directory / name
 
@@ -147,3 +151,7 @@ class ResultFiles:
 
 def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
+
+
+def _is_file_name(name: object) -> bool:
+    return isinstance(name, str) and name not in {"", ".", ".."} and "/" not in name and "\0" not in name
