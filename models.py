@@ -2,6 +2,7 @@
 
 from attribution_schema.estimate import Estimate, InputEstimate, SecondsEstimate
 from attribution_schema.job import Job, JobList, JobStatus, Links, Progress, Stage
+from attribution_schema.messages import ChatMessage
 from attribution_schema.open_enum import TOLERANT, OpenEnum
 from attribution_schema.problem import Problem, ProblemItem
 from attribution_schema.request import (
@@ -9,7 +10,6 @@ from attribution_schema.request import (
     MODEL_NAME_PATTERN,
     Arguments,
     AttributionRequest,
-    ChatMessage,
     Engine,
 )
 from attribution_schema.result import (

@@ -107,7 +107,7 @@ def _item(error: Any) -> ProblemItem:
 
 
 def _is_key(part: str) -> bool:
-    return part not in {"str", "constrained-str"} and not part.startswith(("list[", "function-"))
+    return part not in {"str", "constrained-str"} and not part.startswith(("list[", "dict[", "function-"))
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

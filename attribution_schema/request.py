@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from attribution_schema.json_values import check_json
+from attribution_schema.messages import ChatMessage, Messages
 from attribution_schema.open_enum import TOLERANT, OpenEnum, keep_unknown
 
 # `name` or `org/name`, optionally `@revision`: never a path. Each part starts with a letter or digit and has no two
@@ -42,17 +43,6 @@ class Engine(OpenEnum):
     SINGLE_PASS = "single_pass"  # noqa: S105 - no password; one forward for all tokens, or a refusal
 
 
-class ChatMessage(BaseModel):
-    """One turn of a conversation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    role: Annotated[str, StringConstraints(min_length=1, max_length=50)] = Field(
-        description="The role in the model's chat template: `system`, `user`, `assistant`."
-    )
-    content: Annotated[str, StringConstraints(min_length=1)]
-
-
 class TokenizerArguments(BaseModel):
     """Languages of a multilingual translation model, by the tokenizer's own codes."""
 
@@ -60,9 +50,6 @@ class TokenizerArguments(BaseModel):
 
     src_lang: str | None = Field(None, max_length=50, examples=["eng_Latn"])
     tgt_lang: str | None = Field(None, max_length=50, examples=["fra_Latn"])
-
-
-Conversation = Annotated[list[ChatMessage], Field(min_length=1)]
 
 
 class AttributionRequest(BaseModel):
@@ -99,7 +86,7 @@ class AttributionRequest(BaseModel):
         validate_default=True,
         description="An identifier of `inseq.list_feature_attribution_methods()`; or `methods`.",
     )
-    messages: Conversation | Annotated[list[Conversation], Field(min_length=1)] | None = Field(
+    messages: Messages | None = Field(
         None,
         description="Instead of `input_text`: a conversation or several, rendered by the tokenizer's own chat "
         "template. One that ends with the assistant's turn is continued.",
@@ -117,7 +104,11 @@ class AttributionRequest(BaseModel):
         None, max_length=100, description="The step function that is attributed; Inseq's default is `probability`."
     )
     attribution_args: Arguments = Field({}, description="Arguments of the attribution method.")
-    attributed_fn_args: Arguments = Field({}, description="Arguments of the attributed function.")
+    attributed_fn_args: Arguments = Field(
+        {},
+        description="Arguments of the attributed function. `contrast_targets` is as `generated_text` is: behind "
+        "messages the assistant's reply alone.",
+    )
     step_scores_args: Arguments = Field({}, description="Arguments of the step score functions.")
     generation_args: Arguments = Field({}, description="Arguments of Transformers' `generate`, e.g. `max_new_tokens`.")
     tokenizer_args: TokenizerArguments = Field(

@@ -11,6 +11,7 @@ import torch
 import transformers as t
 
 from tests.hub import byte_level_tokenizer
+from tests.tiny_tokenizers import tiny_tokenizer
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
@@ -25,18 +26,28 @@ LLAMA3 = (
     "{% endfor %}{% if add_generation_prompt %}"
     "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
 )
+# Like Zephyr's, on a tokenizer that writes `▁` before each text (SentencePiece's dummy prefix).
+ZEPHYR = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|' + message.role + '|>\n' + message.content + eos_token + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
 _SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.25}  # fmt: skip
 
 
 def build(name: str, folder: Path) -> Path:
-    """Write `chat-qwen2` or `chat-llama3` into `folder`."""
+    """Write `chat-qwen2`, `chat-llama3`, `chat-zephyr`, or `ends-texts`, whose tokenizer adds EOS, into `folder`."""
     if name == "chat-qwen2":
         tokenizer = byte_level_tokenizer(320, eos_token="<|im_end|>", pad_token="<|endoftext|>")
         tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
         tokenizer.chat_template = CHATML
         config: type[t.PretrainedConfig] = t.Qwen2Config
         model: type[t.PreTrainedModel] = t.Qwen2ForCausalLM
+    elif name in {"chat-zephyr", "ends-texts"}:
+        tokenizer = tiny_tokenizer("metaspace always", ends_texts=name == "ends-texts")
+        tokenizer.chat_template = ZEPHYR
+        config, model = t.LlamaConfig, t.LlamaForCausalLM
     else:
         tokenizer = byte_level_tokenizer(320)
         tokenizer.add_special_tokens(

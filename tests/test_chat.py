@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import unicodedata
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -16,6 +17,8 @@ from attribution.model_cache.sources import ModelSource
 from attribution.text import chat
 from attribution.text.readable_tokens import readable_texts
 from attribution.text.sandbox import Sandboxes, TextSandbox
+from models import AttributionRequest
+from problems import InputRejected
 from tests import chat_models
 from tests.first_principles import Plain
 from tests.test_corrections_methods import assert_scores, run
@@ -150,6 +153,86 @@ def test_template_arguments_cannot_be_taken_over(server, model):
         assert problem["errors"][0]["pointer"] == f"/chat_template_args/{name}"
 
 
+# What messages may have besides a text, where the template has it
+
+ROLES = (
+    "{% for m in messages %}{% if m.role == 'assistant' and m.tool_calls %}<call>{% for c in m.tool_calls %}"
+    "{{ c.function.name }}({{ c.function.arguments | tojson }}){% endfor %}{% if m.content %}{{ m.content }}{% endif %}"
+    "{% elif m.role == 'tool' %}<{{ m.name or 'tool' }}>{{ m.content }}"
+    "{% else %}<{{ m.role }}{% if m.name %}:{{ m.name }}{% endif %}>{{ m.content }}{% endif %};{% endfor %}"
+)
+DROPS_TOOLS = (
+    "{% for m in messages %}{% if m.role == 'user' %}[{{ m.content }}]{% elif m.role == 'assistant' %}"
+    "({{ m.content }}){% endif %}{% endfor %}"
+)
+PARTS_ALONE = (
+    "{% for m in messages %}{{ m.role }}:{% for part in m.content %}{% if part['type'] == 'text' %}{{ part['text'] }}"
+    "{% endif %}{% endfor %};{% endfor %}"
+)
+EITHER = (
+    "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}"
+    "{{ part.text }}{% endfor %}{% endif %};{% endfor %}"
+)
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": {"a": 1}}}]}
+ANSWER = {"role": "tool", "content": "3", "name": "add", "tool_call_id": "1"}
+HI = {"role": "user", "content": "hi"}
+
+
+def rendered(model_folders, sandbox_of, template, messages):
+    tokenizer = copy.copy(model_folders["chat-qwen2"])
+    tokenizer.chat_template = template
+    given = AttributionRequest(model="m", method="dummy", messages=messages).conversations[0]
+    return chat.render(tokenizer, [each.for_template() for each in given], {}, sandbox_of("chat-qwen2"))
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "text"),
+    [
+        (ROLES, [HI, CALL, ANSWER], '<user>hi;<call>add({"a": 1});<add>3;'),
+        (ROLES, [HI | {"name": "Ann"}], "<user:Ann>hi;"),
+        (ROLES, [{"role": "system", "content": ""}, HI], "<system>;<user>hi;"),
+        (ROLES, [{"role": "user", "content": [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]}], "<user>hi;"),
+        (PARTS_ALONE, [HI], "user:hi;"),
+        (PARTS_ALONE, [{"role": "user", "content": [{"type": "text", "text": "hi"}]}], "user:hi;"),
+        (EITHER, [HI, {"role": "user", "content": [{"type": "text", "text": "you"}]}], "hi;you;"),
+        # "None" would be a text that nobody wrote.
+        (DROPS_TOOLS.replace("m.content }})", "m.content }}{{ m.tool_calls[0].function.name }})"), [HI, CALL, HI],
+         "[hi](add)[hi]"),
+    ],
+)  # fmt: skip
+def test_what_a_template_has_is_rendered(model_folders, sandbox_of, template, messages, text):
+    found = rendered(model_folders, sandbox_of, template, messages)
+    assert found.text == text
+    assert found.warnings == []
+    pieces, _ = readable_texts(model_folders["chat-qwen2"], found.ids[0].tolist())
+    written = "".join(piece for piece, mark in zip(pieces, found.from_template, strict=True) if not mark)
+    contents = AttributionRequest(model="m", method="dummy", messages=messages).conversations[0]
+    assert written == "".join(each.text or "" for each in contents)
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "words"),
+    [
+        (DROPS_TOOLS, [HI, ANSWER], "leaves out the content of message 1 (counted from 0, role 'tool')"),
+        (DROPS_TOOLS, [HI | {"name": "Ann"}], "leaves out the name of message 0"),
+        (DROPS_TOOLS, [HI, CALL, HI], "leaves out a tool call of message 1"),
+        (DROPS_TOOLS, [{"role": "system", "content": "Be brief."}, HI], "leaves out the content of message 0"),
+        (PARTS_ALONE + "{{ raise_exception('no') }}", [HI], "no"),
+    ],
+)
+def test_what_a_template_leaves_out_is_refused(model_folders, sandbox_of, template, messages, words):
+    with pytest.raises(InputRejected) as refused:
+        rendered(model_folders, sandbox_of, template, messages)
+    assert words in refused.value.detail
+
+
+def test_a_trimmed_turn_is_told(model_folders, sandbox_of):
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "The capital of "}]
+    found = chat.render(model_folders["chat-llama3"], messages, {}, sandbox_of("chat-llama3"))
+    assert found.text.endswith("The capital of")
+    assert "trims the assistant's turn" in found.warnings[0]
+
+
 # Any text
 
 contents = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
@@ -180,6 +263,7 @@ def test_marks_are_exact_for_any_text(model_folders, sandbox_of, texts, name):
 
 @settings(deadline=None, max_examples=150)
 @given(contents)
+@example("caf\ufffd\ufffd\u00ef\u00bf\u00bd")
 def test_readable_tokens_join_to_the_text(model_folders, text):
     tokenizer = model_folders["chat-qwen2"]
     ids = tokenizer(text, add_special_tokens=False).input_ids

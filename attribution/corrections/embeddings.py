@@ -87,9 +87,12 @@ def embeddings_fix(model: HuggingfaceModel) -> EmbeddingsFix:
             difference, scale = _difference(model)
         if difference <= _TOLERANCE * scale:
             return fix
+    start = ""
+    if model.is_encoder_decoder and model.bos_token_id == model.model.config.pad_token_id:
+        start = " Its decoder starts with the padding token, which the model may leave out of the positions it counts."
     raise UnsupportedByModel(
         f"{type(model.model).__name__} computes other logits from its embeddings than from its token ids (off by "
-        f"{difference:.2g} where they are about {scale:.2g}), so Inseq's scores for it would be wrong."
+        f"{difference:.2g} where they are about {scale:.2g}), so Inseq's scores for it would be wrong.{start}"
     )
 
 
@@ -180,9 +183,12 @@ def _changes_its_input(model: HuggingfaceModel) -> bool:
 
 @torch.no_grad()
 def _difference(model: HuggingfaceModel) -> tuple[float, float]:
-    """`_logits_difference` for four ordinary tokens."""
+    """`_logits_difference` for four ordinary tokens, in a decoder behind its start token."""
     ids = ordinary_ids(model)
-    return _logits_difference(model, ids, ids if model.is_encoder_decoder else None)
+    if not model.is_encoder_decoder:
+        return _logits_difference(model, ids, None)
+    start = torch.full_like(ids[:, :1], model.bos_token_id)
+    return _logits_difference(model, ids, torch.cat([start, ids], dim=1))
 
 
 def computes_the_same(model: HuggingfaceModel, ids: torch.Tensor, decoder_ids: torch.Tensor | None) -> bool:

@@ -110,6 +110,14 @@ def has_pad_inside(model: HuggingfaceModel, source: BatchEncoding, target: Batch
     return model.pad_token in sources or model.pad_token in target.input_tokens[0][1:-1]
 
 
+def begins_with_pad(model: HuggingfaceModel, target: BatchEncoding) -> bool:
+    """Whether a decoder-only model's text begins with its pad token, which Inseq keeps.
+
+    A decoder's start token is looked at when the model is loaded.
+    """
+    return not model.is_encoder_decoder and bool(target.input_tokens[0][0] == model.pad_token)
+
+
 @contextmanager
 def nothing_is_padding(model: HuggingfaceModel) -> Iterator[None]:
     """Set a pad token that equals no token within the block: a single text needs no padding."""

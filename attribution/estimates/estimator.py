@@ -288,7 +288,7 @@ class _Reader:
         length = prompt.encoding.input_ids.shape[1]
         source = length if seq2seq else 0
         if forced is not None:
-            target = encoding.encode_target(loaded, request, prompt, forced)
+            target = encoding.encode_target(loaded, request, prompt, forced, sandbox=sandbox, warnings=[])
             first, end = encoding.check_positions(
                 loaded.model, prompt.encoding, target, request.attr_pos_start, request.attr_pos_end, generated=False
             )

@@ -21,6 +21,7 @@ from attribution.corrections.step_functions import corrected_step_function
 from attribution.inseq_loop.method_loading import load_method
 from attribution.model_cache.loading import LoadedModel
 from attribution.single_pass.inseq_output import Batch
+from attribution.text.contrast import encoded_as
 from attribution.text.encoding import Text
 from attribution.text.step_labels import labelled_once, labels
 from models import Arguments, AttributionRequest
@@ -83,6 +84,7 @@ def set_up(
             stack.enter_context(embeddings.cast_to_half(model))
         _keep_pads(model, text, ledger, stack)
         stack.enter_context(labelled_once(model))
+        stack.enter_context(encoded_as(model, text.contrasts))
         with ExitStack() as loading:
             if method.traits.prepares_vocabulary:
                 loading.enter_context(preparing())
@@ -147,11 +149,12 @@ def rename_step_scores(output: FeatureAttributionOutput, names: dict[str, str]) 
 def _keep_pads(model: HuggingfaceModel, text: Text, ledger: Ledger, stack: ExitStack) -> None:
     """Keep the tokens inside a text that Inseq would take for padding, where the model itself does not.
 
-    Raises `InputRejected` where the model does.
+    Raises `InputRejected` where the model does, also for one at the beginning.
     """
-    if not positions_and_padding.has_pad_inside(model, text.source, text.target) or not ledger.apply(
-        positions_and_padding.PAD_INSIDE
-    ):
+    is_inside = positions_and_padding.has_pad_inside(model, text.source, text.target)
+    if is_inside and not ledger.apply(positions_and_padding.PAD_INSIDE):
+        return
+    if not is_inside and not (ledger.enabled and positions_and_padding.begins_with_pad(model, text.target)):
         return
     decoder = text.target.input_ids if model.is_encoder_decoder else None
     source = text.source.input_ids if model.is_encoder_decoder else text.target.input_ids
@@ -160,7 +163,8 @@ def _keep_pads(model: HuggingfaceModel, text: Text, ledger: Ledger, stack: ExitS
             f"The text contains {model.pad_token!r}, this model's padding, and the model itself treats it as "
             "such: it computes something else from its embedding. Take it out of the text."
         )
-    stack.enter_context(positions_and_padding.nothing_is_padding(model))
+    if is_inside:
+        stack.enter_context(positions_and_padding.nothing_is_padding(model))
 
 
 def _target_and_tail(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from attribution.corrections.registry import Ledger
@@ -13,7 +13,7 @@ from attribution.run.generated_targets import GeneratedTargets
 from attribution.run.progress import ProgressCounter
 from attribution.run.token_notes import SideNotes
 from attribution.text import encoding
-from attribution.text.contrast import contrast_arguments
+from attribution.text.contrast import ContrastReader
 from attribution.text.encoding import Text
 from attribution.text.sandbox import TextSandbox
 from models import Arguments, AttributionRequest
@@ -24,7 +24,7 @@ class PreparedText:
     """A text that is ready to be attributed."""
 
     text: Text
-    contrast: dict[str, Arguments]  # see `contrast_arguments`
+    contrast: dict[str, Arguments]  # see `ContrastReader.arguments`
     random_state: RandomState | None  # where a random method's draws begin
     notes: SideNotes
     info: dict[str, Any]  # see `inseq_info`
@@ -58,6 +58,7 @@ class TextReader:
         self.warnings.extend(prompt.warnings)
         random_state = generation_args = None
         if forced is None:
+            self.warnings.extend(encoding.ending_warning(loaded, request))
             generated = self.targets.of_input(
                 index,
                 prompt,
@@ -74,7 +75,9 @@ class TextReader:
             # A random method's draws begin after those of the generation.
             target, random_state = generated.target, generated.random_state if self.draws_random else None
         else:
-            target = encoding.encode_target(loaded, request, prompt, forced)
+            target = encoding.encode_target(
+                loaded, request, prompt, forced, sandbox=self.sandbox, warnings=self.warnings
+            )
             if self.draws_random:
                 with held(RANDOM_DRAWS, self.sandbox.should_cancel):
                     random_state = RandomState.seeded(request.seed)
@@ -87,7 +90,9 @@ class TextReader:
             generated=forced is None,
         )
         text = Text(prompt, forced, target, first, end)
-        contrast = contrast_arguments(request, loaded, index, text, self.ledger)
+        contrasts = ContrastReader(request, loaded, text, self.ledger, self.warnings, self.sandbox)
+        contrast = contrasts.arguments(index)
+        text = replace(text, contrasts=contrasts.encodings)
         notes = token_notes.of_text(loaded.model, text)
         return PreparedText(text, contrast, random_state, notes, inseq_info(request, loaded, text), generation_args)
 

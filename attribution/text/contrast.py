@@ -1,30 +1,54 @@
-"""The arguments of contrastive functions for one text of several, with the target's tokens paired with the contrast's.
+"""The contrasts of one text of several: their ids, and the target's tokens paired with theirs.
 
 Inseq silently aligns unpaired tokens from the right. Here every attributed token has a pair, or the job is refused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
+
+import torch
+from inseq.data import BatchEncoding
+from inseq.models import HuggingfaceModel
 
 from attribution.corrections.positions_and_padding import CONTRAST_POSITIONS
 from attribution.corrections.registry import Ledger
 from attribution.model_cache.loading import LoadedModel
-from attribution.text.encoding import Text
+from attribution.text import continuation
+from attribution.text.encoding import Prompt, Text, encode_reply, from_ids
 from attribution.text.languages import check_target_language
-from models import AttributionRequest
+from attribution.text.sandbox import TextSandbox
+from models import Arguments, AttributionRequest
 from problems import InputRejected
 
+Pairs = list[tuple[int, int]]  # a position of the target, and one of its contrast
+Encodings = Mapping[str, BatchEncoding]  # of contrasts that are not encoded as Inseq would: [1, length] each
 
-def contrast_arguments(
-    request: AttributionRequest, loaded: LoadedModel, index: int, text: Text, ledger: Ledger
-) -> dict[str, dict[str, Any]]:
-    """The `attributed_fn_args` and `step_scores_args` for text number `index`.
 
-    Raises `InputRejected` if there is not one contrast per text, or its tokens do not pair up with the target's.
-    """
-    chosen = {}
-    for name in ("attributed_fn_args", "step_scores_args"):
+@dataclass(frozen=True)
+class ContrastReader:
+    """Reads the contrasts of one text; adds to `ledger` and `warnings`."""
+
+    request: AttributionRequest
+    loaded: LoadedModel
+    text: Text
+    ledger: Ledger
+    warnings: list[str]
+    sandbox: TextSandbox
+    encodings: dict[str, BatchEncoding] = field(default_factory=dict)  # see `Encodings`
+
+    def arguments(self, index: int) -> dict[str, Arguments]:
+        """The `attributed_fn_args` and `step_scores_args` for text number `index`.
+
+        Raises `InputRejected` if there is not one contrast per text, or its tokens do not pair up with the target's.
+        """
+        return {name: self._arguments(name, index) for name in ("attributed_fn_args", "step_scores_args")}
+
+    def _arguments(self, name: str, index: int) -> Arguments:
+        request = self.request
         arguments = dict(getattr(request, name))
         if request.skip_special_tokens:
             # Contrastive functions encode the contrast themselves, and must do it in the same way.
@@ -38,49 +62,143 @@ def contrast_arguments(
         alignments = arguments.get("contrast_targets_alignments")
         if alignments is not None and len(alignments) != request.count:
             raise InputRejected(f"{name}.contrast_targets_alignments needs one list per input ({request.count}).")
-        if arguments.get("contrast_targets"):
-            length = _contrast_length(request, loaded, arguments["contrast_targets"])
+        if contrast := arguments.get("contrast_targets"):
+            length, first = self._measured(contrast)
             given = None if alignments is None else [(pair[0], pair[1]) for pair in alignments[index]]
-            arguments["contrast_targets_alignments"] = _pairs(name, text, length, given, ledger)
-        chosen[name] = arguments
-    return chosen
+            arguments["contrast_targets_alignments"] = self._pairs(name, length, given)
+            if given is not None:
+                runs_contrast = name == "step_scores_args" or arguments.get("contrast_force_inputs")
+                self._check_context(f"{name}.contrast_targets_alignments", given, max(first, int(bool(runs_contrast))))
+        return arguments
 
-
-def _contrast_length(request: AttributionRequest, loaded: LoadedModel, contrast: str) -> int:
-    model = loaded.model
-    if model.is_encoder_decoder:
-        check_target_language(model.tokenizer)
-    encoded = model.encode(
-        [contrast], as_targets=model.is_encoder_decoder, add_special_tokens=not request.skip_special_tokens
-    )
-    return int(encoded.input_ids.shape[1])
-
-
-def _pairs(
-    name: str, text: Text, theirs: int, given: list[tuple[int, int]] | None, ledger: Ledger
-) -> list[list[tuple[int, int]]] | None:
-    ours = text.target.input_ids.shape[1]
-    if given is None:
-        if theirs != ours:
-            raise InputRejected(
-                f"contrast_targets has {theirs} tokens and the target {ours}; Inseq would silently align them from "
-                "the right. Give contrast_targets_alignments: for each input a list of pairs of [target position, "
-                f"contrast position], one for each position from {text.first} to {text.end - 1}."
+    def _measured(self, contrast: str) -> tuple[int, int]:
+        """The number of a contrast's tokens, and the position of the first that can be compared: behind messages the
+        reply's, in a decoder the one behind its start token, otherwise 0.
+        """
+        model, prompt = self.loaded.model, self.text.prompt
+        if model.is_encoder_decoder:
+            check_target_language(model.tokenizer)
+        if self.request.conversations is None or model.is_encoder_decoder:
+            encoded = model.encode(
+                [contrast],
+                as_targets=model.is_encoder_decoder,
+                add_special_tokens=not self.request.skip_special_tokens,
             )
-        if text.end < ours and not ledger.apply(CONTRAST_POSITIONS):
-            return None
-        return [[(position, position) for position in range(ours)]]
-    where = f"{name}.contrast_targets_alignments"
-    for pair in given:
-        if not (0 <= pair[0] < ours and 0 <= pair[1] < theirs):
-            raise InputRejected(
-                f"{where}: {list(pair)} is no pair of a target position (0 to {ours - 1}) and a contrast position "
-                f"(0 to {theirs - 1})."
-            )
-    missing = sorted(set(range(text.first, text.end)) - {pair[0] for pair in given})
-    if missing:
-        raise InputRejected(
-            f"{where} has no pair for target position {', '.join(map(str, missing))}; Inseq would guess from the "
-            f"right. Every position from {text.first} to {text.end - 1} needs one."
+            return int(encoded.input_ids.shape[1]), int(model.is_encoder_decoder)
+        is_reply = contrast.startswith(prompt.text) or not _begins_as(self.loaded, prompt, contrast)
+        if contrast not in self.encodings:
+            self.encodings[contrast] = self._reply(contrast) if is_reply else self._other_conversation(contrast)
+        first = prompt.encoding.input_ids.shape[1] if is_reply else 0
+        return int(self.encodings[contrast].input_ids.shape[1]), int(first)
+
+    def _reply(self, contrast: str) -> BatchEncoding:
+        prompt = self.text.prompt
+        return encode_reply(
+            self.loaded,
+            self.request,
+            prompt,
+            contrast.removeprefix(prompt.text),
+            name="contrast_targets",
+            sandbox=self.sandbox,
+            warnings=self.warnings,
         )
-    return [given]
+
+    def _other_conversation(self, contrast: str) -> BatchEncoding:
+        """A whole text with the template's special tokens in it: the tokenizer adds none."""
+        model = self.loaded.model
+        ids = model.tokenizer(contrast, add_special_tokens=False, verbose=False, return_tensors="pt").input_ids
+        return from_ids(model, ids.to(model.device), include_eos_baseline=self.request.include_eos_baseline)
+
+    def _pairs(self, name: str, theirs: int, given: Pairs | None) -> list[Pairs] | None:
+        text = self.text
+        ours = text.target.input_ids.shape[1]
+        if given is None:
+            if theirs != ours:
+                raise InputRejected(
+                    f"contrast_targets has {theirs} tokens and the target {ours}; Inseq would silently align them from "
+                    "the right. Give contrast_targets_alignments: for each input a list of pairs of [target position, "
+                    f"contrast position], one for each position from {text.first} to {text.end - 1}."
+                )
+            if text.end < ours and not self.ledger.apply(CONTRAST_POSITIONS):
+                return None
+            return [[(position, position) for position in range(ours)]]
+        where = f"{name}.contrast_targets_alignments"
+        for pair in given:
+            if not (0 <= pair[0] < ours and 0 <= pair[1] < theirs):
+                raise InputRejected(
+                    f"{where}: {list(pair)} is no pair of a target position (0 to {ours - 1}) and a contrast position "
+                    f"(0 to {theirs - 1})."
+                )
+        missing = sorted(set(range(text.first, text.end)) - {pair[0] for pair in given})
+        if missing:
+            raise InputRejected(
+                f"{where} has no pair for target position {', '.join(map(str, missing))}; Inseq would guess from the "
+                f"right. Every position from {text.first} to {text.end - 1} needs one."
+            )
+        return [given]
+
+    def _check_context(self, where: str, given: Pairs, first: int) -> None:
+        """Raise `InputRejected` if an attributed position has a pair before the contrast's `first` one."""
+        attributed = range(self.text.first, self.text.end)
+        early = next((pair for pair in given if pair[0] in attributed and pair[1] < first), None)
+        if early is None:
+            return
+        if first > 1:
+            raise InputRejected(
+                f"{where}: {list(early)} pairs with a token of the conversation. Behind messages contrast_targets is "
+                f"the assistant's reply alone, whose positions begin at {first}, behind the conversation. For another "
+                "conversation give its whole rendered text, with the template's special tokens."
+            )
+        if self.loaded.model.is_encoder_decoder:
+            raise InputRejected(f"{where}: contrast position 0 is the decoder's start token; its text begins at 1.")
+        bos = self.loaded.model.tokenizer.bos_token
+        raise InputRejected(
+            f"{where}: {list(early)}: contrast position 0 has nothing before it, so the model gives it no probability. "
+            f"Begin contrast_targets with context{f', at least {bos!r}' if bos else ', such as a line break'}, and "
+            "count the positions with it."
+        )
+
+
+def _begins_as(loaded: LoadedModel, prompt: Prompt, contrast: str) -> bool:
+    """Whether a contrast begins with the special token with which the rendered conversation begins, or else with all
+    that the template writes before the first message.
+    """
+    tokenizer, ids = loaded.model.tokenizer, prompt.encoding.input_ids[0].tolist()
+    if ids[0] in tokenizer.added_tokens_decoder:
+        return contrast.startswith(continuation.spelled(tokenizer, ids[:1]))
+    marks = prompt.from_template or [False]
+    opening = continuation.spelled(tokenizer, ids[: marks.index(False) if False in marks else 0])
+    return bool(opening.strip()) and contrast.startswith(opening)
+
+
+@contextmanager
+def encoded_as(model: HuggingfaceModel, encodings: Encodings) -> Iterator[None]:
+    """Within the block, Inseq's step functions get these encodings for their contrasts, one row for each text asked."""
+    if not encodings:
+        yield
+        return
+    encode: Callable[..., BatchEncoding] = model.encode
+
+    def known_or_encoded(texts: str | list[str], *more: Any, **named: Any) -> BatchEncoding:
+        rows = [texts] if isinstance(texts, str) else list(texts)
+        if len(set(rows)) != 1 or rows[0] not in encodings:
+            return encode(texts, *more, **named)
+        return _repeated(encodings[rows[0]], len(rows))
+
+    model.encode = known_or_encoded
+    try:
+        yield
+    finally:
+        del model.encode
+
+
+def _repeated(encoding: BatchEncoding, rows: int) -> BatchEncoding:
+    def repeated(ids: torch.Tensor) -> torch.Tensor:
+        return ids.repeat(rows, 1)
+
+    return BatchEncoding(
+        input_ids=repeated(encoding.input_ids),
+        attention_mask=repeated(encoding.attention_mask),
+        input_tokens=[list(encoding.input_tokens[0]) for _ in range(rows)],
+        baseline_ids=repeated(encoding.baseline_ids),
+    )

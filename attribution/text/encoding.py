@@ -5,6 +5,7 @@ Every check here needs a tokenizer, and so happens when the job runs. They raise
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +14,7 @@ from inseq.models import HuggingfaceModel
 from inseq.utils import format_input_texts
 
 from attribution.model_cache.loading import LoadedModel
-from attribution.text import chat
+from attribution.text import chat, continuation
 from attribution.text.languages import check_target_language
 from attribution.text.sandbox import TextSandbox
 from models import AttributionRequest
@@ -21,6 +22,10 @@ from problems import InputRejected
 
 # A tokenizer without a limit reports a very large number.
 _NO_LIMIT = 10**9
+_SHOWN_PARTS = 5  # of a text, in a warning
+_WITHOUT_ENDING = (
+    "Set skip_special_tokens to true: the tokenizer then adds no special tokens, at the beginning of texts neither."
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Text:
     target: BatchEncoding  # [1, target_len]; for decoder-only models the prompt and what follows it
     first: int  # first target position that is attributed
     end: int  # the position behind the last one
+    contrasts: Mapping[str, BatchEncoding] = field(default_factory=dict)  # that are not encoded as Inseq would
 
     @property
     def source(self) -> BatchEncoding:
@@ -110,22 +116,43 @@ def _encode_text(loaded: LoadedModel, request: AttributionRequest, text: str, ma
     prompt = Prompt(text, encoding)
     if encoding.input_ids.shape[1] < count:
         prompt.warnings.append("The text began with two BOS tokens, the tokenizer's and its own: one was left out.")
+    _note_change(loaded, prompt, "the input text")
     return prompt
+
+
+def _note_change(loaded: LoadedModel, prompt: Prompt, what: str) -> None:
+    """Add a warning to the prompt if the tokenizer makes another text of it."""
+    if loaded.model.is_encoder_decoder:
+        prompt.warnings.extend(_unknown(loaded, what, prompt.text, as_target=False))
+        return
+    change = continuation.change_of(loaded.model.tokenizer, prompt.text)
+    if change is not None:
+        prompt.warnings.append(f"The tokenizer changes {what}: {change}. The tokens that it makes are attributed.")
+
+
+def _unknown(loaded: LoadedModel, what: str, text: str, *, as_target: bool) -> list[str]:
+    """A warning if the tokenizer has no token for a part of a text; empty otherwise."""
+    parts = continuation.unknown_parts(loaded.model.tokenizer, text, as_target=as_target)
+    if parts is None:
+        return []
+    shown = f" ({', '.join(map(repr, parts[:_SHOWN_PARTS]))})" if parts else ""
+    unknown = loaded.model.tokenizer.unk_token
+    return [f"The tokenizer has no token for parts of {what}{shown}: {unknown!r} stands for them, and is attributed."]
 
 
 def _encode_conversation(
     loaded: LoadedModel, request: AttributionRequest, index: int, max_tokens: int, sandbox: TextSandbox
 ) -> Prompt:
     assert request.conversations is not None
-    messages = [message.model_dump() for message in request.conversations[index]]
+    messages = [message.for_template() for message in request.conversations[index]]
     conversation = chat.render(loaded.model.tokenizer, messages, request.chat_template_args, sandbox)
     _check_length(loaded, conversation.ids.shape[1], "The conversation", max_tokens)
     encoding = from_ids(
         loaded.model, conversation.ids.to(loaded.model.device), include_eos_baseline=request.include_eos_baseline
     )
     prompt = Prompt(conversation.text, encoding, conversation.from_template)
-    if conversation.from_template is None:
-        prompt.warnings.append("The chat template changes the messages, so its own tokens could not be marked.")
+    _note_change(loaded, prompt, "the rendered conversation")
+    prompt.warnings.extend(conversation.warnings)
     return prompt
 
 
@@ -137,11 +164,26 @@ def _check_length(loaded: LoadedModel, count: int, what: str, max_tokens: int) -
         raise InputRejected(f"{what} has {count} tokens; at most {limit} are possible here. Shorten it.")
 
 
-def encode_target(loaded: LoadedModel, request: AttributionRequest, prompt: Prompt, text: str) -> BatchEncoding:
-    """A forced target ([1, target_len]): a whole text, or the reply to a conversation."""
+def encode_target(
+    loaded: LoadedModel,
+    request: AttributionRequest,
+    prompt: Prompt,
+    text: str,
+    *,
+    sandbox: TextSandbox,
+    warnings: list[str],
+) -> BatchEncoding:
+    """A forced target ([1, target_len]): a whole text, or the reply to a conversation. Adds to `warnings`."""
     if request.conversations is not None and not loaded.model.is_encoder_decoder:
-        return _encode_reply(loaded, request, prompt, text)
-    return encode_whole_target(loaded, request, prompt, text)
+        return encode_reply(loaded, request, prompt, text, sandbox=sandbox, warnings=warnings)
+    encoding = encode_whole_target(loaded, request, prompt, text)
+    if loaded.model.is_encoder_decoder:
+        warnings.extend(_unknown(loaded, "generated_text", text, as_target=True))
+    else:
+        change = continuation.change_behind(loaded.model.tokenizer, prompt.text, text)
+        if change is not None:
+            warnings.append(f"The tokenizer changes generated_text: {change}. The tokens that it makes are attributed.")
+    return encoding
 
 
 def encode_whole_target(loaded: LoadedModel, request: AttributionRequest, prompt: Prompt, text: str) -> BatchEncoding:
@@ -164,7 +206,11 @@ def encode_whole_target(loaded: LoadedModel, request: AttributionRequest, prompt
         return encoding
     ids, prompt_ids = encoding.input_ids[0].tolist(), prompt.encoding.input_ids[0].tolist()
     if ids[: len(prompt_ids)] != prompt_ids:
-        # A tokenizer that ends texts (with EOS) does so to the prompt as well.
+        if ending := ending_of_texts(loaded, request):
+            raise InputRejected(
+                f"This model's tokenizer ends each text with {ending!r}, the input too, so that generated_text would "
+                f"have to continue behind it. {_WITHOUT_ENDING}"
+            )
         raise InputRejected(
             "generated_text does not tokenize to the input's tokens and more: the border between them falls inside a "
             "token. Move it to a token's border, such as before a space."
@@ -174,22 +220,59 @@ def encode_whole_target(loaded: LoadedModel, request: AttributionRequest, prompt
     return encoding
 
 
-def _encode_reply(loaded: LoadedModel, request: AttributionRequest, prompt: Prompt, text: str) -> BatchEncoding:
-    """The conversation's ids followed by those of the assistant's forced reply, tokenized by itself."""
-    model = loaded.model
-    reply = model.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    if not reply:
-        raise InputRejected("generated_text has no tokens.")
-    prompt_ids = prompt.encoding.input_ids
-    _check_target_length(loaded, prompt_ids.shape[1] + len(reply))
-    ids = torch.cat([prompt_ids, prompt_ids.new_tensor([reply])], dim=1)
+def encode_reply(
+    loaded: LoadedModel,
+    request: AttributionRequest,
+    prompt: Prompt,
+    text: str,
+    *,
+    sandbox: TextSandbox,
+    warnings: list[str],
+    name: str = "generated_text",
+) -> BatchEncoding:
+    """The conversation's ids followed by those of the assistant's reply: together they spell both.
+
+    Adds to `warnings`. `name`: the request's field, for messages. Raises `InputRejected` for a reply without tokens or
+    one that is too long.
+    """
+    model, prompt_ids = loaded.model, prompt.encoding.input_ids
+    texts = continuation.texts_to_tokenize(prompt.text, text)
+    sandbox.check_texts([{"text": each, "add_special_tokens": False} for each in texts], {})
+    reply = continuation.continued(model.tokenizer, prompt.text, prompt_ids[0].tolist(), text, name)
+    if not reply.ids:
+        raise InputRejected(f"{name} has no tokens.")
+    warnings.extend(reply.warnings)
+    _check_target_length(loaded, prompt_ids.shape[1] + len(reply.ids), name)
+    ids = torch.cat([prompt_ids, prompt_ids.new_tensor([reply.ids])], dim=1)
     return from_ids(model, ids, include_eos_baseline=request.include_eos_baseline)
 
 
-def _check_target_length(loaded: LoadedModel, count: int) -> None:
+def ending_of_texts(loaded: LoadedModel, request: AttributionRequest) -> str | None:
+    """The special tokens that the tokenizer of a decoder-only model writes behind an input text; None if it does not.
+
+    A conversation has those of its template.
+    """
+    tokenizer = loaded.model.tokenizer
+    if loaded.model.is_encoder_decoder or request.skip_special_tokens or request.conversations is not None:
+        return None
+    ids, plain = (tokenizer("a", add_special_tokens=added, verbose=False).input_ids for added in (True, False))
+    starts = (start for start in range(len(ids)) if plain and ids[start : start + len(plain)] == plain)
+    behind = ids[next(starts, len(ids)) + len(plain) :]
+    return continuation.spelled(tokenizer, behind) if behind else None
+
+
+def ending_warning(loaded: LoadedModel, request: AttributionRequest) -> list[str]:
+    """A warning if the model would generate behind the end of a text; empty otherwise."""
+    ending = ending_of_texts(loaded, request)
+    if ending is None:
+        return []
+    return [f"The tokenizer ends the input with {ending!r}, and the model generates behind that. {_WITHOUT_ENDING}"]
+
+
+def _check_target_length(loaded: LoadedModel, count: int, name: str = "generated_text") -> None:
     limit = min(_tokenizer_limit(loaded.model), loaded.limit or _NO_LIMIT)
     if count > limit:
-        raise InputRejected(f"generated_text has {count} tokens; the model allows {limit}.")
+        raise InputRejected(f"{name} has {count} tokens; the model allows {limit}.")
 
 
 def from_ids(

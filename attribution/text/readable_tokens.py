@@ -14,6 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 Note = dict[str, Any]  # of one token, see `annotate`
 _UNREADABLE = "\ufffd"
+# As itself, in the letters of byte-level vocabularies, and in SentencePiece's bytes.
+_REPLACEMENT_SPELLED = (_UNREADABLE, "\u00ef\u00bf\u00bd", "<0xEF><0xBF><0xBD>")
 _LONGEST_CHARACTER = 4  # a character has at most four bytes, and so at most four tokens
 
 
@@ -28,13 +30,18 @@ def readable_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tu
         texts.append(raw[first])  # bytes that are no character stay as they are in the vocabulary
         for end in range(first + 1, min(first + _LONGEST_CHARACTER, len(ids)) + 1):
             text = alone[first] if end == first + 1 else _decoded(tokenizer, [ids[first:end]])[0]
-            if _UNREADABLE not in text:
+            if text.count(_UNREADABLE) == _written_replacements("".join(raw[first:end])):
                 # SentencePiece's decoder drops the space before the first word.
                 text = " " + text if raw[first].startswith("▁") and not text.startswith(" ") else text
                 texts[first:] = [text] * (end - first)
                 continues += range(first + 1, end)
                 break
     return texts, continues
+
+
+def _written_replacements(raw: str) -> int:
+    """How many characters U+FFFD these tokens spell: the others of a decoded text stand for bytes that are none."""
+    return sum(raw.count(each) for each in _REPLACEMENT_SPELLED)
 
 
 def _decoded(tokenizer: PreTrainedTokenizerBase, sequences: Sequence[Sequence[int]]) -> list[str]:

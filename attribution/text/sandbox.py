@@ -117,7 +117,7 @@ class TextSandbox:
     should_cancel: Callable[[], bool]
 
     def render(
-        self, tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], variables: dict[str, Any]
+        self, tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], variables: dict[str, Any]
     ) -> str:
         """`apply_chat_template(tokenize=False)` for the assistant's next turn, or a last turn of its own to continue.
 

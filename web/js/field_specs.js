@@ -31,7 +31,7 @@ export function specsOfProperty(name, property, schemas, pointer = `/${name}`) {
       specsOfProperty(inner, each, schemas, `${pointer}/${inner}`),
     );
   }
-  const options = (found.anyOf ?? [found]).map((each) => resolve(each, schemas)).filter((each) => each.type !== "null");
+  const options = (found.anyOf ?? [found]).flatMap((each) => each.oneOf ?? [each]).map((each) => resolve(each, schemas)).filter((each) => each.type !== "null");
   const [only] = options;
   const isSimple = options.length === 1 && ["integer", "number", "boolean", "string"].includes(only.type);
   const kind = !isSimple ? "json" : only.enum ? "choice" : only.type === "string" ? "text" : only.type;

@@ -21,9 +21,12 @@ export const methodsOf = (request) => (request ? (request.methods ?? [request.me
 export function titleOf(request) {
   if (!request) return "(unreadable)"; // `error` of the job says why
   const conversation = Array.isArray(request.messages?.[0]) ? request.messages[0] : request.messages;
-  const text = conversation ? conversation.at(-1).content : [request.input_text].flat()[0];
+  const text = conversation ? textOf(conversation.at(-1).content) : [request.input_text].flat()[0];
   return oneLine(text ?? "");
 }
+
+/** The content of a message, one text or parts, as one text. */
+const textOf = (content) => [content ?? ""].flat().map((part) => part.text ?? part).join("");
 
 /** The state of a job in a few words, with its steps and ETA. */
 export function stateOf(job) {
