@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -28,7 +29,7 @@ VIEWS = (
 SHARES = 5  # lines of each part
 
 
-def measured(what: str, number: int, process: psutil.Process, call) -> None:
+def measured(what: str, number: int, process: psutil.Process, call: Callable[[int], None]) -> None:
     """Call `call` with 0 to number - 1, and print the memory at five places."""
     print(f"{what:10} {0:5}: {process.memory_info().rss / MB:7.0f} MB", flush=True)
     for index in range(number):
