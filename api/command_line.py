@@ -103,8 +103,15 @@ def _list(invocation: _Invocation) -> None:
     """List the keys without their secrets."""
     for key in invocation.keys().list():
         state = "revoked" if key.revoked_at else "in use"
-        made = f"{datetime.fromtimestamp(key.created_at, UTC):%Y-%m-%d %H:%M}Z"
-        click.echo(f"{key.key_id}  {made}  {state:8} {key.name}")
+        click.echo(f"{key.key_id}  {_when(key.created_at):17}  {state:8} {key.name}")
+
+
+def _when(seconds: float) -> str:
+    """Return a time in minutes; "unknown" for what a damaged row may contain."""
+    try:
+        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}Z"
+    except (TypeError, ValueError, OverflowError, OSError):
+        return "unknown"
 
 
 @_keys.command("revoke")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 
+from api import command_line
 from jobs.store.api_keys import ApiKeys
+from main import create_app
 from settings import Settings
 from tests.fake_engine import body, in_process
 from tests.serving import ROOT, Server, until
@@ -128,3 +132,27 @@ def test_results_are_reused_by_their_owner_only(keyed):
     for headers, expected in ((ann, job_id), (ben, None)):
         answer = client.post("/attribution/jobs", json=body("hello", reuse=True), headers=headers).json()
         assert answer["reused_from"] == expected
+
+
+@pytest.mark.parametrize("column", ["key_id", "name", "hash", "created_at", "revoked_at"])
+@pytest.mark.parametrize("value", [b"\xff/..", "'';--", 1e300, -(2**63), "X" * 1000], ids=repr)
+def test_a_damaged_key_harms_no_other(tmp_path, capsys, column, value):
+    """Whatever its row contains, the other key works, and a request with this one is answered."""
+    keys = ApiKeys.of(tmp_path)
+    damaged, ben = ({"Authorization": f"Bearer {keys.create(name)[1]}"} for name in ("ann", "ben"))
+    with closing(sqlite3.connect(tmp_path / "jobs.sqlite3")) as connection, connection:
+        connection.execute(f"UPDATE api_keys SET {column} = ? WHERE name = 'ann'", (value,))
+    with in_process(Settings(data_dir=tmp_path)) as client:
+        answer = client.post("/attribution/jobs", json=body("x"), headers=damaged)
+        assert answer.status_code in {202, 401}
+        assert client.get("/attribution/jobs", headers=damaged).status_code in {200, 401}
+        job = client.post("/attribution/jobs", json=body("a"), headers=ben).json()
+        path = f"/attribution/jobs/{job['job_id']}"
+        assert client.get(path, headers=ben, params={"wait": 60}).json()["status"] == "completed"
+        assert len(client.get("/attribution/jobs", headers=ben).json()["jobs"]) == 1
+        assert client.get("/metrics", headers=ben).status_code == 200
+    with pytest.raises(SystemExit) as ended:
+        command_line.main(create_app, ["--data-dir", str(tmp_path), "keys", "list"])
+    listed = capsys.readouterr().out.splitlines()
+    assert ended.value.code == 0
+    assert sum(line.endswith(" ben") for line in listed) == 1
