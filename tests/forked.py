@@ -1,6 +1,6 @@
 """Servers forked from a process that has their imports: those of torch and Inseq take ten seconds of processor time.
 
-A server is in a process of its own, and runs what `python -m main` runs, with its own arguments and environment.
+A server is in a process of its own, and runs what `python -m` runs, with its own arguments and environment.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import IO, Any
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["main", "attribution.engine"])
 
+_FORKABLE = {"main", "tests.fake_engine"}
+
 # Variables that libraries read when they are imported.
 _READ_BY_IMPORTS = ("ATEN_", "HF_", "INSEQ_ARTIFACTS", "MKL_", "OMP_", "PYTHON", "TOKENIZERS_", "TRANSFORMERS_")
 
@@ -25,18 +27,18 @@ _READ_BY_IMPORTS = ("ATEN_", "HF_", "INSEQ_ARTIFACTS", "MKL_", "OMP_", "PYTHON",
 def can_fork(module: str, command: Sequence[str], environment: dict[str, str]) -> bool:
     """Whether such a server may have its imports from the common process."""
     own = any(name.startswith(_READ_BY_IMPORTS) for name in environment)
-    return module == "main" and not command and not own and sys.platform == "linux"
+    return module in _FORKABLE and not command and not own and sys.platform == "linux"
 
 
 class Forked:
     """A server's process, with as much of `subprocess.Popen` as `tests.serving.Server` needs."""
 
-    def __init__(self, arguments: Sequence[str], environment: dict[str, str], log: IO[Any]) -> None:
+    def __init__(self, module: str, arguments: Sequence[str], environment: dict[str, str], log: IO[Any]) -> None:
         reader, writer = os.pipe()
         self.stdout = os.fdopen(reader)
         files = [_Inherited(writer), _Inherited(log.fileno())]
         # A daemon: it ends with the tests.
-        self._process = _CONTEXT.Process(target=_serve, args=(arguments, environment, files), daemon=True)
+        self._process = _CONTEXT.Process(target=_serve, args=(module, arguments, environment, files), daemon=True)
         self._process.start()
         os.close(writer)
         assert self._process.pid is not None
@@ -71,7 +73,7 @@ class _Inherited:
         self.number = duplicated.detach()
 
 
-def _serve(arguments: Sequence[str], environment: dict[str, str], files: Sequence[_Inherited]) -> None:
+def _serve(module: str, arguments: Sequence[str], environment: dict[str, str], files: Sequence[_Inherited]) -> None:
     os.environ.clear()
     os.environ.update(environment)
     for number, file in enumerate(files, start=1):  # its output and its log
@@ -79,4 +81,4 @@ def _serve(arguments: Sequence[str], environment: dict[str, str], files: Sequenc
         os.close(file.number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["main.py", *arguments]
-    runpy.run_module("main", run_name="__main__", alter_sys=True)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

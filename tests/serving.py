@@ -53,6 +53,7 @@ class Server:
         self.data_dir = data_dir
         self._command = [*command, sys.executable, "-m", module]
         self._arguments = ["--port", "0", "--data-dir", seen_as or str(data_dir), *arguments]
+        self._module = module
         self._forks = forked.can_fork(module, command, environment)
         self._environment = environment
         self._process: subprocess.Popen[str] | Forked | None = None
@@ -72,7 +73,7 @@ class Server:
         """Start the process; returns when it listens. Raises `DidNotStart`."""
         environment = os.environ | self._environment
         if self._forks:
-            self._process = Forked(self._arguments, environment, self._log)
+            self._process = Forked(self._module, self._arguments, environment, self._log)
         else:
             self._process = subprocess.Popen(
                 [*self._command, *self._arguments],

@@ -175,7 +175,9 @@ def test_reformer_is_refused_before_the_queue(server, model_dir, method):
     assert "training mode alone" in answer.json()["errors"][0]["detail"]
 
 
-@pytest.mark.parametrize("method", ["lime", "gradient_shap", "discretized_integrated_gradients"])
+@pytest.mark.parametrize(
+    "method", ["lime", "gradient_shap", pytest.param("discretized_integrated_gradients", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(server, model_dir, tmp_path, method, dtype):
     """With equal draws, scores are close to those of the same weights in float32."""

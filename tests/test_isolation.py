@@ -386,7 +386,8 @@ def models_with_dropout(tmp_path_factory):
     return {"model_dirs": (str(root),)}
 
 
-@pytest.mark.parametrize("model", [WITH_DROPOUT, pytest.param(PHRASEBOOK, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [WITH_DROPOUT, PHRASEBOOK])
 @pytest.mark.parametrize("backwards", [False, True])
 def test_any_order_with_failures_between_equals_fresh_models(models_with_dropout, fresh_results, model, backwards):
     engine = new_engine(**models_with_dropout)

@@ -133,6 +133,7 @@ except ModelUnavailable as error:
 """
 
 
+@pytest.mark.slow
 def test_an_unreachable_hub_is_told_within_seconds(tmp_path):
     """If the hub accepts connections but does not respond, our timeout applies instead of the hub client's."""
     import socket
@@ -364,7 +365,7 @@ def test_the_true_token_comes_out_on_top_in_lookups(server, method):
 
 
 # Tens of forward or backward passes for each of about 120 tokens.
-COSTLY = {"layer_gradient_x_activation", "layer_integrated_gradients", "lime", "value_zeroing"}
+COSTLY = {"layer_deeplift", "layer_gradient_x_activation", "layer_integrated_gradients", "lime", "value_zeroing"}
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,9 @@ def is_within(page, width):
     return page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-@pytest.mark.parametrize(("width", "height", "scheme"), [(1280, 800, "light"), (390, 800, "dark")])
+@pytest.mark.parametrize(
+    ("width", "height", "scheme"), [(1280, 800, "light"), pytest.param(390, 800, "dark", marks=pytest.mark.slow)]
+)
 def test_what_runs_or_waits_is_shown_however_many_newer_jobs_ended(served, open_page, width, height, scheme):
     first = long_job(served)
     wait_until_running(served, first)
