@@ -8,7 +8,7 @@ import time
 import pytest
 from playwright.sync_api import expect
 
-expect.set_options(timeout=60_000)  # a machine may be busy
+expect.set_options(timeout=180_000)  # a machine may be busy
 
 
 def field(page, pointer):

@@ -39,6 +39,7 @@ SAME_AS = {
     "layer_gradient_x_activation": "input_x_gradient",
 }
 METHODS = inseq.list_feature_attribution_methods()
+COSTLY = {"discretized_integrated_gradients"}  # `test_completeness` and others have it too
 
 
 def compare(server, tmp_path, job_id, theirs):
@@ -51,7 +52,10 @@ def compare(server, tmp_path, job_id, theirs):
 
 @pytest.mark.parametrize("constrained", [False, True], ids=["free", "constrained"])
 @pytest.mark.parametrize("model", [LOOKUP, PHRASEBOOK])
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(each, marks=pytest.mark.slow if each in COSTLY else ()) for each in sorted(METHODS)],
+)
 def test_equals_inseq(server, tmp_path, model, method, constrained):
     arguments = {"n_samples": 12} if method == "lime" else SETTINGS.get(method, {})
     body = {"model": model, "method": method, "input_text": INPUTS[model], "attribution_args": arguments, "seed": 7}

@@ -47,7 +47,7 @@ def try_out(operation):
     reads_only = operation.method == "get" and "{" not in operation.path
     accepted = []
 
-    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
     @given(operation.as_strategy())
     def keeps_to_it(case):
         # The schema cannot describe the arguments of each method and model, so a valid body may get a 422. Nor can it

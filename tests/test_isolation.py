@@ -240,6 +240,7 @@ def together(*calls):
     return found
 
 
+@pytest.mark.slow
 def test_different_models_at_once_give_unchanged_numbers(engine):
     jobs = [(LOOKUP, "integrated_gradients"), (PHRASEBOOK, "deeplift"), (LOOKUP, "value_zeroing"), (PHRASEBOOK, "lime"),
             (PHRASEBOOK, "value_zeroing"), (LOOKUP, "gradient_shap")]  # fmt: skip

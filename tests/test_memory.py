@@ -162,6 +162,7 @@ print(json.dumps([run(8), run(1200)]))
 """
 
 
+@pytest.mark.slow
 def test_attention_keeps_the_rows_of_the_steps(tmp_path):
     """The peak memory of a process rises by less than half the attention weights of all layers and positions."""
     layers, heads, tokens = 16, 4, 1200

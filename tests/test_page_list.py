@@ -11,8 +11,6 @@ from playwright.sync_api import expect
 from tests.conftest import LOOKUP, PHRASEBOOK, SENTENCE
 from tests.serving import Server
 
-expect.set_options(timeout=20_000)  # a machine may be busy
-
 
 def long_job(server, text=SENTENCE):
     return server.submit(

@@ -15,7 +15,7 @@ from attribution.run.method_run import Runner
 from attribution.text.sandbox import Sandboxes, TextSandbox
 from models import AttributionRequest
 from settings import Settings
-from tests.families import FAMILIES, build, family_params
+from tests.families import FAMILIES, build
 from tests.first_principles import Float64Throughout, Plain
 
 TEXT, TARGET = "The quick brown", "fox jumps over"
@@ -75,8 +75,14 @@ def float64_throughout(monkeypatch):
         yield
 
 
+# The others take the same seconds each, and run in `make test-slow`.
+ALWAYS = {"gpt2", "llama", "bloom", "t5"}
+
+
 @pytest.mark.parametrize("method", CASES)
-@pytest.mark.parametrize("family", family_params())
+@pytest.mark.parametrize(
+    "family", [each if each in ALWAYS else pytest.param(each, marks=pytest.mark.slow) for each in FAMILIES]
+)
 def test_equals_first_principles(folder, tmp_path, monkeypatch, family, method):
     target = TARGET if FAMILIES[family].is_encoder_decoder else f"{TEXT} {TARGET}"
     arguments, expected = CASES[method]

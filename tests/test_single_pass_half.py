@@ -37,7 +37,7 @@ TEXTS = [
     ("Lazy predictions", "attribute the fox."),
 ]
 ALWAYS = {
-    *(("gpt2", method, "bfloat16") for method in ("saliency", "integrated_gradients", "occlusion")),
+    *(("gpt2", method, "bfloat16") for method in ("saliency", "integrated_gradients")),
     ("llama", "saliency", "bfloat16"),
     ("t5", "saliency", "bfloat16"),
     ("t5", "deeplift", "float16"),

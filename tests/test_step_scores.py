@@ -41,6 +41,13 @@ OTHERS = {
     "attention": {},
     "value_zeroing": {},
 }
+# Those without a single pass take the same way with both engines: once in `make test`, both in `make test-slow`.
+LOOPED = {"discretized_integrated_gradients", *OTHERS}
+METHODS_AND_WAYS = [
+    pytest.param(method, way, marks=pytest.mark.slow if method in LOOPED and way == "inseq" else ())
+    for method in OWN | OTHERS
+    for way in ("inseq", "auto")
+]
 SCORES = ["probability", "crossentropy", "entropy", "top_p_size", "contrast_prob_diff", "kl_divergence"]
 
 
@@ -102,8 +109,7 @@ def expected(model):
     return scores | {"crossentropy": -scores["probability"].log(), "kl_divergence": torch.stack(divergences)}
 
 
-@pytest.mark.parametrize("way", ["inseq", "auto"])
-@pytest.mark.parametrize("method", OWN | OTHERS)
+@pytest.mark.parametrize(("method", "way"), METHODS_AND_WAYS)
 def test_they_are_inseqs(engine, model, expected, method, way):
     arguments = {"contrast_targets": OTHER[model], "top_p": 0.8}
     output = run(engine, model, method, engine=way, step_scores=SCORES, step_scores_args=arguments)
@@ -118,8 +124,7 @@ def test_they_are_inseqs(engine, model, expected, method, way):
     reference.assert_close(output[0].source_attributions, plain[0].source_attributions, "source")
 
 
-@pytest.mark.parametrize("way", ["inseq", "auto"])
-@pytest.mark.parametrize("method", OWN | OTHERS)
+@pytest.mark.parametrize(("method", "way"), METHODS_AND_WAYS)
 def test_forwards(engine, model, forwards, method, way):
     """Compares the numbers of forward passes of a job with and without step scores."""
     counts = []

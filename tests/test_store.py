@@ -406,4 +406,4 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 TestStore = StoreMachine.TestCase
-TestStore.settings = hypothesis_settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestStore.settings = hypothesis_settings(max_examples=15, stateful_step_count=25, deadline=None)
