@@ -64,19 +64,9 @@ def build_encoder_of_sentences(folder):
     saved(folder, t.ModernBertModel(t.ModernBertConfig(vocab_size=320, **ids, **{k: SIZE[k] for k in list(SIZE)[:4]})))
 
 
-def build_adapter(folder):
-    folder.mkdir()
-    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "base", "peft_type": "LORA"}')
-
-
 def build_adapter_beside_base(folder):
     saved(folder, t.LlamaForCausalLM(config()))
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "base", "peft_type": "LORA"}')
-
-
-def build_gguf(folder):
-    folder.mkdir()
-    (folder / "model.gguf").write_bytes(b"GGUF")
 
 
 LOADED = {
@@ -88,9 +78,7 @@ LOADED = {
     build_encoder_of_sentences: ["modernbert model", "no class that generates text"],
 }  # fmt: skip
 SEEN = {
-    build_adapter: ["PEFT adapter", "merge_and_unload"],
     build_adapter_beside_base: ["PEFT adapter", "beside a base model", "merge_and_unload"],
-    build_gguf: ["GGUF", "safetensors"],
 }
 
 

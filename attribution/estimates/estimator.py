@@ -253,7 +253,7 @@ class _Reader:
 
     def __init__(self, loaded: LoadedModel) -> None:
         model = copy.copy(loaded.model)
-        model.tokenizer = AutoTokenizer.from_pretrained(loaded.source.path, trust_remote_code=False)
+        model.tokenizer = AutoTokenizer.from_pretrained(loaded.source.tokenizer_folder(), trust_remote_code=False)
         for name in _SPECIAL_TOKENS:  # as set by Inseq
             if (token := getattr(loaded.model.tokenizer, name)) is not None:
                 setattr(model.tokenizer, name, token)

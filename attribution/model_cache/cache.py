@@ -185,12 +185,15 @@ class ModelCache:
     def _check_memory(self, source: ModelSource, dtype: str) -> None:
         """Raise `OutOfMemory` if the weights, which are first read into CPU memory, exceed what is free of it."""
         weights = source.parameters * getattr(torch, dtype).itemsize
-        if weights > memory_of("cpu").free:
+        needed = weights + source.bytes_while_read
+        if needed > memory_of("cpu").free:
             self.forget_idle()
-        if weights > (free := memory_of("cpu").free):
+        if needed > (free := memory_of("cpu").free):
+            reading = f", {needed / _GIB:.1f} GiB while the GGUF file is read" if needed > weights else ""
             raise OutOfMemory(
-                f"The weights of {source.name!r} take {weights / _GIB:.1f} GiB in {dtype}, and {free / _GIB:.1f} "
-                "GiB of memory are free. Use a smaller dtype or model, or try again when other jobs have ended."
+                f"The weights of {source.name!r} take {weights / _GIB:.1f} GiB in {dtype}{reading}, and "
+                f"{free / _GIB:.1f} GiB of memory are free. Use a smaller dtype or model, or try again when other jobs "
+                "have ended."
             )
 
     def _evict(self, to_free: int) -> None:

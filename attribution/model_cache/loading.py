@@ -32,7 +32,7 @@ from attribution.catalogue.length_changes import dynamic_factor
 from attribution.catalogue.traits import STEP_SCORES_ONLY
 from attribution.corrections.embeddings import EmbeddingsFix, embeddings_fix
 from attribution.isolation import DEFAULT_DTYPE, RANDOM_DRAWS, held
-from attribution.model_cache import half_precision, lean_forwards, loading_report
+from attribution.model_cache import adapter_merging, half_precision, lean_forwards, loading_report
 from attribution.model_cache.attention_outputs import AttentionOutputs, find_attention_outputs
 from attribution.model_cache.sources import ModelSource
 from problems import ModelUnavailable
@@ -100,7 +100,7 @@ def load(
     *,
     compute_dtype: str | None = None,
 ) -> LoadedModel:
-    """Read a model from its directory, wrap it with Inseq and move it to its device.
+    """Read a model from its files, merge its adapter into it, wrap it with Inseq and move it to its device.
 
     `compute_dtype` is that of the key, or float32 for weights whose values are rounded to the dtype of the key.
     Raises `ModelUnavailable` if it cannot be read, `UnsupportedByModel` if Inseq's scores for it would be wrong, and
@@ -109,8 +109,9 @@ def load(
     dtype = getattr(torch, compute_dtype or key.dtype)
     alone = nullcontext() if dtype == torch.float32 else DEFAULT_DTYPE.exclusive(should_cancel)
     try:
+        config = AutoConfig.from_pretrained(source.config_folder(), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_folder(), trust_remote_code=False)
         with held(_LOADING, should_cancel), alone, held(RANDOM_DRAWS, should_cancel):
-            config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
             network, report = _auto_class(source, config).from_pretrained(
                 source.path,
                 config=config,
@@ -119,13 +120,15 @@ def load(
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # `loading_report` names them
                 output_loading_info=True,
+                **({} if source.gguf is None else {"gguf_file": source.gguf}),
             )
-            warnings = loading_report.check(source.name, network, report)
+            warnings = [*source.notes, *loading_report.check(source.name, network, report)]
+            if source.adapter is not None:
+                warnings += adapter_merging.merge(source.name, network, source.adapter)
             if compute_dtype not in {None, key.dtype}:
                 half_precision.round_weights(network, getattr(torch, key.dtype))
                 warnings.append(half_precision.warning(key.dtype))
             _name_special_ids(network.config)
-            tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=False)
             # Inseq's constructor would move the model to a GPU of its choice unless `device` is given, and its default
             # dictionaries are shared by all models of the process, so we pass new ones.
             with _stand_in_bos(network):

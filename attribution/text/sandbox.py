@@ -153,7 +153,7 @@ class TextSandbox:
         """Where the tokenizer is; empty for the bundled models, which need no trial."""
         if self.source.kind == "bundled":
             return {}
-        return {"tokenizer": str(self.source.path), "revision": self.source.revision}
+        return {"tokenizer": str(self.source.tokenizer_folder()), "revision": self.source.revision}
 
 
 class _Process:
