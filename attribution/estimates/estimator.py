@@ -31,7 +31,7 @@ from attribution.isolation import DEFAULT_DTYPE
 from attribution.model_cache.cache import ModelCache
 from attribution.model_cache.device_memory import memory_of
 from attribution.model_cache.loading import LoadedModel
-from attribution.model_cache.sources import ModelSource
+from attribution.model_cache.model_source import ModelSource
 from attribution.text import encoding, languages
 from attribution.text.generation_settings import generation_settings
 from attribution.text.sandbox import Sandboxes, TextSandbox

@@ -18,7 +18,8 @@ from attribution.isolation import held
 from attribution.model_cache import half_precision
 from attribution.model_cache.device_memory import memory_of
 from attribution.model_cache.loading import LoadedModel, ModelKey, load
-from attribution.model_cache.sources import ModelSource, ModelSources
+from attribution.model_cache.model_source import ModelSource
+from attribution.model_cache.sources import ModelSources
 from problems import Cancelled, OutOfMemory
 from settings import Settings
 

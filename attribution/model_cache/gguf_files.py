@@ -133,8 +133,13 @@ def read_header(path: Path) -> Header:
 
 
 def files_in(folder: Path) -> list[str]:
-    """The names of a folder's GGUF files of language models; `mmproj` files are the image part of another one."""
-    return sorted(file.name for file in folder.glob(f"*{SUFFIX}") if not file.name.lower().startswith("mmproj"))
+    """The names of a folder's GGUF files of language models."""
+    return sorted(file.name for file in folder.glob(f"*{SUFFIX}") if is_model(file.name))
+
+
+def is_model(file: str) -> bool:
+    """Whether a file name is a GGUF language model's; `mmproj` files are the image part of another one."""
+    return file.endswith(SUFFIX) and not file.lower().startswith("mmproj")
 
 
 def only_file(name: str, folder: Path) -> str | None:

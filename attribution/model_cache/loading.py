@@ -34,7 +34,7 @@ from attribution.corrections.embeddings import EmbeddingsFix, embeddings_fix
 from attribution.isolation import DEFAULT_DTYPE, RANDOM_DRAWS, held
 from attribution.model_cache import adapter_merging, half_precision, lean_forwards, loading_report
 from attribution.model_cache.attention_outputs import AttentionOutputs, find_attention_outputs
-from attribution.model_cache.sources import ModelSource
+from attribution.model_cache.model_source import ModelSource
 from problems import ModelUnavailable
 
 # `from_pretrained` changes process-wide state while it builds a model, so only one thread may call it at a time.
@@ -81,16 +81,20 @@ class LoadedModel:
 
     @property
     def limit(self) -> int | None:
-        """The most positions that the model accepts; None if it has no such limit (relative positions).
+        """The most positions that the model accepts; None if it has no such limit (relative positions)."""
+        return position_limit(self.network.config)
 
-        Dynamic NTK rotary positions are made for `factor` times the configuration's limit.
-        """
-        config = self.network.config
-        limit = getattr(config, "max_position_embeddings", None)
-        if limit is None:
-            limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-        # XLNet says -1.
-        return int(limit * dynamic_factor(config)) if limit and limit > 0 else None
+
+def position_limit(config: PretrainedConfig) -> int | None:
+    """The most positions that a model of this configuration accepts; None if it has no such limit.
+
+    Dynamic NTK rotary positions are made for `factor` times the configuration's limit.
+    """
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None:
+        limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    # XLNet says -1.
+    return int(limit * dynamic_factor(config)) if limit and limit > 0 else None
 
 
 def load(

@@ -8,92 +8,34 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
 
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import constants, scan_cache_dir, snapshot_download
 from huggingface_hub.errors import (
+    CacheNotFound,
     GatedRepoError,
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from transformers import AutoConfig, GenerationConfig, PretrainedConfig
+from transformers import GenerationConfig, PretrainedConfig
 
 from attribution.model_cache import adapters, gguf_files, weight_files
+from attribution.model_cache.model_source import OTHERS, ModelSource, joined, names_under, of_folder, of_gguf
 from attribution.model_cache.weight_files import WEIGHTS
 from problems import Cancelled, ModelNotAllowed, ModelUnavailable
 from settings import PROJECT_ROOT, Settings
 
 BUNDLED_DIR = PROJECT_ROOT / "demo_models"
 
-_OTHERS = ("*.json", "*.txt", "*.model", "*.jinja", "*.spm")
 _DOWNLOAD = Path(__file__).with_name("hub_download.py")
 _POLL_SECONDS = 0.1  # between two questions whether to stop
 _NEAR = 3  # names in a message
-_Read = TypeVar("_Read")
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """Where a model's files are. `revision` identifies their content: a commit, a checksum or a fingerprint; with an
-    adapter, those of base and adapter.
-    """
-
-    name: str
-    kind: str  # bundled, directory or hub
-    path: Path
-    revision: str
-    gguf: str | None = None  # the file of `path` that has the weights
-    adapter: Path | None = None  # a PEFT adapter's folder; `path` is its base model's
-    notes: tuple[str, ...] = ()  # what every result says of where the files were found
-
-    @property
-    def weights_bytes(self) -> int:
-        """The size of the weight files."""
-        base = weight_files.size(self.path) if self.gguf is None else (self.path / self.gguf).stat().st_size
-        return base + (weight_files.size(self.adapter) if self.adapter else 0)
-
-    @property
-    def parameters(self) -> int:
-        """The number of parameters, an adapter's included; 0 if the files cannot be read."""
-        base = weight_files.parameters(self._weights, self.revision)
-        return base + (weight_files.parameters(self.adapter, self.revision) if self.adapter else 0)
-
-    @property
-    def bytes_by_dtype(self) -> dict[str, int]:
-        """The bytes of the weights in the files, by dtype; without those of an adapter's base."""
-        return weight_files.bytes_by_dtype(self.adapter or self._weights, self.revision)
-
-    @property
-    def bytes_while_read(self) -> int:
-        """The memory that reading the files takes besides the model: Transformers makes all of a GGUF file float32."""
-        return 0 if self.gguf is None else 4 * weight_files.parameters(self._weights, self.revision)
-
-    @property
-    def _weights(self) -> Path:
-        return self.path if self.gguf is None else self.path / self.gguf
-
-    @property
-    def is_adapter(self) -> bool:
-        """Whether the files are those of an adapter alone, whose base is to be found."""
-        return self.adapter == self.path
-
-    def config_folder(self) -> Path:
-        """The folder of the configuration, which is written first for a GGUF file (half a minute)."""
-        return self.path if self.gguf is None else gguf_files.opened(self.path / self.gguf, self.revision)
-
-    def tokenizer_folder(self) -> Path:
-        """The folder of the tokenizer: the adapter's own if it has one; written first for a GGUF file without one."""
-        if self.adapter is not None and weight_files.have_tokenizer(self.adapter):
-            return self.adapter
-        return self.path if weight_files.have_tokenizer(self.path) else self.config_folder()
 
 
 class ModelSources:
@@ -130,8 +72,24 @@ class ModelSources:
         """The names that the operator made known, of models that a request may use: see `is_listed`."""
         names = [*bundled_models(), *(each for each in self._settings.allowed_models if not set(each) & set("*?["))]
         for root in map(Path, self._settings.model_dirs):
-            names += sorted(_names_under(root))
+            names += sorted(names_under(root))
         return [name for name in dict.fromkeys(names) if self._is_allowed(name)]
+
+    def cached_names(self) -> list[str]:
+        """The names of the models in the local hub cache that a request may use, and of each of their GGUF files."""
+        try:
+            repositories = sorted(scan_cache_dir().repos, key=lambda each: each.repo_id)
+        except (CacheNotFound, OSError, ValueError):
+            return []
+        names = []
+        for each in repositories:
+            if each.repo_type == "model":
+                files = {file.file_name for revision in each.revisions for file in revision.files}
+                ggufs = sorted(file for file in files if gguf_files.is_model(file))
+                has_model = {"config.json", adapters.CONFIG} & files or len(ggufs) == 1
+                names += [each.repo_id] if has_model else []
+                names += [f"{each.repo_id}/{file}" for file in ggufs] if len(ggufs) > 1 else []
+        return [name for name in names if self._is_allowed(name)]
 
     def near(self, name: str) -> str:
         """A sentence with the listed names that are like `name`; empty if there are none."""
@@ -151,12 +109,12 @@ class ModelSources:
     def config(self, name: str) -> PretrainedConfig | None:
         """The model's configuration; None if its files are not on this machine, or it cannot be read."""
         source = self.on_this_machine(name)
-        return None if source is None else _of_folder(_config, source)
+        return None if source is None else source.config
 
     def generation_config(self, name: str) -> GenerationConfig | None:
         """The model's own defaults of generation; None if its files are not on this machine, or cannot be read."""
         source = self.on_this_machine(name)
-        return None if source is None else _of_folder(_generation_config, source)
+        return None if source is None else source.generation_config
 
     def revision(self, name: str) -> str | None:
         """The revision of the model's files; None if they are not on this machine."""
@@ -202,7 +160,7 @@ class ModelSources:
             notes = (
                 f"The adapter {second.name!r} was trained on {adapter.base_label!r}, and is used on {first.name!r}.",
             )
-        return _joined(f"{first.name}+{second.name}", first, second, notes)
+        return joined(f"{first.name}+{second.name}", first, second, notes)
 
     def _with_base(self, found: ModelSource, get: Callable[[str], ModelSource | None]) -> ModelSource | None:
         """An adapter with the base model that its configuration names; None if `get` does not find that yet."""
@@ -221,7 +179,7 @@ class ModelSources:
             notes: tuple[str, ...] = ()
             if name.partition("@")[0] != (adapter.base or "").partition("@")[0]:
                 notes = (f"The base of {found.name!r}, {adapter.base_label!r}, was taken from {base.name!r}.",)
-            return _joined(found.name, base, found, notes)
+            return joined(found.name, base, found, notes)
         if not adapter.is_on_hub or constants.HF_HUB_OFFLINE:
             raise adapters.base_not_found(found.name, adapter)
         wanted = adapter.candidates(())[0]
@@ -230,7 +188,7 @@ class ModelSources:
             base = get(wanted)
         except ModelUnavailable as error:
             raise ModelUnavailable(f"{found.name!r} is a PEFT adapter of {adapter.base!r}. {error}") from error
-        return None if base is None else _joined(found.name, base, found, ())
+        return None if base is None else joined(found.name, base, found, ())
 
     def _local(self, name: str) -> ModelSource | None:
         """The files of one part of a name, on this machine."""
@@ -242,8 +200,8 @@ class ModelSources:
             # A valid name has no `..`. A link under the root may point anywhere, because the operator made it.
             path = Path(root) / bare
             if path.suffix == gguf_files.SUFFIX and path.is_file():
-                return _of_gguf(bare, "directory", path, None)
-            if path.is_dir() and (found := _of_folder_of_files(bare, "directory", path, None)):
+                return of_gguf(bare, "directory", path, None)
+            if path.is_dir() and (found := of_folder(bare, "directory", path, None)):
                 return found
         repository, file = bare, None
         if bare.endswith(gguf_files.SUFFIX) and "/" in bare:
@@ -253,8 +211,8 @@ class ModelSources:
         except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError):
             return None
         if file is not None:
-            return _of_gguf(bare, "hub", path / file, f"{path.name}-{file}") if (path / file).is_file() else None
-        return _of_folder_of_files(bare, "hub", path, path.name)
+            return of_gguf(bare, "hub", path / file, f"{path.name}-{file}") if (path / file).is_file() else None
+        return of_folder(bare, "hub", path, path.name)
 
     def _fetch(self, name: str, should_cancel: Callable[[], bool]) -> ModelSource:
         bare, _, revision = name.partition("@")
@@ -270,7 +228,7 @@ class ModelSources:
             "revision": revision or None,
             "timeout": self._settings.hub_timeout_seconds,
             "weights": [file] if is_file else WEIGHTS,
-            "others": _OTHERS,
+            "others": OTHERS,
         }
         answer = _downloaded(json.dumps(asked), should_cancel)
         error = answer.get("error")
@@ -313,88 +271,7 @@ def _downloaded(asked: str, should_cancel: Callable[[], bool]) -> dict[str, str]
     return answer
 
 
-def _of_folder_of_files(name: str, kind: str, path: Path, revision: str | None) -> ModelSource | None:
-    """The model or the adapter that a folder holds, None if it holds neither; `revision` is a snapshot's of the hub."""
-    has_weights, has_config = weight_files.have_weights(path), (path / "config.json").is_file()
-    found = ModelSource(name, kind, path, revision or weight_files.fingerprint(path.iterdir()))
-    if adapters.is_adapter(path):
-        weights = [file for glob in WEIGHTS for file in path.glob(glob) if not file.name.startswith("adapter_")]
-        if has_config and weights:
-            raise adapters.refuse_beside_base(name)
-        return replace(found, adapter=path)
-    if not has_weights and (file := gguf_files.only_file(name, path)):
-        return _of_gguf(name, kind, path / file, revision)
-    # The cache may hold only a part of the repository (the tokenizer, say); a directory is whole, or named incomplete.
-    return found if has_config and (has_weights or kind == "directory") else None
-
-
-def _of_gguf(name: str, kind: str, file: Path, revision: str | None) -> ModelSource:
-    gguf_files.check(name, file)
-    # With the small files beside it: the tokenizer, and the defaults of generation.
-    beside = [each for glob in _OTHERS for each in file.parent.glob(glob)]
-    return ModelSource(name, kind, file.parent, revision or weight_files.fingerprint([file, *beside]), gguf=file.name)
-
-
-def _joined(name: str, base: ModelSource, adapter: ModelSource, notes: tuple[str, ...]) -> ModelSource:
-    """Base and adapter as one model."""
-    revision = f"{base.revision}+{adapter.revision}"
-    return replace(base, name=name, kind=adapter.kind, revision=revision, adapter=adapter.path, notes=notes)
-
-
-def _names_under(root: Path) -> Iterator[str]:
-    """The names of the models and adapters in a model directory: `name`, `org/name`, and each GGUF file."""
-    for path in _children(root):
-        if _holds_a_model(path):
-            yield path.name
-        yield from (f"{path.name}/{each.name}" for each in _children(path) if _holds_a_model(each))
-
-
-def _children(folder: Path) -> list[Path]:
-    try:
-        return [each for each in folder.iterdir() if not each.name.startswith(".")] if folder.is_dir() else []
-    except OSError:
-        return []
-
-
-def _holds_a_model(path: Path) -> bool:
-    if path.suffix == gguf_files.SUFFIX:
-        return path.is_file() and bool(gguf_files.files_in(path.parent)) and not path.name.lower().startswith("mmproj")
-    return path.is_dir() and any((path / name).is_file() for name in ("config.json", adapters.CONFIG))
-
-
 @lru_cache(maxsize=1)
 def bundled_models() -> tuple[str, ...]:
     """The names of the models that ship with the project."""
     return tuple(sorted(file.parent.name for file in BUNDLED_DIR.glob("*/config.json")))
-
-
-def _of_folder(read: Callable[[Path, str], _Read | None], source: ModelSource) -> _Read | None:
-    """What `read` reads from the folder of the configuration; None for a GGUF file that was not loaded yet."""
-    folder: Path | None = source.path
-    if source.gguf is not None:
-        folder = gguf_files.opened_already(source.path / source.gguf, source.revision)
-    return None if folder is None else read(folder, source.revision)
-
-
-@lru_cache(maxsize=256)
-def _config(path: Path, revision: str) -> PretrainedConfig | None:  # noqa: ARG001 - part of the key: files change
-    try:
-        found: PretrainedConfig | None = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError):
-        found = None
-    return found
-
-
-@lru_cache(maxsize=256)
-def _generation_config(path: Path, revision: str) -> GenerationConfig | None:
-    """As Transformers does it when it loads a model: from its own file, or else from the configuration."""
-    try:
-        if (path / "generation_config.json").is_file():
-            found: GenerationConfig = GenerationConfig.from_pretrained(path)
-        elif (config := _config(path, revision)) is not None:
-            found = GenerationConfig.from_model_config(config)
-        else:
-            return None
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
-    return found

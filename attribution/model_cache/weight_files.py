@@ -30,6 +30,18 @@ def have_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _OF_TOKENIZERS)
 
 
+def have_chat_template(folder: Path) -> bool:
+    """Whether the tokenizer of a folder has a chat template, in a file of its own or in its configuration."""
+    if any(
+        (folder / name).exists() for name in ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+    ):
+        return True
+    try:
+        return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def size(folder: Path) -> int:
     """The bytes of a folder's safetensors and pickles."""
     return sum(file.stat().st_size for glob in WEIGHTS for file in folder.glob(glob))

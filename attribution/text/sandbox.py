@@ -22,7 +22,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from attribution.model_cache.sources import ModelSource
+from attribution.model_cache.model_source import ModelSource
 from problems import Cancelled, InputRejected
 
 _SCRIPT = Path(__file__).with_name("sandbox_process.py")
