@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 )
 from transformers import GenerationConfig, PretrainedConfig
 
-from attribution.model_cache import adapters, gguf_files, weight_files
+from attribution.model_cache import adapters, gguf_files, quantized, weight_files
 from attribution.model_cache.model_source import OTHERS, ModelSource, joined, names_under, of_folder, of_gguf
 from attribution.model_cache.weight_files import WEIGHTS
 from problems import Cancelled, ModelNotAllowed, ModelUnavailable
@@ -126,7 +126,10 @@ class ModelSources:
 
         Raises `ModelNotAllowed`, and `ModelUnavailable` for files that are no model, or an adapter without its base.
         """
-        return self._find(name, self._local)
+        found = self._find(name, self._local)
+        if found is not None:
+            quantized.check(found)
+        return found
 
     def resolve(self, name: str, should_cancel: Callable[[], bool] = lambda: False) -> ModelSource:
         """The model's files, downloaded from the hub if they are not on this machine.
@@ -135,6 +138,7 @@ class ModelSources:
         """
         found = self._find(name, lambda part: self._local(part) or self._fetch(part, should_cancel))
         assert found is not None  # `_fetch` raises
+        quantized.check(found)
         return found
 
     def _find(self, name: str, get: Callable[[str], ModelSource | None]) -> ModelSource | None:
