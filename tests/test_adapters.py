@@ -8,10 +8,18 @@ import numpy as np
 import pytest
 import torch
 import transformers as t
-from peft import IA3Config, LNTuningConfig, LoraConfig, PrefixTuningConfig, get_peft_model
+from peft import (
+    AdaptionPromptConfig,
+    IA3Config,
+    LNTuningConfig,
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    get_peft_model,
+)
 
 from attribution.model_cache.cache import ModelCache
-from problems import ModelUnavailable
+from problems import ModelNotAllowed, ModelUnavailable
 from settings import Settings
 from tests.hub import byte_level_tokenizer
 from tests.test_loading import TARGET, TEXT, config, saved
@@ -217,3 +225,57 @@ def test_what_does_not_fit_is_refused(here, build, words):
         here.logits("adapter")
     for each in ["'adapter'", *words]:
         assert each in str(refusal.value)
+
+
+def test_an_adapter_that_cannot_be_merged_stays_active(here):
+    saved(here.folder / "base", base())
+    save_adapter(
+        here.folder / "adapter", AdaptionPromptConfig(adapter_len=4, adapter_layers=1, task_type="CAUSAL_LM"), "base"
+    )
+    network = t.AutoModelForCausalLM.from_pretrained(here.folder / "base", attn_implementation="eager")
+    plain = PeftModel.from_pretrained(network, here.folder / "adapter").eval()
+    found, loaded = here.logits("adapter")
+    with torch.no_grad():
+        torch.testing.assert_close(found, plain(torch.arange(10, 16)[None]).logits)
+    assert not torch.allclose(found, here.logits("base")[0], atol=1e-3)
+    (warning,) = loaded.warnings
+    assert "ADAPTION_PROMPT" in warning
+    assert "computed beside" in warning
+
+
+def test_an_adapter_of_the_hub_cache(server, hub_cache, model_dir):
+    """Its base is found by its name there, or by its place in another cache; the allow list holds for both."""
+    commit = "c" * 40
+    base_folder = next((hub_cache / "hub" / "models--distilgpt2" / "snapshots").iterdir())
+    kind = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
+    network = t.AutoModelForCausalLM.from_pretrained(base_folder)
+    folder = hub_cache / "hub" / "models--org--tuned"
+    snapshot = folder / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(commit)
+    save_adapter(snapshot, kind, "distilgpt2", network, model_dir / "tuned-merged")
+    t.AutoTokenizer.from_pretrained(base_folder).save_pretrained(model_dir / "tuned-merged")
+    place = f"/root/.cache/huggingface/hub/models--distilgpt2/snapshots/{base_folder.name}"
+    save_adapter(model_dir / "tuned-elsewhere", kind, place, t.AutoModelForCausalLM.from_pretrained(base_folder))
+    merged = server.result(server.run(model="tuned-merged", **JOB), granular=True)
+    for name in ("org/tuned", f"distilgpt2+org/tuned@{commit}", "tuned-elsewhere"):
+        found = server.result(server.run(model=name, **JOB), granular=True)
+        assert_equal(found, merged)
+        assert found["info"]["model_revision"].startswith(f"{base_folder.name}+")
+
+
+def test_the_allow_list_holds_for_base_and_adapter(tmp_path):
+    saved(tmp_path / "base", base())
+    save_adapter(tmp_path / "adapter", lora(), "base")
+
+    def found(name, *allowed):
+        settings = Settings(data_dir=tmp_path / "data", model_dirs=(str(tmp_path),), allowed_models=allowed)
+        return ModelCache(settings).sources.on_this_machine(name).name
+
+    assert found("adapter", "adapter") == "adapter"  # the operator put it there
+    assert found("base+adapter", "base+*") == "base+adapter"
+    assert found("base+adapter", "base", "adapter") == "base+adapter"
+    for allowed in (("base",), ("adapter",), ("other+adapter",)):
+        with pytest.raises(ModelNotAllowed):
+            found("base+adapter", *allowed)
