@@ -72,7 +72,9 @@ class Settings(BaseSettings):
 
     # Models
     model_dirs: CommaList = Field(
-        (), description="Directories that contain one sub-directory for each model; its name is the model's name."
+        (),
+        description="Directories that contain one sub-directory (or GGUF file) for each model or adapter; its name is "
+        "the model's name.",
     )
     allowed_models: CommaList = Field(("*",), description="Glob patterns of the model names that requests may use.")
     model_cache_bytes: int = Field(

@@ -69,7 +69,7 @@ class AttributionEngineProtocol(Protocol):
         ...
 
     def models(self) -> dict[str, Any]:
-        """Return the bundled and the loaded models, and the patterns of allowed names."""
+        """Return the bundled, available and loaded models, and the patterns of allowed names."""
         ...
 
     def is_listed(self, model: str) -> bool:

@@ -98,7 +98,10 @@ def _item(error: Any) -> ProblemItem:
         where = f": {reason.rstrip('.')} at character {position}." if position else f". {reason}"
         return ProblemItem(pointer="", detail=f"The body is not valid JSON{where}")
     if error.get("ctx", {}).get("pattern") == MODEL_NAME_PATTERN:
-        detail = "This is no model name: write name or org/name, optionally followed by @revision."
+        detail = (
+            "This is no model name: write name or org/name, optionally followed by @revision; base+adapter; or "
+            "folder/file.gguf."
+        )
     if place == "body":
         # Pydantic's path also contains the tried members of a union (`str`, `list[...]`); a JSON pointer must not.
         keys = [str(each) for each in path if isinstance(each, int) or _is_key(str(each))]

@@ -19,6 +19,7 @@ from attribution.catalogue import comparison_checks, inseq_catalogue
 from attribution.corrections import registry
 from attribution.estimates.estimator import Estimator, check_weights
 from attribution.estimates.rates import Rates
+from attribution.model_cache import model_listing
 from attribution.model_cache.cache import ModelCache
 from attribution.model_cache.sources import bundled_models
 from attribution.results import (
@@ -169,9 +170,10 @@ class AttributionEngine:
         return self._models.sources.is_listed(model)
 
     def models(self) -> dict[str, Any]:
-        """The models that ship with the project, those in memory, and what else this server allows."""
+        """The bundled models, those on this machine, those in memory, and what else this server allows."""
         return {
             "bundled": list(bundled_models()),
+            "available": model_listing.available(self._models),
             "loaded": self._models.loaded_models(),
             "loads": self._models.loads,
             "allowed": list(self._settings.allowed_models),

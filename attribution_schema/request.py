@@ -22,10 +22,12 @@ from attribution_schema.json_values import check_json
 from attribution_schema.messages import ChatMessage, Messages
 from attribution_schema.open_enum import TOLERANT, OpenEnum, keep_unknown
 
-# `name` or `org/name`, optionally `@revision`: never a path. Each part starts with a letter or digit and has no two
-# dots in a row, so neither `..` nor a leading slash can be written.
+# `name`, `org/name` or a `.gguf` file in either, optionally `@revision`, and optionally `+` and the same for an
+# adapter: never a path. Each part starts with a letter or digit and has no two dots in a row, so neither `..` nor a
+# leading slash can be written.
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*"
-MODEL_NAME_PATTERN = rf"^{_NAME}(?:/{_NAME})?(?:@{_NAME})?$"
+_MODEL = rf"{_NAME}(?:/{_NAME}(?:/{_NAME}\.gguf)?)?(?:@{_NAME})?"
+MODEL_NAME_PATTERN = rf"^{_MODEL}(?:\+{_MODEL})?$"
 METHOD_ALIASES = {"deep_lift": "deeplift"}
 
 Text = Annotated[str, StringConstraints(min_length=1)]
@@ -74,7 +76,10 @@ class AttributionRequest(BaseModel):
     model: Annotated[
         str,
         StringConstraints(pattern=MODEL_NAME_PATTERN, max_length=200),
-        Field(description="A bundled model, a Hub id (`name` or `org/name`, optionally `@revision`), or a local name."),
+        Field(
+            description="A bundled model, a Hub id (`name` or `org/name`, optionally `@revision`), or a local name; "
+            "`base+adapter` for a PEFT adapter on another base than its own; `folder/file.gguf` for one GGUF file."
+        ),
     ]
     methods: Annotated[list[MethodName], Field(min_length=2, max_length=16)] | None = Field(
         None,

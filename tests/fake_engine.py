@@ -130,7 +130,7 @@ class FakeEngine:
         return raw
 
     def models(self):
-        return {"loaded": self.loaded}
+        return {"available": self.loaded, "loaded": self.loaded}
 
     def is_listed(self, model):
         return model in self.listed

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from attribution.model_cache.sources import ModelSource
+from attribution.model_cache.model_source import ModelSource
 from attribution.text import chat
 from attribution.text.readable_tokens import readable_texts
 from attribution.text.sandbox import Sandboxes, TextSandbox

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
@@ -64,19 +67,9 @@ def build_encoder_of_sentences(folder):
     saved(folder, t.ModernBertModel(t.ModernBertConfig(vocab_size=320, **ids, **{k: SIZE[k] for k in list(SIZE)[:4]})))
 
 
-def build_adapter(folder):
-    folder.mkdir()
-    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "base", "peft_type": "LORA"}')
-
-
 def build_adapter_beside_base(folder):
     saved(folder, t.LlamaForCausalLM(config()))
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "base", "peft_type": "LORA"}')
-
-
-def build_gguf(folder):
-    folder.mkdir()
-    (folder / "model.gguf").write_bytes(b"GGUF")
 
 
 LOADED = {
@@ -88,9 +81,7 @@ LOADED = {
     build_encoder_of_sentences: ["modernbert model", "no class that generates text"],
 }  # fmt: skip
 SEEN = {
-    build_adapter: ["PEFT adapter", "merge_and_unload"],
     build_adapter_beside_base: ["PEFT adapter", "beside a base model", "merge_and_unload"],
-    build_gguf: ["GGUF", "safetensors"],
 }
 
 
@@ -197,3 +188,29 @@ def test_a_model_that_reads_images_is_loaded_for_its_text(server, model_dir, bui
     ].tolist()
     result = server.result(server.run(model=folder.name, method="dummy", input_text=TEXT, generation_args=arguments))
     assert [token["token_id"] for token in result["sequence_attributions"][0]["target"]] == expected
+
+
+QUANTIZED = {
+    "bitsandbytes": ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "bitsandbytes"),
+    "compressed-tensors": ({"format": "pack-quantized", "config_groups": {}}, "compressed-tensors"),
+    "gptq": ({"bits": 4, "group_size": 128, "desc_act": False}, "optimum"),
+    "awq": ({"bits": 4, "group_size": 128, "version": "gemm", "zero_point": True}, "gptqmodel"),
+    "exl3": ({"bits": 4}, "does not know this method"),
+}
+
+
+@pytest.mark.parametrize("method", QUANTIZED)
+def test_a_quantized_checkpoint_that_cannot_be_read_is_refused_at_once(server, model_dir, method):
+    more, reason = QUANTIZED[method]
+    name = f"quantized-{method}"
+    saved(model_dir / name, t.LlamaForCausalLM(config()))
+    told = t.LlamaConfig.from_pretrained(model_dir / name).to_dict()
+    told["quantization_config"] = {"quant_method": method, **more}
+    (model_dir / name / "config.json").write_text(json.dumps(told))
+    if find_spec(reason.replace("-", "_")):
+        pytest.skip(f"{reason} is installed")
+    answer = server.client.post("/attribution/jobs", json={"model": name, "method": "saliency", "input_text": TEXT})
+    assert answer.status_code == 404, answer.text
+    assert answer.json()["type"] == "/problems/model-unavailable"
+    for words in (repr(name), f"quantized ({method})", reason):
+        assert words in answer.json()["detail"]

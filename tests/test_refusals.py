@@ -220,14 +220,17 @@ def test_a_key_does_not_see_the_models_of_another(tmp_path):
         engine = client.app.state.services.engine
         engine.listed = {"bundled"}
         engine.loaded = [{"name": name, "revision": "v1"} for name in ("bundled", "ann/secret", "ben/secret")]
-        for headers, model in ((ann, "ann/secret"), (ben, "ben/secret@v1"), (ann, "bundled")):
+        engine.loaded.append({"name": "ben/base+ben/tuned", "revision": "v1+v2"})
+        used = ((ann, "ann/secret"), (ben, "ben/secret@v1"), (ann, "bundled"), (ben, "ben/base+ben/tuned@v2"))
+        for headers, model in used:
             job = client.post("/attribution/jobs", json=body("hello") | {"model": model}, headers=headers).json()
             client.get(f"/attribution/jobs/{job['job_id']}", params={"wait": 60}, headers=headers)
-        seen = {
-            name: [each["name"] for each in client.get("/attribution/models", headers=headers).json()["loaded"]]
-            for name, headers in {"ann": ann, "ben": ben}.items()
-        }
-        assert seen == {"ann": ["bundled", "ann/secret"], "ben": ["bundled", "ben/secret"]}
+        for part in ("loaded", "available"):
+            seen = {
+                name: [each["name"] for each in client.get("/attribution/models", headers=headers).json()[part]]
+                for name, headers in {"ann": ann, "ben": ben}.items()
+            }
+            assert seen == {"ann": ["bundled", "ann/secret"], "ben": ["bundled", "ben/secret", "ben/base+ben/tuned"]}
         text = client.get("/metrics", headers=ben).text
         assert "secret" not in text
         assert 'model="bundled"' in text

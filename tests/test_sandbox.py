@@ -11,7 +11,7 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
 from attribution.engine import AttributionEngine
-from attribution.model_cache.sources import ModelSource
+from attribution.model_cache.model_source import ModelSource
 from attribution.text.sandbox import Sandboxes, TextSandbox
 from models import AttributionRequest
 from problems import Cancelled, InputRejected, ServerBusy

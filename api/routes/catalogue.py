@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 from fastapi import APIRouter, Depends
@@ -49,17 +50,24 @@ def list_aggregators(engine: EngineDep) -> dict[str, Any]:
 
 @catalogue.get("/models")
 def list_models(engine: EngineDep, manager: ManagerDep, owner: OwnerDep) -> dict[str, Any]:
-    """List the bundled models, the loaded models, and the patterns of the names that the server allows.
+    """List the bundled models, those on this machine (`available`), the loaded ones, and the patterns of the names that
+    the server allows.
 
-    Of the loaded models, a key sees those that the operator lists, and those that it used itself.
+    Of the available and the loaded models, a key sees those that the operator lists, and those that it used itself.
     """
 
-    def is_shown(loaded: dict[str, Any]) -> bool:
-        name = loaded["name"]
-        if owner == ANYBODY or engine.is_listed(name):
+    def is_shown(model: dict[str, Any]) -> bool:
+        if owner == ANYBODY or engine.is_listed(model["name"]):
             return True
-        names = (name, f"{name}@{loaded['revision']}")
+        names = _names_in_requests(model["name"], model.get("revision") or "")
         return any(manager.page(Filters(model=each, owner=owner), limit=1, before=None) for each in names)
 
     models = engine.models()
-    return models | {"loaded": [each for each in models["loaded"] if is_shown(each)]}
+    return models | {part: [each for each in models[part] if is_shown(each)] for part in ("available", "loaded")}
+
+
+def _names_in_requests(name: str, revision: str) -> list[str]:
+    """A model's name without and with its revision; of base and adapter, `+` joins the names and the revisions."""
+    # The revision of an adapter without its base in the name is the last one.
+    parts = zip(reversed(name.split("+")), reversed(revision.split("+")), strict=False)
+    return ["+".join(reversed(each)) for each in product(*((part, f"{part}@{of}") for part, of in parts))]

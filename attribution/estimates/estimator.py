@@ -31,7 +31,7 @@ from attribution.isolation import DEFAULT_DTYPE
 from attribution.model_cache.cache import ModelCache
 from attribution.model_cache.device_memory import memory_of
 from attribution.model_cache.loading import LoadedModel
-from attribution.model_cache.sources import ModelSource
+from attribution.model_cache.model_source import ModelSource
 from attribution.text import encoding, languages
 from attribution.text.generation_settings import generation_settings
 from attribution.text.sandbox import Sandboxes, TextSandbox
@@ -253,7 +253,7 @@ class _Reader:
 
     def __init__(self, loaded: LoadedModel) -> None:
         model = copy.copy(loaded.model)
-        model.tokenizer = AutoTokenizer.from_pretrained(loaded.source.path, trust_remote_code=False)
+        model.tokenizer = AutoTokenizer.from_pretrained(loaded.source.tokenizer_folder(), trust_remote_code=False)
         for name in _SPECIAL_TOKENS:  # as set by Inseq
             if (token := getattr(loaded.model.tokenizer, name)) is not None:
                 setattr(model.tokenizer, name, token)

@@ -18,7 +18,8 @@ from attribution.isolation import held
 from attribution.model_cache import half_precision
 from attribution.model_cache.device_memory import memory_of
 from attribution.model_cache.loading import LoadedModel, ModelKey, load
-from attribution.model_cache.sources import ModelSource, ModelSources
+from attribution.model_cache.model_source import ModelSource
+from attribution.model_cache.sources import ModelSources
 from problems import Cancelled, OutOfMemory
 from settings import Settings
 
@@ -185,12 +186,15 @@ class ModelCache:
     def _check_memory(self, source: ModelSource, dtype: str) -> None:
         """Raise `OutOfMemory` if the weights, which are first read into CPU memory, exceed what is free of it."""
         weights = source.parameters * getattr(torch, dtype).itemsize
-        if weights > memory_of("cpu").free:
+        needed = weights + source.bytes_while_read
+        if needed > memory_of("cpu").free:
             self.forget_idle()
-        if weights > (free := memory_of("cpu").free):
+        if needed > (free := memory_of("cpu").free):
+            reading = f", {needed / _GIB:.1f} GiB while the GGUF file is read" if needed > weights else ""
             raise OutOfMemory(
-                f"The weights of {source.name!r} take {weights / _GIB:.1f} GiB in {dtype}, and {free / _GIB:.1f} "
-                "GiB of memory are free. Use a smaller dtype or model, or try again when other jobs have ended."
+                f"The weights of {source.name!r} take {weights / _GIB:.1f} GiB in {dtype}{reading}, and "
+                f"{free / _GIB:.1f} GiB of memory are free. Use a smaller dtype or model, or try again when other jobs "
+                "have ended."
             )
 
     def _evict(self, to_free: int) -> None:

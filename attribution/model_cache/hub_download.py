@@ -19,7 +19,7 @@ def _download(name: str, revision: str | None, timeout: float, weights: list[str
     # One short request first: the download's own retries take half a minute to report an unreachable hub.
     info = HfApi().model_info(name, revision=revision, timeout=timeout)
     names = [each.rfilename for each in info.siblings or []]
-    if any(each.endswith(".safetensors") for each in names):
+    if "*.safetensors" in weights and any(each.endswith(".safetensors") for each in names):
         weights = ["*.safetensors"]
     path = snapshot_download(name, revision=info.sha, allow_patterns=weights + others)
     return {"path": path, "revision": str(info.sha)}

@@ -32,9 +32,9 @@ from attribution.catalogue.length_changes import dynamic_factor
 from attribution.catalogue.traits import STEP_SCORES_ONLY
 from attribution.corrections.embeddings import EmbeddingsFix, embeddings_fix
 from attribution.isolation import DEFAULT_DTYPE, RANDOM_DRAWS, held
-from attribution.model_cache import half_precision, lean_forwards, loading_report
+from attribution.model_cache import adapter_merging, half_precision, lean_forwards, loading_report
 from attribution.model_cache.attention_outputs import AttentionOutputs, find_attention_outputs
-from attribution.model_cache.sources import ModelSource
+from attribution.model_cache.model_source import ModelSource
 from problems import ModelUnavailable
 
 # `from_pretrained` changes process-wide state while it builds a model, so only one thread may call it at a time.
@@ -81,16 +81,20 @@ class LoadedModel:
 
     @property
     def limit(self) -> int | None:
-        """The most positions that the model accepts; None if it has no such limit (relative positions).
+        """The most positions that the model accepts; None if it has no such limit (relative positions)."""
+        return position_limit(self.network.config)
 
-        Dynamic NTK rotary positions are made for `factor` times the configuration's limit.
-        """
-        config = self.network.config
-        limit = getattr(config, "max_position_embeddings", None)
-        if limit is None:
-            limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-        # XLNet says -1.
-        return int(limit * dynamic_factor(config)) if limit and limit > 0 else None
+
+def position_limit(config: PretrainedConfig) -> int | None:
+    """The most positions that a model of this configuration accepts; None if it has no such limit.
+
+    Dynamic NTK rotary positions are made for `factor` times the configuration's limit.
+    """
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None:
+        limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    # XLNet says -1.
+    return int(limit * dynamic_factor(config)) if limit and limit > 0 else None
 
 
 def load(
@@ -100,7 +104,7 @@ def load(
     *,
     compute_dtype: str | None = None,
 ) -> LoadedModel:
-    """Read a model from its directory, wrap it with Inseq and move it to its device.
+    """Read a model from its files, merge its adapter into it, wrap it with Inseq and move it to its device.
 
     `compute_dtype` is that of the key, or float32 for weights whose values are rounded to the dtype of the key.
     Raises `ModelUnavailable` if it cannot be read, `UnsupportedByModel` if Inseq's scores for it would be wrong, and
@@ -109,8 +113,9 @@ def load(
     dtype = getattr(torch, compute_dtype or key.dtype)
     alone = nullcontext() if dtype == torch.float32 else DEFAULT_DTYPE.exclusive(should_cancel)
     try:
+        config = AutoConfig.from_pretrained(source.config_folder(), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_folder(), trust_remote_code=False)
         with held(_LOADING, should_cancel), alone, held(RANDOM_DRAWS, should_cancel):
-            config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
             network, report = _auto_class(source, config).from_pretrained(
                 source.path,
                 config=config,
@@ -119,13 +124,15 @@ def load(
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # `loading_report` names them
                 output_loading_info=True,
+                **({} if source.gguf is None else {"gguf_file": source.gguf}),
             )
-            warnings = loading_report.check(source.name, network, report)
+            warnings = [*source.notes, *loading_report.check(source.name, network, report)]
+            if source.adapter is not None:
+                warnings += adapter_merging.merge(source.name, network, source.adapter)
             if compute_dtype not in {None, key.dtype}:
                 half_precision.round_weights(network, getattr(torch, key.dtype))
                 warnings.append(half_precision.warning(key.dtype))
             _name_special_ids(network.config)
-            tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=False)
             # Inseq's constructor would move the model to a GPU of its choice unless `device` is given, and its default
             # dictionaries are shared by all models of the process, so we pass new ones.
             with _stand_in_bos(network):

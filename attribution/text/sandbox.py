@@ -22,7 +22,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from attribution.model_cache.sources import ModelSource
+from attribution.model_cache.model_source import ModelSource
 from problems import Cancelled, InputRejected
 
 _SCRIPT = Path(__file__).with_name("sandbox_process.py")
@@ -153,7 +153,7 @@ class TextSandbox:
         """Where the tokenizer is; empty for the bundled models, which need no trial."""
         if self.source.kind == "bundled":
             return {}
-        return {"tokenizer": str(self.source.path), "revision": self.source.revision}
+        return {"tokenizer": str(self.source.tokenizer_folder()), "revision": self.source.revision}
 
 
 class _Process:

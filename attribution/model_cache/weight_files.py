@@ -1,0 +1,118 @@
+"""What the files of weights say of themselves, without reading the weights: sizes, numbers, dtypes, and a fingerprint.
+
+Knows nothing of names or of where models are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from attribution.model_cache import gguf_files
+
+WEIGHTS = ("*.safetensors", "*.bin")
+_LONGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors library
+_OF_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+
+
+def have_weights(folder: Path) -> bool:
+    """Whether the folder has weights that Transformers reads by itself (safetensors or pickles)."""
+    return any(found for glob in WEIGHTS for found in folder.glob(glob))
+
+
+def have_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _OF_TOKENIZERS)
+
+
+def have_chat_template(folder: Path) -> bool:
+    """Whether the tokenizer of a folder has a chat template, in a file of its own or in its configuration."""
+    if any(
+        (folder / name).exists() for name in ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+    ):
+        return True
+    try:
+        return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def size(folder: Path) -> int:
+    """The bytes of a folder's safetensors and pickles."""
+    return sum(file.stat().st_size for glob in WEIGHTS for file in folder.glob(glob))
+
+
+@lru_cache(maxsize=16)
+def checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+
+def fingerprint(files: Iterable[Path]) -> str:
+    """A hash of the names, sizes and modification times of files, since weights are too large to read."""
+    entries = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files) if file.is_file()]
+    return "local-" + hashlib.sha256(repr(entries).encode()).hexdigest()[:12]
+
+
+def parameters(path: Path, revision: str) -> int:
+    """The number of parameters in a folder's safetensors or pickles, or in a GGUF file.
+
+    0 if they cannot be read: loading the model then reports the reason.
+    """
+    return sum(_numbers(path, revision).values())
+
+
+def bytes_by_dtype(path: Path, revision: str) -> dict[str, int]:
+    """The bytes of the weights by their dtype in the files (`float32`, `bfloat16`, `Q4_1`); empty for pickles."""
+    return dict(_bytes(path, revision))
+
+
+@lru_cache(maxsize=256)
+def _numbers(path: Path, revision: str) -> Counter[str]:  # noqa: ARG001 - part of the key: files change with it
+    numbers: Counter[str] = Counter()
+    try:
+        if path.suffix == gguf_files.SUFFIX:
+            for tensor in gguf_files.read_header(path).tensors:
+                numbers[tensor.dtype] += tensor.count
+            return numbers
+        for header in map(_header, path.glob("*.safetensors")):
+            for tensor in header.values():
+                numbers[tensor["dtype"]] += prod(tensor["shape"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return Counter()
+    return numbers or Counter({"": sum(file.stat().st_size for file in path.glob("*.bin")) // 4})
+
+
+@lru_cache(maxsize=256)
+def _bytes(path: Path, revision: str) -> Counter[str]:  # noqa: ARG001
+    found: Counter[str] = Counter()
+    try:
+        if path.suffix == gguf_files.SUFFIX:
+            for part in gguf_files.read_header(path).tensors:
+                found[part.dtype] += part.size
+            return found
+        for header in map(_header, path.glob("*.safetensors")):
+            for tensor in header.values():
+                start, end = tensor["data_offsets"]
+                found[_DTYPES.get(tensor["dtype"], tensor["dtype"])] += end - start
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return Counter()
+    return found
+
+
+# https://huggingface.co/docs/safetensors/index#format
+_DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+}  # fmt: skip
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """The JSON header of a safetensors file: each tensor's dtype, shape and place."""
+    with file.open("rb") as opened:
+        header = json.loads(opened.read(min(int.from_bytes(opened.read(8), "little"), _LONGEST_HEADER)))
+    return {name: each for name, each in header.items() if name != "__metadata__"}
