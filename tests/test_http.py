@@ -19,6 +19,7 @@ from api.routes.catalogue import catalogue
 from api.routes.jobs import estimate_job, get_job, jobs, submit_job, watch_job
 from api.routes.results import get_results, results
 from api.routes.service import describe_problem, live, meta
+from demo_models import smollm2
 from settings import Settings
 from tests import reference
 from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
