@@ -13,7 +13,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from attribution.corrections import layer_reruns
+from attribution.corrections import value_zeroing as value_zeroing_correction
 from attribution.corrections.reagent import word_classes
+from attribution.corrections.registry import Ledger
+from attribution.model_cache.lean_forwards import lean_forwards
 from tests import chat_models, reference
 from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 from tests.families import FAMILIES, build
@@ -292,3 +296,31 @@ def test_half_precision_is_not_the_default(server):
     info = server.result(server.run(model=PHRASEBOOK, method="saliency", input_text=SENTENCE))["info"]
     assert info["dtype"] == "float32"
     assert info["corrections"] == []
+
+
+@pytest.mark.parametrize("is_mixing", [False, True])
+def test_a_layer_runs_alone_only_where_that_is_the_same(monkeypatch, is_mixing):
+    """A block whose feed-forward layer also reads the position before is run in the whole model, token by token."""
+    model = inseq.load_model(str(BUNDLED / LOOKUP), "value_zeroing", device="cpu")
+    value_zeroing_correction.correct_value_zeroing(model.attribution_method, model, Ledger(enabled=True))
+    if is_mixing:
+        for block in model.model.transformer.h:
+            block.mlp.register_forward_hook(lambda _, __, output: output + output.roll(1, 1))
+    forwards = []
+    model.model.register_forward_pre_hook(lambda *_: forwards.append(1))
+
+    def attributed():
+        forwards.clear()
+        with lean_forwards(model):  # no cache, as in a job
+            target = model.attribute(PROMPT, generated_texts=f"{PROMPT} tea.", show_progress=False)
+        return target.sequence_attributions[0].target_attributions
+
+    found = attributed()
+    assert (len(forwards) > 3) is is_mixing
+
+    def refuse(*_, **__):
+        raise layer_reruns.NotRerunnable
+
+    monkeypatch.setattr(layer_reruns, "distances", refuse)
+    torch.testing.assert_close(found, attributed(), rtol=1e-3, atol=1e-5, equal_nan=True)
+    assert len(forwards) > 3

@@ -30,6 +30,7 @@ from attribution.catalogue.traits import (
     DEFAULT_FUNCTION,
     STEP_SCORES_ONLY,
     MethodTraits,
+    Reads,
     ScoreShape,
     StepFunctionTraits,
 )
@@ -180,6 +181,16 @@ def step_scores_only() -> Method:
 def attributed_function(request: AttributionRequest) -> StepFunction:
     """The step function that a request attributes: the one it names, else Inseq's default."""
     return step_functions()[request.attributed_fn or DEFAULT_FUNCTION]
+
+
+def samples_share_forwards(request: AttributionRequest) -> bool:
+    """Whether the samples of a step of `lime` run in batches of our size: the request names no batch size, and the
+    attributed function reads the logits of each row by itself and draws nothing.
+    """
+    if request.attribution_method != "lime" or not request.corrections:
+        return False
+    own_size = "perturbations_per_eval" in request.attribution_args
+    return not own_size and attributed_function(request).traits.reads is Reads.LOGITS
 
 
 @cache

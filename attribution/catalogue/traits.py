@@ -59,7 +59,7 @@ class MethodTraits:
     perturbed: str | None = None  # perturbed forwards: the argument that counts them, or "windows"
     extra_forwards: int = 0  # besides, with one row each
     probes: bool = False  # forwards in two directions at each probe step; a step may end before the last
-    zeroes_positions: bool = False  # one forward for each position of the text, over all steps at once
+    zeroes_positions: bool = False  # runs each layer on pairs of a zeroed token and a position, of all steps at once
     redraws: bool = False  # of the single pass: draws anew at each step, so that steps share no forward
 
 

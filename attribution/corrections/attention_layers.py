@@ -71,9 +71,15 @@ class BlockCall:
     block: torch.nn.Module
     call: int
     length: int = 0  # positions of its input
+    arguments: tuple[Any, ...] = ()
+    named: dict[str, Any] = field(default_factory=dict)
+    hidden: torch.Tensor | None = None  # its hidden states among the arguments [rows, positions, width]
+    given: torch.Tensor | None = None  # a copy of them, as they were before the block
     products: list[tuple[torch.nn.Module, Product]] = field(default_factory=list)  # with the module that it runs in
     projected: list[_Projected] = field(default_factory=list)
     output: Any = None  # its hidden states [rows, positions, width], or a tuple or list that they come first in
+    # (module, input, output) of calls after the block and before the next, whose output is of the input's shape.
+    followed: list[tuple[torch.nn.Module, torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
 
 def block_calls(network: torch.nn.Module, forward: Callable[[], Any]) -> tuple[list[BlockCall], Any]:
@@ -144,12 +150,17 @@ class _Recorder:
             self._counts[id(module)] += 1
             hidden = next((each for each in (*arguments, *named.values()) if isinstance(each, torch.Tensor)), None)
             self._current.length = hidden.shape[1] if hidden is not None and hidden.ndim > 1 else 0
+            self._current.arguments, self._current.named = arguments, dict(named)
+            self._current.hidden, self._current.given = hidden, None if hidden is None else hidden.clone()
             self.calls.append(self._current)
 
     def after(self, module: torch.nn.Module, arguments: Any, output: Any) -> None:
         self._open.pop()
         current = self._current
         if current is None:
+            given = arguments[0] if arguments else None
+            if self.calls and isinstance(given, torch.Tensor) and isinstance(output, torch.Tensor):
+                self.calls[-1].followed += [(module, given, output)] if given.shape == output.shape else []
             return
         if isinstance(module, torch.nn.Linear) and isinstance(output, torch.Tensor):
             mark_projection(module, output)

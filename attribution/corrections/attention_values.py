@@ -37,6 +37,7 @@ class Product:
     weights: torch.Tensor  # of a fused attention: its queries
     values: torch.Tensor
     keys: int | None
+    is_fused: bool = False
 
     @property
     def length(self) -> int | None:
@@ -47,13 +48,22 @@ class Product:
 class AttentionProducts(TorchFunctionMode):
     """Within this context, `on_product` is called before each product of weights and values of this thread.
 
-    What it returns takes the place of the values. With `trace`, tensors know the linear layers they were computed from
-    (see `projections_of`), if `mark_projection` is called with each layer's output.
+    What it returns takes the place of the values; what `on_result` returns, that of the product. With `trace`, tensors
+    know the linear layers they were computed from (see `projections_of`), if `mark_projection` is called with each
+    layer's output.
     """
 
-    def __init__(self, on_product: Callable[[Product], torch.Tensor], *, trace: bool = False) -> None:
+    def __init__(
+        self,
+        on_product: Callable[[Product], torch.Tensor],
+        *,
+        on_result: Callable[[Product, torch.Tensor], torch.Tensor] | None = None,
+        trace: bool = False,
+    ) -> None:
         super().__init__()
         self._on_product = on_product
+        self._on_result = on_result
+        self._product: Product | None = None  # that is being computed
         self._trace = trace
 
     def __torch_function__(
@@ -62,8 +72,12 @@ class AttentionProducts(TorchFunctionMode):
         named = named or {}
         name = getattr(function, "__name__", "")
         if name in _PRODUCTS or name == _FUSED:
+            self._product = None
             arguments, named = self._with_values(name, tuple(arguments), named)
         result = function(*arguments, **named)
+        if self._product is not None:
+            product, self._product = self._product, None
+            result = result if self._on_result is None else self._on_result(product, result)
         if name in _SOFTMAXES:
             _mark_weights(result, arguments, named)
         elif name in _KEEPING or name in _SWAPPING:
@@ -78,7 +92,7 @@ class AttentionProducts(TorchFunctionMode):
         """The arguments of a product, with the values that `on_product` returns."""
         if name == _FUSED:
             given = dict(zip(("query", "key", "value"), arguments, strict=False)) | named
-            values = self._on_product(Product(given["query"], given["value"], -2))
+            values = self._values(Product(given["query"], given["value"], -2, is_fused=True))
             return (
                 ((*arguments[:2], values, *arguments[3:]), named)
                 if "value" not in named
@@ -92,8 +106,12 @@ class AttentionProducts(TorchFunctionMode):
         axis = None if keys is None else _axis_of_values(*before, place=place, keys=keys)
         if axis is None and keys is not None:
             return arguments, named
-        operands[1 - place] = self._on_product(Product(operands[place], operands[1 - place], axis))
+        operands[1 - place] = self._values(Product(operands[place], operands[1 - place], axis))
         return (*before, *operands), named
+
+    def _values(self, product: Product) -> torch.Tensor:
+        self._product = product
+        return self._on_product(product)
 
 
 def _operands(name: str, arguments: tuple[Any, ...]) -> tuple[tuple[str, ...], list[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from inseq.attr.feat import FeatureAttribution
 from inseq.attr.feat.ops import ValueZeroing
 from inseq.models import HuggingfaceModel
 
+from attribution.corrections import layer_reruns
 from attribution.corrections.attention_layers import (
     BlockCall,
     Layer,
@@ -21,6 +23,7 @@ from attribution.corrections.attention_layers import (
     with_copied_states,
 )
 from attribution.corrections.attention_values import AttentionProducts
+from attribution.corrections.layer_reruns import NotRerunnable, Rerun
 from attribution.corrections.registry import Ledger, declare
 from attribution.corrections.zeroed_values import ZeroedValues
 from problems import InputRejected, UnsupportedByModel
@@ -46,7 +49,7 @@ class _Side:
     """An encoder or a decoder in the clean forward."""
 
     layers: list[Layer]  # those with attention
-    outputs: list[Any]  # of each layer's block: hidden states [rows, positions and perhaps padding, width], and others
+    calls: list[BlockCall]  # of each layer; an output may have positions of padding behind the others
     last: torch.Tensor  # the last hidden state, [rows, positions, width]
     name: str  # of the hidden states in the network's output
     count: int  # layers with and without attention
@@ -57,7 +60,25 @@ class _Side:
 
     def clean(self, index: int) -> torch.Tensor:
         """What a layer's zeroed output is compared with."""
-        return self.last if self.layers[index].is_last else first_tensor(self.outputs[index])[:, : self.positions]
+        return self.last if self.layers[index].is_last else first_tensor(self.calls[index].output)[:, : self.positions]
+
+    def reruns(self, places: Sequence[int], kind: str, units: Any) -> list[Rerun]:
+        """What it takes to run these layers again. Raises `NotRerunnable` for a last layer whose output the network
+        transforms in an unknown way, and for layers whose values are all kept.
+        """
+        found = []
+        for place in places:
+            call, clean = self.calls[place], self.clean(place)
+            finish: layer_reruns.Finish = _unchanged
+            if self.layers[place].is_last:
+                finish = layer_reruns.finishing(call, first_tensor(call.output), self.last)
+            layer, heads = self.layers[place], units
+            if isinstance(units, dict):
+                if layer.index not in units:  # it keeps all its values
+                    raise NotRerunnable
+                heads = units[layer.index]
+            found.append(Rerun(call, clean, finish, *layer_reruns.attentions(layer, kind), heads))
+        return found
 
 
 class ValueZeroingByOperations(ValueZeroing):  # type: ignore[misc]
@@ -71,6 +92,10 @@ class ValueZeroingByOperations(ValueZeroing):  # type: ignore[misc]
     def __init__(self, forward_func: HuggingfaceModel) -> None:
         super().__init__(forward_func)
         self.warnings: list[str] = []  # once `attribute` ran
+        # How many rows of so many positions a layer may run at once, and what is called before each batch with the part
+        # (0 to 1) that is done; it may raise.
+        self.rows_at_once: Callable[[int], int] = lambda _: 1
+        self.on_progress: Callable[[float], None] = lambda _: None
 
     def attribute(
         self,
@@ -106,9 +131,11 @@ class ValueZeroingByOperations(ValueZeroing):  # type: ignore[misc]
         if without:
             layers = f"{', '.join(without)} of {decoder.count}"
             self.warnings = [f"The scores are of layers with attention, not of {layers}: these have no value vectors."]
-        text = _Text(forward, _METRICS[similarity_metric])
+        has_own = encoder is None or output_decoder_self_scores or len(inputs) > 1
+        kinds = int(has_own) + (0 if encoder is None else 1 + int(output_encoder_self_scores))
+        text = _Text(forward, _METRICS[similarity_metric], kinds, self.rows_at_once, self.on_progress)
         own = None
-        if encoder is None or output_decoder_self_scores or len(inputs) > 1:
+        if has_own:
             own = text.scores(decoder, "own", decoder.positions, decoder_zeroed_units_indices, is_causal=True)
         if encoder is None:
             return (own,)
@@ -129,22 +156,54 @@ class _Text:
     """The forwards of one text with values set to zero."""
 
     def __init__(
-        self, forward: Callable[[], Any], distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+        self,
+        forward: Callable[[], Any],
+        distance: layer_reruns.Distance,
+        kinds: int,
+        rows_at_once: Callable[[int], int],
+        on_progress: Callable[[float], None],
     ) -> None:
+        """`kinds`: how often `scores` will be called."""
         self._forward = forward
         self._distance = distance
+        self._kinds, self._kinds_done = kinds, 0
+        self._rows_at_once = rows_at_once
+        self._on_progress = on_progress
 
     def scores(self, side: _Side, kind: str, tokens: int, units: Any, *, is_causal: bool = False) -> torch.Tensor:
         """Scores with the values of one kind (`own` or `source`) zeroed: [rows, tokens, positions, layers]."""
         places = [index for index, layer in enumerate(side.layers) if getattr(layer, kind)]
-        rows = side.last.shape[0]
-        distances = side.last.new_full((rows, len(places), side.positions, tokens), float("nan"), dtype=torch.float32)
-        for token in range(tokens):
-            start = token if is_causal else 0
-            distances[:, :, start:, token] = self._distances(side, places, kind, token, units)[:, :, start:]
+        distances = self._by_layer(side, places, kind, tokens, units, is_causal=is_causal)
+        if distances is None:
+            rows = side.last.shape[0]
+            distances = side.last.new_full((rows, len(places), side.positions, tokens), math.nan, dtype=torch.float32)
+            for token in range(tokens):
+                start = token if is_causal else 0
+                distances[:, :, start:, token] = self._distances(side, places, kind, token, units)[:, :, start:]
+        self._kinds_done += 1
         distances = torch.where(distances < _LEAST, 0.0, distances)
         total = distances.nansum(-1, keepdim=True)
         return (distances / torch.where(total == 0, 1.0, total)).permute(0, 3, 2, 1)
+
+    def _by_layer(
+        self, side: _Side, places: Sequence[int], kind: str, tokens: int, units: Any, *, is_causal: bool
+    ) -> torch.Tensor | None:
+        """Distances [1, layers, positions, tokens], from each layer run again by itself; None if one cannot be."""
+        rows, found = self._rows_at_once(side.positions), list[torch.Tensor]()
+
+        def before_batch(part: float) -> None:
+            self._on_progress((self._kinds_done + (len(found) + part) / len(places)) / self._kinds)
+
+        try:
+            for each in side.reruns(places, kind, units):
+                more = layer_reruns.distances(
+                    each, tokens, self._distance, is_causal=is_causal, rows_at_once=rows, before_batch=before_batch
+                )
+                found.append(more)
+        except NotRerunnable:
+            return None
+        before_batch(0.0)  # all layers are done
+        return torch.stack(found)[None]
 
     def _distances(self, side: _Side, places: Sequence[int], kind: str, token: int, units: Any) -> torch.Tensor:
         """The distance of each layer's output with one token zeroed, [rows, layers, positions].
@@ -155,7 +214,7 @@ class _Text:
 
         def leave(place: int, output: Any) -> Any:
             zeroed[place] = first_tensor(output)[:, : side.positions]
-            return output if side.layers[place].is_last else with_copied_states(side.outputs[place])
+            return output if side.layers[place].is_last else with_copied_states(side.calls[place].output)
 
         values = ZeroedValues({place: side.layers[place] for place in places}, kind, token, units, leave)
         with values.hooked(), AttentionProducts(values.on_product):
@@ -194,11 +253,11 @@ def _side(
     layers = layers_of(told_apart, source=source)
     if not any(layer.own for layer in layers):
         raise _no_attention(network, "attention")
-    places = {(each.block, each.call): each.output for each in calls}
-    outputs = [places[layer.block, layer.call] for layer in layers]
+    places = {(each.block, each.call): each for each in calls}
+    of_layers = [places[layer.block, layer.call] for layer in layers]
     last = _last_state(output, name)
-    for layer, found in zip(layers, outputs, strict=True):
-        if not layer.is_last and not _is_among(first_tensor(found), output[name]):
+    for layer, found in zip(layers, of_layers, strict=True):
+        if not layer.is_last and not _is_among(first_tensor(found.output), output[name]):
             raise UnsupportedByModel(
                 f"value_zeroing compares the outputs of a model's layers. {type(layer.block).__name__} holds the "
                 "attention here, and its output is none of the hidden states that the model returns. Use attention, or "
@@ -206,12 +265,16 @@ def _side(
             )
     stack = next(each.stack for each in told_apart if each.block is layers[0].block)
     count = sum(each.stack is stack for each in told_apart)
-    return _Side(layers, outputs, last, name, count)
+    return _Side(layers, of_layers, last, name, count)
 
 
 def _is_among(found: torch.Tensor, states: Sequence[torch.Tensor]) -> bool:
     """Whether a block's output, perhaps padded, is one of the model's hidden states."""
     return any(found.shape[::2] == each.shape[::2] and torch.equal(found[:, : each.shape[1]], each) for each in states)
+
+
+def _unchanged(states: torch.Tensor) -> torch.Tensor:
+    return states
 
 
 def _last_state(output: Any, name: str) -> torch.Tensor:

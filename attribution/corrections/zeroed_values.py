@@ -92,12 +92,17 @@ class ZeroedValues:
         if values.ndim != _HEADS_FROM_LAST + 1 or axis != -2:  # noqa: PLR2004 - [rows, heads, keys, width]
             raise UnsupportedByModel("value_zeroing: this model's attention has no axis of heads. Leave out the units.")
         units = self._units[self._layers[self._place].index] if isinstance(self._units, dict) else self._units  # type: ignore[index]
-        by_group = token.view(
-            token.shape[0], -1, groups, token.shape[-1]
-        )  # a head of values, and the heads that share it
-        try:
-            chosen = validate_indices(by_group, 1, units)
-        except (ValueError, IndexError) as error:
-            raise InputRejected(f"attribution_args, zeroed units: {error}") from error
-        by_group[:, chosen] = 0
+        by_group = token.view(token.shape[0], -1, groups, token.shape[-1])
+        by_group[:, chosen_heads(by_group.shape[1], units)] = 0
         return values
+
+
+def chosen_heads(heads: int, units: Any) -> torch.Tensor:
+    """The indices of the heads of values (each perhaps shared by several heads) that a request's units name, of one
+    layer. Raises `InputRejected` for a head that is not there.
+    """
+    try:
+        found: torch.Tensor = validate_indices(torch.empty(1, heads), 1, units)
+    except (ValueError, IndexError) as error:
+        raise InputRejected(f"attribution_args, zeroed units: {error}") from error
+    return found

@@ -185,7 +185,7 @@ class Estimator:
                 for each in inputs
             ],
             is_upper_bound=any(each.new for each in inputs) or inseq_catalogue.methods()[method].traits.probes,
-            forward_passes=sum(each.calls for each in every),
+            forward_passes=sum(each.calls for each in every if each.is_forward),
             backward_passes=sum(each.calls * each.backwards for each in every),
             generation_passes=sum(each.new for each in inputs),
             seconds=SecondsEstimate(generating=generating, attributing=attributing, total=generating + attributing),

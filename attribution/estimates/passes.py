@@ -17,6 +17,7 @@ from attribution.catalogue.inseq_catalogue import Method
 from attribution.catalogue.traits import MethodTraits
 from attribution.inseq_loop import completeness
 from attribution.inseq_loop.step_scores import has_own_logits, is_noisy
+from attribution.single_pass.batch_sizes import usual_rows
 from models import AttributionRequest
 
 _PROBE_DIRECTIONS = 2  # in which each probe step runs the model
@@ -48,6 +49,7 @@ class Passes:
     rows: int
     length: int
     backwards: int = 0
+    is_forward: bool = True  # False where only the layers run, each by itself
 
     @property
     def tokens(self) -> int:
@@ -62,7 +64,7 @@ def of_text(request: AttributionRequest, shape: Shape, *, scores_at_once: bool =
     """
     method = inseq_catalogue.methods()[request.attribution_method]
     if method.is_final_step:
-        yield Passes(_final_forwards(method, shape), 1, shape.source + shape.end - (0 if shape.source else 1))
+        yield from _final_passes(request, method, shape)
     own, forwards, once = _attributed_forwards(request), *_score_forwards(request, method, at_once=scores_at_once)
     if once:
         yield Passes(1, 1, shape.source + shape.end - 1)
@@ -106,11 +108,21 @@ def of_single_pass(request: AttributionRequest, shape: Shape) -> Iterator[Passes
             yield Passes(extra, 1, shape.source + position)
 
 
-def _final_forwards(method: Method, shape: Shape) -> int:
-    """Forwards of a final-step method: one, and for value zeroing one more for each position that it zeroes."""
+def _final_passes(request: AttributionRequest, method: Method, shape: Shape) -> Iterator[Passes]:
+    """The passes of a final-step method: one forward, and for value zeroing its layers on pairs of tokens.
+
+    A pair is a zeroed token and a position, and there is one more of each position alone. Where a model's layers cannot
+    run by themselves, there is a forward for each token instead.
+    """
+    target, length = shape.end - 1, shape.source + shape.end - (0 if shape.source else 1)
     if not method.traits.zeroes_positions:
-        return 1
-    return 1 + shape.end - 1 + 2 * shape.source
+        yield Passes(1, 1, length)
+    elif not request.corrections:
+        yield Passes(1 + target + 2 * shape.source, 1, length)
+    else:
+        yield Passes(1, 1, length)
+        pairs = target * (target + 3) // 2 + (shape.source + 1) * (shape.source + target)
+        yield Passes(1, 1, pairs if shape.source else target * (target + 3) // 2, is_forward=False)
 
 
 def _step(request: AttributionRequest, method: Method, length: int, attributed: int) -> Iterator[Passes]:
@@ -124,7 +136,10 @@ def _step(request: AttributionRequest, method: Method, length: int, attributed: 
             yield Passes(paths * calls, rows, length, backwards=1)
     elif traits.perturbed:
         perturbed = _perturbations(traits, arguments, attributed)
-        for calls, rows in _divided(perturbed, arguments["perturbations_per_eval"]):
+        most = arguments["perturbations_per_eval"]
+        if inseq_catalogue.samples_share_forwards(request):
+            most = usual_rows(length)
+        for calls, rows in _divided(perturbed, most):
             yield Passes(calls, rows, length)
     elif traits.probes:
         yield Passes(_PROBE_DIRECTIONS * int(arguments["max_probe_steps"]), int(arguments["num_probes"]), length)

@@ -65,6 +65,8 @@ class ModelRates:
         return forward + one.backwards * max(0.0, self.with_backward.at(one.tokens) - forward)
 
     def _bytes(self, one: Passes) -> int:
+        if not one.is_forward:
+            return 0  # no logits, and batches that fit into the memory
         # The logits, and the probabilities computed from them.
         logits = 2 * self.logits_per_token * one.tokens
         if not one.backwards:

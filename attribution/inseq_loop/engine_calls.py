@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from inseq.data import FeatureAttributionOutput
@@ -22,6 +23,7 @@ from attribution.inseq_loop.text_setup import MethodOnText, Setup, embedded_batc
 from attribution.model_cache.attention_outputs import keep_attributed_rows
 from attribution.model_cache.lean_forwards import lean_forwards
 from attribution.single_pass.activations import cached_derivatives
+from attribution.single_pass.batch_sizes import rows_of_layer
 from attribution.single_pass.inseq_output import InseqOutputBuilder
 from attribution.single_pass.method_dispatch import step_results
 from attribution.single_pass.text_task import ProgressCallback, StepResult
@@ -71,15 +73,11 @@ def by_single_pass(setup: Setup, steps: FinishedSteps, on_progress: ProgressCall
         return builder.output(results, steps.append), identity
 
 
-def by_loop(
-    setup: Setup,
-    steps: FinishedSteps,
-    on_progress: ProgressCallback,  # noqa: ARG001 - an `EngineCall`
-) -> Attributed:
+def by_loop(setup: Setup, steps: FinishedSteps, on_progress: ProgressCallback) -> Attributed:
     """Inseq's own loop. Step scores come from the logits of a step's own forward if possible (`ReadOff`), else from one
     more forward at each step.
     """
-    return _loop(setup, steps, scores=None)
+    return _loop(setup, steps, on_progress, scores=None)
 
 
 def by_loop_with_shared_scores(setup: Setup, steps: FinishedSteps, on_progress: ProgressCallback) -> Attributed:
@@ -87,7 +85,7 @@ def by_loop_with_shared_scores(setup: Setup, steps: FinishedSteps, on_progress: 
 
     Raises `UnsupportedByModel` as `by_single_pass` does, before the first step.
     """
-    return _loop(setup, steps, scores=_scores_of_all_steps(setup, on_progress))
+    return _loop(setup, steps, on_progress, scores=_scores_of_all_steps(setup, on_progress))
 
 
 def can_share_scores(request: AttributionRequest, work: MethodOnText) -> bool:
@@ -100,7 +98,9 @@ def can_share_scores(request: AttributionRequest, work: MethodOnText) -> bool:
     return method.has_scores
 
 
-def _loop(setup: Setup, steps: FinishedSteps, *, scores: list[step_scores.Scores] | None) -> Attributed:
+def _loop(
+    setup: Setup, steps: FinishedSteps, on_progress: ProgressCallback, *, scores: list[step_scores.Scores] | None
+) -> Attributed:
     """Inseq's own loop; `scores` are the step scores of each step, where they are known before it."""
     request, model, method, text = setup.request, setup.model, setup.work.method, setup.work.text
     arguments, identity = dict(setup.arguments), list[completeness.Step]()
@@ -116,6 +116,9 @@ def _loop(setup: Setup, steps: FinishedSteps, *, scores: list[step_scores.Scores
             target = arguments["attribute_target"]
             places = setup.loaded.attention
             stack.enter_context(keep_attributed_rows(setup.method, model, places, text.first, attribute_target=target))
+        if method.traits.zeroes_positions and request.corrections:
+            layers = setup.method.method
+            layers.rows_at_once, layers.on_progress = partial(rows_of_layer, model.model), on_progress
         function = model.get_attributed_fn(arguments.pop("attributed_fn"))
         names, own = arguments["step_scores"], step_scores.has_own_logits(request, method)
         if scores is not None:

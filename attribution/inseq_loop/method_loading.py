@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from inseq.attr.feat import FeatureAttribution
 from inseq.models import HuggingfaceModel
 
-from attribution.catalogue import checks
+from attribution.catalogue import checks, inseq_catalogue
 from attribution.catalogue.config_checks import rescaled_experts
 from attribution.catalogue.inseq_catalogue import Method
 from attribution.corrections import embeddings, layers, loaded_methods
 from attribution.corrections.activations_of_experts import has_rescaled_experts
 from attribution.corrections.registry import Ledger
+from attribution.inseq_loop.lean_lime import lean_lime
 from attribution.inseq_loop.lean_occlusion import lean_occlusion
 from attribution.model_cache.loading import LoadedModel
+from attribution.single_pass.batch_sizes import rows_of_forward
 from attribution.text.encoding import Text
 from models import Arguments, AttributionRequest
 from problems import InputRejected, UnsupportedByModel
@@ -46,6 +49,8 @@ def load_method(
         found = FeatureAttribution.load(method.name, attribution_model=model, **arguments)
     if method.traits.perturbed == "windows" and request.corrections:
         lean_occlusion(found, model)
+    if inseq_catalogue.samples_share_forwards(request):
+        lean_lime(found, model, partial(rows_of_forward, model.model, last_logits=loaded.is_lean))
     if method.is_layer:
         layers.correct_layer_method(found, model, ledger)
     ids, has_maps = text.target.input_ids, loaded.attention.encoder_has_maps

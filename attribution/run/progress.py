@@ -77,8 +77,7 @@ class ProgressCounter:
 
     def part_done(self, part: float) -> None:
         """Note that a part (0 to 1) of the present text is done."""
-        if self._unit is Unit.STEP:
-            self._advance(int(part * self._units))
+        self._advance(int(part * self._units))
 
     @contextmanager
     def preparing(self) -> Iterator[None]:

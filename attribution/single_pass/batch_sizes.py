@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
+from transformers import PreTrainedModel
+
 from attribution.model_cache.device_memory import memory_of
 from attribution.single_pass.network import SplitModel
 
@@ -41,10 +44,30 @@ def rows_of_logits(split_model: SplitModel) -> int:
 
 def rows_at_once(split_model: SplitModel, positions: int, *, with_graph: bool) -> int:
     """How many rows of `positions` tokens to run in one forward, or in one backward of one graph."""
-    device = split_model.network.device
-    fast = _GPU_POSITIONS if device.type == "cuda" else _CPU_POSITIONS
-    room = int(memory_of(device).free * _SHARE) // max(1, row_bytes(split_model, positions, with_graph=with_graph))
-    return max(1, min(fast // max(1, positions), room) // _DIVISOR.get())
+    return _rows_of(split_model.network.device, positions, row_bytes(split_model, positions, with_graph=with_graph))
+
+
+def rows_of_forward(network: PreTrainedModel, positions: int, *, last_logits: bool) -> int:
+    """How many rows of `positions` tokens to run in one forward without a graph. `last_logits`: it computes the logits
+    of the last position only.
+    """
+    each = 2 * _layer_bytes(network, positions, is_fused=False)
+    rows = _rows_of(network.device, positions, each)
+    if last_logits:
+        return rows
+    vocabulary = int(network.config.get_text_config(decoder=True).vocab_size)
+    itemsize: int = network.dtype.itemsize
+    return max(1, min(rows, _LOGITS_BYTES // (vocabulary * positions * itemsize)))
+
+
+def usual_rows(positions: int) -> int:
+    """How many rows of `positions` tokens are run at once on a CPU with free memory."""
+    return max(1, _CPU_POSITIONS // max(1, positions))
+
+
+def rows_of_layer(network: PreTrainedModel, positions: int) -> int:
+    """How many rows of `positions` tokens to run in one layer without a graph."""
+    return _rows_of(network.device, positions, _layer_bytes(network, positions, is_fused=False))
 
 
 def steps_at_once(split_model: SplitModel, steps: range, positions: int, rows: int) -> int:
@@ -71,7 +94,19 @@ def row_bytes(split_model: SplitModel, positions: int, *, with_graph: bool) -> i
     attention stores no maps, but needs a mask where rows share a prefix.
     """
     config = split_model.network.config.get_text_config(decoder=True)
-    width, heads = int(config.hidden_size), int(config.num_attention_heads)
     layers = int(config.num_hidden_layers) * (2 if split_model.is_encoder_decoder else 1) if with_graph else 2
-    maps = 1 if split_model.is_fused else 3 * heads
-    return layers * positions * (17 * width + maps * positions) * split_model.dtype.itemsize
+    return layers * _layer_bytes(split_model.network, positions, is_fused=split_model.is_fused)
+
+
+def _rows_of(device: torch.device, positions: int, each: int) -> int:
+    """How many rows to run at once, of so many bytes each."""
+    fast = _GPU_POSITIONS if device.type == "cuda" else _CPU_POSITIONS
+    room = int(memory_of(device).free * _SHARE) // max(1, each)
+    return max(1, min(fast // max(1, positions), room) // _DIVISOR.get())
+
+
+def _layer_bytes(network: PreTrainedModel, positions: int, *, is_fused: bool) -> int:
+    config = network.config.get_text_config(decoder=True)
+    maps = 1 if is_fused else 3 * int(config.num_attention_heads)
+    itemsize: int = network.dtype.itemsize
+    return positions * (17 * int(config.hidden_size) + maps * positions) * itemsize
