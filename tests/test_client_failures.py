@@ -96,7 +96,7 @@ def test_keys(tmp_path):
         with AttributionClient(running.url) as client, pytest.raises(Unauthorized, match="API key"):
             client.models()
         with AttributionClient(running.url, key) as client:
-            assert client.models() == {"loaded": []}
+            assert client.models() == {"loaded": [], "available": []}
 
 
 def test_server_and_key_come_from_the_environment(slow, monkeypatch):

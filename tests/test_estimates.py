@@ -337,7 +337,7 @@ def test_beams_take_their_time(server):
 def test_the_largest_request_is_estimated_at_once(server):
     """2,000 samples for each of 1,024 tokens of 64 texts (131 million forwards) are counted as groups of passes."""
     told = estimate_of(
-        server, model=PHRASEBOOK, method="lime", attribution_args={"n_samples": 2000},
+        server, model=PHRASEBOOK, method="lime", attribution_args={"n_samples": 2000, "perturbations_per_eval": 1},
         generation_args={"max_new_tokens": 1024}, input_text=[SENTENCE] * 64,
     )  # fmt: skip
     assert told.status_code == 200
