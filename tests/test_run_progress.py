@@ -58,13 +58,24 @@ def test_forwards_of_a_method_with_one_step():
     progress.expect(4.0)
     progress.begin_text(2)
     progress.steps_done(1)  # not counted: this method counts forward passes
-    progress.part_done(1.0)
     for _ in range(3):  # one more than expected
         progress.forward_begins()
     progress.begin_text(2)
     progress.forward_begins()
     assert [each.steps_done for each in seen] == [0, 1, 2, 2, 3]
     assert [each.eta_seconds for each in seen] == [4.0, 3.0, 2.0, 2.0, 1.0]
+
+
+@pytest.mark.parametrize("unit", [Unit.STEP, Unit.FORWARD])
+def test_parts_of_a_text_count_in_either_unit(unit):
+    progress, seen = counter(unit)
+    progress.begin_attributing(8)
+    progress.begin_text(4)
+    for part in (0.25, 0.5, 1.0):
+        progress.part_done(part)
+    progress.begin_text(4)
+    progress.part_done(0.5)
+    assert [each.steps_done for each in seen] == [0, 1, 2, 4, 4, 6]
 
 
 def test_a_text_that_is_attributed_again_does_not_count_again():

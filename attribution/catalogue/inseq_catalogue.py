@@ -184,10 +184,10 @@ def attributed_function(request: AttributionRequest) -> StepFunction:
 
 
 def samples_share_forwards(request: AttributionRequest) -> bool:
-    """Whether the samples of a step of `lime` run in batches of our size: the request names no batch size, and the
-    attributed function reads the logits of each row by itself and draws nothing.
+    """Whether the perturbed samples of a step (LIME's) run in batches of our size: the request names no batch size, and
+    the attributed function reads the logits of each row by itself and draws nothing.
     """
-    if request.attribution_method != "lime" or not request.corrections:
+    if methods()[request.attribution_method].traits.perturbed != "n_samples" or not request.corrections:
         return False
     own_size = "perturbations_per_eval" in request.attribution_args
     return not own_size and attributed_function(request).traits.reads is Reads.LOGITS
