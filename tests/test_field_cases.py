@@ -71,13 +71,19 @@ def test_adapter_folder(server, model_dir):
     """lm-sys/FastChat#1806: a folder with a LoRA adapter alone, whose base model is not on this machine."""
     folder = model_dir / "lora-adapter"
     folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "gpt2"}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": "nobodys-base"})
+    )
     body = {"model": "lora-adapter", "method": "saliency", "input_text": "hello"}
     found = problem(server, body)
     assert found["type"] == "/problems/model-unavailable"
     assert "PEFT adapter" in found["detail"]
     assert "merge" in found["detail"].lower()
-    assert "'gpt2'" in found["detail"]
+    assert "'nobodys-base'" in found["detail"]
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": LOOKUP}))
+    found = problem(server, body)
+    assert found["type"] == "/problems/model-unavailable"
+    assert "without its weights: adapter_model.safetensors is missing" in found["detail"]
 
 
 def test_embeddings_scaled_in_place(server, model_dir):

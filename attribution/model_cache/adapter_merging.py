@@ -28,6 +28,10 @@ def merge(name: str, network: PreTrainedModel, folder: Path) -> list[str]:
     from peft import PeftConfig, PeftModel  # takes a second, and only adapters need it
     from peft.utils import load_peft_weights
 
+    if not any((folder / f"adapter_model.{suffix}").exists() for suffix in ("safetensors", "bin")):
+        raise ModelUnavailable(
+            f"{name!r} is a PEFT adapter without its weights: adapter_model.safetensors is missing. Copy it there."
+        )
     config: PeftConfig = PeftConfig.from_pretrained(str(folder))
     config.inference_mode = True
     try:
