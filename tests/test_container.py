@@ -15,14 +15,14 @@ from tests.serving import ROOT, Server
 NOBODY = "65534"
 
 # In a mount namespace of its own: everything is read-only but DATA and a tmpfs for temporary files (Docker's `--read-only
-# --tmpfs`). An interpreter in root's home, which others may not enter, is mounted alone into an empty one.
+# --tmpfs`). An interpreter in this user's home, which others may not enter, is mounted alone into an empty one.
 CONTAINED = """
 set -e
 mount --make-rprivate /
-case {base}/ in /root/*)
+case {base}/ in {home}/*)
     mkdir -p {data}/interpreter
     mount --bind {base} {data}/interpreter
-    mount -t tmpfs -o mode=755 tmpfs /root
+    mount -t tmpfs -o mode=755 tmpfs {home}
     mkdir -p {base}
     mount --move {data}/interpreter {base}
 esac
@@ -41,9 +41,8 @@ def contained(tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     data.chmod(0o777)
-    script = CONTAINED.format(
-        base=shlex.quote(sys.base_prefix), data=shlex.quote(str(data)), root=shlex.quote(str(ROOT)), nobody=NOBODY
-    )
+    places = {"base": sys.base_prefix, "home": Path.home(), "data": data, "root": ROOT}
+    script = CONTAINED.format(nobody=NOBODY, **{name: shlex.quote(str(place)) for name, place in places.items()})
     command = ["unshare", "--mount", "sh", "-c", script, "sh"]
     try:
         tried = subprocess.run([*command, sys.executable, "--version"], capture_output=True, text=True, check=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -63,45 +63,16 @@ def parameters(path: Path, revision: str) -> int:
 
     0 if they cannot be read: loading the model then reports the reason.
     """
-    return sum(_numbers(path, revision).values())
+    counted = sum(tensor.count for tensor in _tensors(path, revision))
+    return counted or sum(file.stat().st_size for file in path.glob("*.bin")) // 4  # as if they were float32
 
 
 def bytes_by_dtype(path: Path, revision: str) -> dict[str, int]:
     """The bytes of the weights by their dtype in the files (`float32`, `bfloat16`, `Q4_1`); empty for pickles."""
-    return dict(_bytes(path, revision))
-
-
-@lru_cache(maxsize=256)
-def _numbers(path: Path, revision: str) -> Counter[str]:  # noqa: ARG001 - part of the key: files change with it
-    numbers: Counter[str] = Counter()
-    try:
-        if path.suffix == gguf_files.SUFFIX:
-            for tensor in gguf_files.read_header(path).tensors:
-                numbers[tensor.dtype] += tensor.count
-            return numbers
-        for header in map(_header, path.glob("*.safetensors")):
-            for tensor in header.values():
-                numbers[tensor["dtype"]] += prod(tensor["shape"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return Counter()
-    return numbers or Counter({"": sum(file.stat().st_size for file in path.glob("*.bin")) // 4})
-
-
-@lru_cache(maxsize=256)
-def _bytes(path: Path, revision: str) -> Counter[str]:  # noqa: ARG001
     found: Counter[str] = Counter()
-    try:
-        if path.suffix == gguf_files.SUFFIX:
-            for part in gguf_files.read_header(path).tensors:
-                found[part.dtype] += part.size
-            return found
-        for header in map(_header, path.glob("*.safetensors")):
-            for tensor in header.values():
-                start, end = tensor["data_offsets"]
-                found[_DTYPES.get(tensor["dtype"], tensor["dtype"])] += end - start
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return Counter()
-    return found
+    for tensor in _tensors(path, revision):
+        found[tensor.dtype] += tensor.size
+    return dict(found)
 
 
 # https://huggingface.co/docs/safetensors/index#format
@@ -111,8 +82,22 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def _header(file: Path) -> dict[str, Any]:
-    """The JSON header of a safetensors file: each tensor's dtype, shape and place."""
+@lru_cache(maxsize=256)
+def _tensors(path: Path, revision: str) -> tuple[gguf_files.Tensor, ...]:  # noqa: ARG001 - files change with it
+    """The tensors of a GGUF file or of a folder's safetensors; none if a file cannot be read."""
+    try:
+        if path.suffix == gguf_files.SUFFIX:
+            return gguf_files.read_header(path).tensors
+        return tuple(tensor for file in path.glob("*.safetensors") for tensor in _of_safetensors(file))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return ()
+
+
+def _of_safetensors(file: Path) -> Iterator[gguf_files.Tensor]:
+    """The tensors that the JSON header of a safetensors file names."""
     with file.open("rb") as opened:
-        header = json.loads(opened.read(min(int.from_bytes(opened.read(8), "little"), _LONGEST_HEADER)))
-    return {name: each for name, each in header.items() if name != "__metadata__"}
+        header: dict[str, Any] = json.loads(opened.read(min(int.from_bytes(opened.read(8), "little"), _LONGEST_HEADER)))
+    for name, each in header.items():
+        if name != "__metadata__":
+            start, end = each["data_offsets"]
+            yield gguf_files.Tensor(name, prod(each["shape"]), end - start, _DTYPES.get(each["dtype"], each["dtype"]))
