@@ -109,8 +109,12 @@ def _item(error: Any) -> ProblemItem:
     return ProblemItem(parameter=".".join(map(str, path)), detail=detail)
 
 
+# As Pydantic names them; no field of a request has such a name.
+_UNION_MEMBERS = {"str", "constrained-str", "int", "constrained-int"}
+
+
 def _is_key(part: str) -> bool:
-    return part not in {"str", "constrained-str"} and not part.startswith(("list[", "dict[", "function-"))
+    return part not in _UNION_MEMBERS and not part.startswith(("list[", "dict[", "function-", "literal["))
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

@@ -71,6 +71,18 @@ class _JsonObject(click.ParamType[dict[str, Any]]):
         return found
 
 
+class _NumberOr(click.ParamType[int | str]):
+    """A whole number, or one word."""
+
+    name = "number"
+
+    def __init__(self, word: str) -> None:
+        self._word = word
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        return self._word if value == self._word else click.INT(value, param, ctx)
+
+
 def _tag(text: str) -> tuple[str, str]:
     name, _, value = text.partition("=")
     return name, value
@@ -117,7 +129,6 @@ _MAPPINGS = {
     "tokenizer_kwargs": "Languages of a translation model.",
 }
 _NUMBERS = {
-    "n_steps": "Interpolation steps, for integrated gradients and similar methods.",
     "internal_batch_size": "Rows of one forward pass.",
     "seed": "Seed of all random numbers.",
     "priority": "Among your own waiting jobs, those with a higher priority run first.",
@@ -142,6 +153,15 @@ request_options = _all_of(
         "--attributed_fn", "-fn", metavar="FUNCTION", help="The function to attribute (default: probability)."
     ),
     *(click.option(f"--{name}", type=_JsonObject(), metavar="JSON", help=text) for name, text in _MAPPINGS.items()),
+    click.option(
+        "--n_steps",
+        type=_NumberOr("auto"),
+        metavar="N|auto",
+        help="Interpolation steps, for integrated gradients and similar methods; auto: until the scores add up.",
+    ),
+    click.option(
+        "--completeness_tolerance", type=float, metavar="X", help="With --n_steps auto: how far scores may be off."
+    ),
     *(click.option(f"--{name}", type=int, metavar="N", help=text) for name, text in _NUMBERS.items()),
     *(
         _flag(f"--{name}", *(["--eos"] if name == "include_eos_baseline" else []), text=text)
@@ -177,6 +197,8 @@ def request_fields(given: dict[str, Any]) -> dict[str, Any]:
         "step_scores_args": given["step_scores_kwargs"],
         "generation_args": given["generation_kwargs"],
         "tokenizer_args": given["tokenizer_kwargs"],
+        "n_steps": given["n_steps"],
+        "completeness_tolerance": given["completeness_tolerance"],
         "attr_pos_start": given["start_pos"],
         "attr_pos_end": given["end_pos"],
         "force_cpu": True if given["device"] == "cpu" else None,

@@ -122,7 +122,18 @@ class AttributionRequest(BaseModel):
     chat_template_args: Arguments = Field(
         {}, description="Variables for the chat template, e.g. `enable_thinking`; with `messages` only."
     )
-    n_steps: int | None = Field(None, ge=1, description="Shorthand for `attribution_args.n_steps`.")
+    n_steps: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        None,
+        description='Shorthand for `attribution_args.n_steps`. "auto" doubles the steps until the scores of every '
+        "token sum to f(input) - f(baseline) within `completeness_tolerance`; `info.convergence` tells what it took.",
+    )
+    completeness_tolerance: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description='With n_steps "auto": how far the scores of a token may be off, relative to '
+        "their size (0.05 by default).",
+    )
     internal_batch_size: int | None = Field(
         None, ge=1, description="Shorthand for `attribution_args.internal_batch_size`."
     )

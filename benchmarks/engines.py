@@ -153,7 +153,7 @@ def engine_way(engine: AttributionEngine, body: dict[str, Any], way: str) -> Way
         with engine._models.lease(request.model, device="cpu", dtype="float32") as loaded:  # noqa: SLF001
             return Runner(
                 request, loaded, report=lambda _: None, should_cancel=lambda: False,
-                expected_seconds=lambda _: 0.0, max_input_tokens=4096,
+                expected_seconds=lambda _: 0.0, most_n_steps=2000, max_input_tokens=4096,
                 sandbox=TextSandbox(_SANDBOXES, loaded.source, lambda: False),
             ).run()  # fmt: skip
 

@@ -204,6 +204,21 @@ def test_half_precision(server, model_dir, tmp_path, method, dtype):
     assert ours.info["corrections"] == ["half_precision_inputs"]
 
 
+def test_discretized_paths_in_pieces(server, model_dir, tmp_path):
+    """Inseq fails with internal_batch_size; in pieces of it, the scores are those of one forward with all points."""
+    path, method = family(model_dir, "gpt2"), "discretized_integrated_gradients"
+    pieces = {"n_steps": 8, "internal_batch_size": 3}
+    with pytest.raises(KeyError, match="method"):
+        reference.attribute(path, TEXT, method, generated_texts=forced("gpt2"), attribution_args=dict(pieces))
+    theirs = reference.attribute(path, TEXT, method, generated_texts=forced("gpt2"), attribution_args={"n_steps": 8})
+    ours = run(
+        server, tmp_path, model="gpt2", method=method, input_text=TEXT, generated_text=forced("gpt2"),
+        attribution_args=pieces,
+    )  # fmt: skip
+    assert_scores(ours, scores(theirs), rtol=1e-4)
+    assert ours.info["corrections"] == ["discretized_path_pieces"]
+
+
 def test_convergence_delta(server, model_dir, tmp_path):
     """Deltas are sum - (f(input) - f(baseline)); Inseq swaps the ends for DIG, uses one sample for gradient SHAP."""
     path = family(model_dir, "gpt2")

@@ -122,10 +122,26 @@ def test_saving_is_the_whole():
     assert saving not in seen
 
 
+def test_attempts_share_a_text():
+    progress, seen = counter()
+    progress.begin_attributing(8)
+    progress.expect(8.0)
+    progress.begin_text(4)
+    for begin, end in ((0.0, 0.5), (0.5, 0.75)):
+        progress.begin_attempt(begin, end)
+        for steps in (1, 2, 3, 4):
+            progress.steps_done(steps)
+    assert [each.steps_done for each in seen] == [0, 1, 2, 3]
+    progress.begin_text(4)  # no longer divided
+    progress.steps_done(3)
+    assert progress.latest.steps_done == 7
+
+
 _CALLS = st.one_of(
     st.tuples(st.just("steps_done"), st.integers(0, 9)),
     st.tuples(st.just("part_done"), st.floats(0, 1)),
     st.tuples(st.just("forward_begins")),
+    st.tuples(st.just("begin_attempt"), st.floats(0, 0.5), st.floats(0.5, 1)),
     st.tuples(st.just("begin_text")),
 )
 

@@ -112,7 +112,7 @@ def test_equals_first_principles(folder, tmp_path, monkeypatch, family, method):
     # Inseq stores scores in float32, so compare the scores before they are passed to Inseq's classes.
     Runner(
         request, loaded, report=lambda _: None, should_cancel=lambda: False, expected_seconds=lambda _: 0.0,
-        max_input_tokens=100, sandbox=sandbox,
+        most_n_steps=2000, max_input_tokens=100, sandbox=sandbox,
     ).run()  # fmt: skip
     columns = found[-len(plain.steps) :]
     for step, column in zip(plain.steps, columns, strict=True):

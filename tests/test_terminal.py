@@ -155,6 +155,10 @@ def test_options_are_those_of_inseq():
         "include_eos_baseline": True, "reuse": False, "attr_pos_start": 1, "attr_pos_end": 4, "force_cpu": True,
         "seed": 3, "tags": {"study": "a=b"},
     }  # fmt: skip
+    found = parsed("attribute", "-m", "m", "-i", "a", "--n_steps", "auto", "--completeness_tolerance", "0.01")
+    assert options.request_fields(found) == {
+        "model": "m", "method": "saliency", "input_text": "a", "n_steps": "auto", "completeness_tolerance": 0.01,
+    }  # fmt: skip
     known = {name.removeprefix("--") for each in terminal.attribute.params for name in each.opts}
     theirs = {field.name for field in fields(AttributeWithInputsArgs)}
     assert "attribution_aggregators" in theirs

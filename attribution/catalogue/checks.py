@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from attribution.catalogue import config_checks, generation_catalogue, inseq_catalogue, traits
+from attribution.catalogue import config_checks, generation_catalogue, inseq_catalogue, refinement, traits
 from attribution.catalogue.inseq_catalogue import Method, Parameter, StepFunction, attributed_function
 from attribution.catalogue.single_pass_eligibility import obstacle
 from attribution.catalogue.traits import BATCH_SIZES, DEFAULT_FUNCTION, SHORTHANDS, STEP_COUNTS, Reads
@@ -46,9 +46,13 @@ def resolve(
     attributed = functions[:1] if request.attributed_fn is not None else [attributed_function(request)]
     scored = functions[1:] if request.attributed_fn is not None else functions
     if None not in functions:
-        errors += _argument_errors(
-            "/attribution_args", attribution_args, method.parameters, f"method {method.name!r}", required=True
+        of_json_types = attribution_args | (
+            {"n_steps": refinement.FIRST} if refinement.is_asked(attribution_args) else {}
         )
+        errors += _argument_errors(
+            "/attribution_args", of_json_types, method.parameters, f"method {method.name!r}", required=True
+        )
+        errors += refinement.refusals(request, method, attribution_args)
         errors += _function_argument_errors("/attributed_fn_args", request.attributed_fn_args, attributed)
         errors += _function_argument_errors("/step_scores_args", request.step_scores_args, scored)
         errors += _refusals(request, method, attribution_args, [f for f in functions if f])

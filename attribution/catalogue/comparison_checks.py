@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PretrainedConfig
 
-from attribution.catalogue import checks, inseq_catalogue
+from attribution.catalogue import checks, inseq_catalogue, refinement
 from attribution.catalogue.traits import SHORTHANDS
 from models import AttributionRequest, ProblemItem
 from problems import InvalidRequest
@@ -62,6 +62,10 @@ def _misplaced(request: AttributionRequest, methods: Sequence[str]) -> Iterator[
     for name in SHORTHANDS:
         if getattr(request, name) is not None and not any(_has(method, name) for method in methods):
             yield ProblemItem(pointer=f"/{name}", detail=f"None of these methods has {name}.")
+    if request.completeness_tolerance is not None and not any(_is_refined(request, method) for method in methods):
+        yield ProblemItem(
+            pointer="/completeness_tolerance", detail='completeness_tolerance is for n_steps "auto"; leave it out.'
+        )
 
 
 def _has(method: str, parameter: str) -> bool:
@@ -69,11 +73,19 @@ def _has(method: str, parameter: str) -> bool:
     return known is not None and parameter in known.parameters
 
 
+def _is_refined(request: AttributionRequest, method: str) -> bool:
+    given = request.attribution_args.get(method)
+    arguments = given if isinstance(given, dict) else {}
+    return _has(method, "n_steps") and refinement.is_asked({"n_steps": request.n_steps} | arguments)
+
+
 def _alone(request: AttributionRequest, name: str) -> AttributionRequest:
     """Return the request of one method: with its own arguments, and only the shorthands that it accepts."""
     given = request.attribution_args.get(name)
     arguments = {name: given if isinstance(given, dict) else {}}
     without = {each: None for each in SHORTHANDS if not _has(name, each)}
+    if not _is_refined(request, name):
+        without["completeness_tolerance"] = None
     return request.model_copy(update={"attribution_args": arguments, **without}).of_method(name)
 
 

@@ -193,6 +193,19 @@ def samples_share_forwards(request: AttributionRequest) -> bool:
     return not own_size and attributed_function(request).traits.reads is Reads.LOGITS
 
 
+def has_identity(request: AttributionRequest, method: Method, arguments: Mapping[str, Any] | None = None) -> bool:
+    """Whether the scores of this request must sum to a difference of the attributed function (completeness).
+
+    `arguments` are the method's, where they are not the request's `attribution_args`.
+    """
+    if method.traits.completeness_advice is None or attributed_function(request).traits.draws_dropout:
+        return False
+    arguments = request.attribution_args if arguments is None else arguments
+    default = method.traits.multiplies_by_inputs
+    # A layer inside the network may be one of several ways from the input to the output.
+    return arguments.get("multiply_by_inputs", default) == default and not arguments.get("target_layer")
+
+
 @cache
 def aggregators() -> dict[str, AggregatorEntry]:
     """Inseq's aggregators that need one result only (`pair` compares two), by name, sorted."""

@@ -6,7 +6,7 @@ import torch
 from inseq.attr.feat import FeatureAttribution
 from inseq.models import HuggingfaceModel
 
-from attribution.corrections import attention_maps, reagent, value_zeroing
+from attribution.corrections import attention_maps, path_pieces, reagent, value_zeroing
 from attribution.corrections.registry import Ledger
 
 
@@ -35,3 +35,5 @@ def after_loading(
         attention_maps.correct_attention(method, model, ledger, encoder_has_maps=encoder_has_maps)
     elif method.method_name == "reagent":
         reagent.correct_added_tokens(method, model.tokenizer, ids, ledger)
+    elif method.method_name == "discretized_integrated_gradients":
+        path_pieces.correct_path_pieces(method, ledger)

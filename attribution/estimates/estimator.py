@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import AutoTokenizer
 
-from attribution.catalogue import inseq_catalogue
+from attribution.catalogue import inseq_catalogue, refinement
 from attribution.catalogue.config_checks import has_embeddings_of_layers
 from attribution.catalogue.inseq_catalogue import Method
 from attribution.catalogue.length_changes import length_changes, rescaling_within
@@ -194,7 +194,10 @@ class Estimator:
             available_memory_bytes=available,
             fits=peak <= available,
             result_bytes=stored,
-            warnings=list(dict.fromkeys(warning for each in inputs for warning in each.warnings)),
+            warnings=[
+                *_of_refinement(request),
+                *dict.fromkeys(warning for each in inputs for warning in each.warnings),
+            ],
             request=request,
         )
         if estimate.fits:
@@ -320,6 +323,13 @@ def route_of(request: AttributionRequest) -> str:
     return f"{request.attribution_method}/{request.engine}"
 
 
+def _of_refinement(request: AttributionRequest) -> list[str]:
+    if not refinement.is_asked(request.attribution_args):
+        return []
+    counted = ", ".join(map(str, refinement.USUAL))
+    return [f'n_steps "auto": the attempts with {counted} steps are counted; each further one costs as much again.']
+
+
 def _engine(request: AttributionRequest, loaded: LoadedModel, shapes: Sequence[Shape]) -> Engine:
     """The engine that the job is expected to use."""
     method = inseq_catalogue.methods()[request.attribution_method]
@@ -341,6 +351,10 @@ def _takes_single_pass(
 
 
 def _all_passes(request: AttributionRequest, loaded: LoadedModel, shapes: Sequence[Shape]) -> list[Passes]:
+    if refinement.is_asked(request.attribution_args):
+        method = inseq_catalogue.methods()[request.attribution_method]
+        attempts = refinement.usual(request, method)
+        return [each for attempt in attempts for each in _all_passes(attempt, loaded, shapes)]
     if _engine(request, loaded, shapes) is Engine.SINGLE_PASS:
         return [each for shape in shapes for each in passes.of_single_pass(request, shape)]
     at_once = _takes_single_pass(request, loaded, inseq_catalogue.step_scores_only(), shapes)

@@ -15,7 +15,6 @@ from typing import Any
 from attribution.catalogue import inseq_catalogue
 from attribution.catalogue.inseq_catalogue import Method
 from attribution.catalogue.traits import MethodTraits
-from attribution.inseq_loop import completeness
 from attribution.inseq_loop.step_scores import has_own_logits, is_noisy
 from attribution.single_pass.batch_sizes import usual_rows
 from models import AttributionRequest
@@ -99,7 +98,7 @@ def of_single_pass(request: AttributionRequest, shape: Shape) -> Iterator[Passes
         yield Passes(1, _perturbations(traits, arguments, attributed), length)
     if not method.is_gradient or rows > 1:
         yield Passes(1, 1, length)  # of the unchanged text
-    if completeness.has_identity(request, method):
+    if inseq_catalogue.has_identity(request, method):
         yield Passes(1, 1, length)  # and of the baseline
     if _has_two_contrasts(request):
         yield Passes(1, 1, length)  # step scores with another contrast are computed in a separate run
@@ -143,7 +142,7 @@ def _step(request: AttributionRequest, method: Method, length: int, attributed: 
             yield Passes(calls, rows, length)
     elif traits.probes:
         yield Passes(_PROBE_DIRECTIONS * int(arguments["max_probe_steps"]), int(arguments["num_probes"]), length)
-    if completeness.has_identity(request, method):
+    if inseq_catalogue.has_identity(request, method):
         yield Passes(2, 1, length)
 
 

@@ -15,13 +15,13 @@ import torch
 from inseq.attr.feat import FeatureAttribution
 from inseq.models import HuggingfaceModel
 
-from attribution.catalogue.inseq_catalogue import Method, attributed_function
+from attribution.catalogue import refinement
+from attribution.catalogue.inseq_catalogue import Method
 from attribution.corrections.convergence import correct_delta
 from attribution.corrections.registry import Ledger
-from models import AttributionRequest
 
 # Relative to the size of the scores: above it, a result carries a warning.
-LARGE = 0.05
+LARGE = refinement.TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,6 @@ class Step:
     def relative(self) -> float:
         """The delta relative to the size of the scores, because near f = 0 any rounding would be a multiple of f."""
         return abs(self.delta) / max(self.size, abs(self.at_input - self.at_baseline), 1e-12)
-
-
-def has_identity(request: AttributionRequest, method: Method) -> bool:
-    """Whether the scores of this request must sum to a difference of the attributed function."""
-    if method.traits.completeness_advice is None or attributed_function(request).traits.draws_dropout:
-        return False
-    arguments = request.attribution_args
-    default = method.traits.multiplies_by_inputs
-    # A layer inside the network may be one of several ways from the input to the output.
-    return arguments.get("multiply_by_inputs", default) == default and not arguments.get("target_layer")
 
 
 def watch(loaded_method: FeatureAttribution, model: HuggingfaceModel, ledger: Ledger) -> list[Step]:

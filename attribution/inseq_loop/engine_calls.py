@@ -57,7 +57,7 @@ def by_single_pass(setup: Setup, steps: FinishedSteps, on_progress: ProgressCall
     cannot be split.
     """
     identity: list[completeness.Step] = []
-    has_identity = completeness.has_identity(setup.request, setup.work.method)
+    has_identity = inseq_catalogue.has_identity(setup.request, setup.work.method)
 
     def measured(results: Iterator[StepResult]) -> Iterator[StepResult]:
         for result in results:
@@ -104,7 +104,7 @@ def _loop(
     """Inseq's own loop; `scores` are the step scores of each step, where they are known before it."""
     request, model, method, text = setup.request, setup.model, setup.work.method, setup.work.text
     arguments, identity = dict(setup.arguments), list[completeness.Step]()
-    if completeness.has_identity(request, method):
+    if inseq_catalogue.has_identity(request, method):
         identity = completeness.watch(setup.method, model, setup.ledger)
     # The layer that the request names may be the head. Without corrections, the loop is Inseq's own.
     is_lean = setup.loaded.is_lean and request.corrections and not request.attribution_args.get("target_layer")

@@ -16,10 +16,9 @@ import torch
 from inseq.attr.feat import FeatureAttribution
 from inseq.models import HuggingfaceModel
 
-from attribution.catalogue import traits
+from attribution.catalogue import inseq_catalogue, traits
 from attribution.catalogue.inseq_catalogue import Method
 from attribution.corrections.step_functions import plain_name
-from attribution.inseq_loop import completeness
 from attribution.single_pass.logit_functions import Batch, StepScores
 from models import AttributionRequest
 
@@ -31,7 +30,7 @@ def has_own_logits(request: AttributionRequest, method: Method) -> bool:
     """Whether the attribution of a step runs the model on the step's own text, so that its logits can be reused."""
     if not request.corrections:  # the request asks for Inseq's own numbers and failures
         return False
-    return method.traits.runs_own_text or completeness.has_identity(request, method)
+    return method.traits.runs_own_text or inseq_catalogue.has_identity(request, method)
 
 
 def is_noisy(names: Iterable[str]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attribution.catalogue import inseq_catalogue
+from attribution.catalogue import inseq_catalogue, refinement
 from attribution.catalogue.traits import BATCH_SIZES
 from models import AttributionRequest
 
@@ -18,7 +18,8 @@ def with_fewer_rows(request: AttributionRequest) -> AttributionRequest:
     for name in BATCH_SIZES:
         if name in method.parameters:
             # Without a bound, Captum puts all n_steps (50 by default) into one forward.
-            rows = arguments.get(name) or arguments.get("n_steps") or method.parameters[name].default or 50
+            asked = None if refinement.is_asked(arguments) else arguments.get("n_steps")
+            rows = arguments.get(name) or asked or method.parameters[name].default or 50
             arguments[name] = max(1, int(rows) // DIVISOR)
     return request.model_copy(update={"attribution_args": arguments})
 

@@ -10,17 +10,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from inseq.data import FeatureAttributionOutput, merge_attributions
 from inseq.models import HuggingfaceModel
 
-from attribution.catalogue import checks, config_checks, inseq_catalogue
+from attribution.catalogue import checks, config_checks, inseq_catalogue, refinement
 from attribution.catalogue.inseq_catalogue import Method
 from attribution.corrections.registry import Ledger
 from attribution.estimates.passes import Shape
 from attribution.inseq_loop import completeness
-from attribution.inseq_loop.engine_calls import METHOD_WARNINGS
+from attribution.inseq_loop.engine_calls import METHOD_WARNINGS, Attributed
 from attribution.inseq_loop.text_attribution import TextAttribution
 from attribution.isolation import isolated
 from attribution.model_cache.loading import LoadedModel
@@ -30,6 +31,7 @@ from attribution.run.generated_targets import GeneratedTargets
 from attribution.run.prepared_text import PreparedText, TextReader
 from attribution.run.progress import ProgressCounter, Report, Unit
 from attribution.run.record import RunRecord
+from attribution.run.refinement_search import RefinementSearch
 from attribution.run.token_notes import SideNotes
 from attribution.text import encoding, languages
 from attribution.text.encoding import Text
@@ -44,7 +46,8 @@ class _Snapshot:
 
     steps_total: int = 0
     outputs: tuple[FeatureAttributionOutput, ...] = ()
-    current: tuple[TextAttribution, PreparedText] | None = None
+    # What it has so far, and its text.
+    current: tuple[Callable[[], FeatureAttributionOutput | None], PreparedText] | None = None
 
 
 class Runner:
@@ -59,6 +62,7 @@ class Runner:
         should_cancel: Callable[[], bool],
         expected_seconds: Callable[[Sequence[Shape]], float],
         max_input_tokens: int,
+        most_n_steps: int,
         sandbox: TextSandbox,
         targets: GeneratedTargets | None = None,
         recheck_share: float = 0.0,
@@ -71,17 +75,23 @@ class Runner:
         self._loaded = loaded
         self._model: HuggingfaceModel = loaded.model
         self._method: Method = inseq_catalogue.methods()[request.attribution_method]
+        self._is_refined = refinement.is_asked(request.attribution_args)
+        self._most_n_steps = most_n_steps
         self._should_cancel = should_cancel
         self._expected_seconds = expected_seconds
         self._snapshot = _Snapshot()
         self._progress = ProgressCounter(report, Unit.FORWARD if self._method.is_final_step else Unit.STEP)
         self._choice = EngineChoice(
-            request, loaded, on_progress=lambda _: self._check_cancelled(), recheck_share=recheck_share
+            self._request_with(refinement.FIRST) if self._is_refined else request,
+            loaded,
+            on_progress=lambda _: self._check_cancelled(),
+            recheck_share=recheck_share,
         )
         self._ledger = Ledger(enabled=request.corrections)
         self._warnings = [*loaded.warnings, *warnings]
         self._generation_args: list[Arguments] = []  # for each text that was generated
         self._convergence: list[dict[str, list[float]]] = []  # for each sequence, see `completeness.describe`
+        self._n_steps: list[int] = []  # that each sequence reached, where the request leaves them to us
         self._reader = TextReader(
             request,
             loaded,
@@ -135,8 +145,8 @@ class Runner:
         snapshot = self._snapshot
         outputs, notes = list(snapshot.outputs), self.notes[: len(snapshot.outputs)]
         if snapshot.current is not None:
-            attribution, prepared = snapshot.current
-            if (current := attribution.partial()) is not None:
+            has_so_far, prepared = snapshot.current
+            if (current := has_so_far()) is not None:
                 current.info |= prepared.info
                 outputs.append(current)
                 notes.append(token_notes.of_partial_result(prepared.notes, current.sequence_attributions[0]))
@@ -158,6 +168,7 @@ class Runner:
             warnings=list(self._warnings),
             generation_args=self._generation_args,
             convergence=list(self._convergence),
+            n_steps=list(self._n_steps),
         )
 
     @property
@@ -202,12 +213,26 @@ class Runner:
         for each in texts:
             output = self._attribute(each)
             self._snapshot = replace(self._snapshot, outputs=(*self._snapshot.outputs, output), current=None)
-        self.took = time.monotonic() - began - self._choice.probing_seconds
+        # Of a search, whose length nobody knows before, the rates learn nothing.
+        self.took = 0.0 if self._is_refined else time.monotonic() - began - self._choice.probing_seconds
 
     def _attribute(self, prepared: PreparedText) -> FeatureAttributionOutput:
         self._progress.begin_text(self._units(prepared.text))
+        output = (
+            self._refined(prepared) if self._is_refined else self._measured(*self._attempt(self._request, prepared))
+        )
+        (sequence,) = output.sequence_attributions
+        self._warnings += result_checks.warnings_of_gaps(output, self._method, self._model)
+        told = output.info.pop(METHOD_WARNINGS, [])
+        self._warnings += [each for each in told if each not in self._warnings]
+        self.notes.append(token_notes.of_result(self._model, prepared.text, prepared.notes, sequence))
+        output.info |= prepared.info
+        return output
+
+    def _attempt(self, request: AttributionRequest, prepared: PreparedText) -> Attributed:
+        """The text's attribution with the arguments of this request, and each token's completeness."""
         attribution = TextAttribution(
-            self._request,
+            request,
             self._loaded,
             self._ledger,
             prepared.text,
@@ -215,24 +240,41 @@ class Runner:
             progress=self._progress,
             on_progress=self._on_progress,
         )
-        self._snapshot = replace(self._snapshot, current=(attribution, prepared))
+        if self._snapshot.current is None:  # else an earlier attempt has scores for all tokens
+            self._snapshot = replace(self._snapshot, current=(attribution.partial, prepared))
         output, identity = text_run.attribute(attribution, self._choice, prepared.random_state, self._should_cancel)
-        (sequence,) = output.sequence_attributions
-        self._warnings += result_checks.warnings_of_gaps(output, self._method, self._model)
-        told = output.info.pop(METHOD_WARNINGS, [])
-        self._warnings += [each for each in told if each not in self._warnings]
-        self.notes.append(token_notes.of_result(self._model, prepared.text, prepared.notes, sequence))
         # Where EOS is the padding, Inseq takes a last EOS away again.
-        self._check_completeness(identity[: sequence.attr_pos_end - sequence.attr_pos_start])
-        output.info |= prepared.info
+        (sequence,) = output.sequence_attributions
+        return output, identity[: sequence.attr_pos_end - sequence.attr_pos_start]
+
+    def _refined(self, prepared: PreparedText) -> FeatureAttributionOutput:
+        """The text's attribution with as many points as its scores need to add up (`n_steps: "auto"`)."""
+        search = RefinementSearch(self._request.completeness_tolerance or refinement.TOLERANCE, self._most_n_steps)
+        begin, finished = 0.0, self._n_steps
+        for n_steps in search.attempts():
+            end = (1 + begin) / 2  # half of what is left, since nobody knows how many follow
+            self._progress.begin_attempt(begin, end)
+            output, identity = self._attempt(self._request_with(n_steps), prepared)
+            search.note(n_steps, identity)
+            self._n_steps = [*finished, n_steps]
+            self._snapshot = replace(self._snapshot, current=(partial(_itself, output), prepared))
+            begin = end
+        self._convergence.append(completeness.describe(identity) | search.describe())
+        if problem := search.warning():
+            self._warnings.append(problem)
         return output
 
-    def _check_completeness(self, identity: list[completeness.Step]) -> None:
-        if not identity:
-            return
-        self._convergence.append(completeness.describe(identity))
-        if problem := completeness.warning(self._method, identity):
-            self._warnings.append(problem)
+    def _measured(
+        self, output: FeatureAttributionOutput, identity: list[completeness.Step]
+    ) -> FeatureAttributionOutput:
+        if identity:
+            self._convergence.append(completeness.describe(identity))
+            if problem := completeness.warning(self._method, identity):
+                self._warnings.append(problem)
+        return output
+
+    def _request_with(self, n_steps: int) -> AttributionRequest:
+        return refinement.with_steps(self._request, self._method, n_steps)
 
     def _shape(self, text: Text) -> Shape:
         source = text.source.input_ids.shape[1] if self._model.is_encoder_decoder else 0
@@ -246,3 +288,7 @@ class Runner:
             return 1
         source, target = text.source.input_ids.shape[1], text.end - 1
         return 1 + target + (2 * source if self._model.is_encoder_decoder else 0)
+
+
+def _itself(output: FeatureAttributionOutput) -> FeatureAttributionOutput:
+    return output

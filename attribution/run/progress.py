@@ -39,6 +39,7 @@ class ProgressCounter:
         self._forwards = 0  # of the present text's generation or attribution
         self._before = 0  # units of the texts before the present one
         self._units = 0  # of the present text
+        self._share = (0.0, 1.0)  # the part of the present text that its present attempt counts from, and to
         self.latest = Progress()
 
     def begin_generating(self, most_tokens: int | None) -> None:
@@ -57,9 +58,13 @@ class ProgressCounter:
     def begin_text(self, units: int) -> None:
         """Begin the next text; the one before it counts as done."""
         self._before += self._units
-        self._units, self._forwards = units, 0
+        self._units, self._forwards, self._share = units, 0, (0.0, 1.0)
         self._done = max(self._done, self._before)
         self._send()
+
+    def begin_attempt(self, begin: float, end: float) -> None:
+        """Count the steps of the present text, which begin anew, from one part of it (0 to 1) to another."""
+        self._share = (begin, end)
 
     def forward_begins(self) -> None:
         """Count a forward pass, in the stages whose unit it is."""
@@ -93,7 +98,8 @@ class ProgressCounter:
         return self.latest.model_copy(update={"stage": Stage.SAVING, "fraction": 1.0, "eta_seconds": None})
 
     def _advance(self, units: int) -> None:
-        done = self._before + min(units, self._units)
+        begin, end = self._share
+        done = self._before + int(begin * self._units + (end - begin) * min(units, self._units))
         if done > self._done:
             self._done = done
             self._send()

@@ -33,6 +33,7 @@ class RunRecord:
     warnings: list[str]
     generation_args: list[Arguments]  # for each text that was generated, see `GenerationSettings.recorded`
     convergence: list[dict[str, list[float]]]  # for each sequence, see `completeness.describe`
+    n_steps: list[int]  # that a request with n_steps "auto" reached, for each sequence
 
 
 def with_record(
@@ -80,6 +81,9 @@ def _info(run: RunRecord, loaded: LoadedModel) -> dict[str, Any]:
         "attributed_fn_args": attributed.parameters,
         "step_scores_args": {k: v for name in request.step_scores for k, v in functions[name].parameters.items()},
     }
+    if run.n_steps:  # in place of "auto"
+        steps = run.n_steps[0] if len(set(run.n_steps)) == 1 else run.n_steps
+        request = request.model_copy(update={"attribution_args": request.attribution_args | {"n_steps": steps}})
     return {
         "model_name": loaded.source.name,
         "model_revision": loaded.source.revision,

@@ -110,6 +110,7 @@ class RequestRunner:
                     should_cancel=callbacks.should_cancel,
                     expected_seconds=partial(expected.of_method, name),
                     max_input_tokens=self.settings.max_input_tokens,
+                    most_n_steps=self.settings.max_n_steps,
                     sandbox=TextSandbox(self.sandboxes, loaded.source, callbacks.should_cancel),
                     recheck_share=self.settings.recheck_share,
                     targets=targets,
