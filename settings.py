@@ -83,6 +83,11 @@ class Settings(BaseSettings):
     hub_timeout_seconds: float = Field(
         5.0, gt=0, description="Timeout of a query to the Hugging Face Hub about a model, in seconds."
     )
+    max_download_bytes: int = Field(
+        64 * 1024**3,
+        ge=0,
+        description="Size limit of what a job downloads from the Hugging Face Hub, in bytes; 0 for nothing at all.",
+    )
 
     cpu_half: Literal["auto", "native", "float32"] = Field(
         "auto",

@@ -6,41 +6,16 @@ For one text. Scores are [attributed token, generated token, hidden], NaN from t
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
 Function = Callable[[torch.Tensor, int], torch.Tensor]  # (logits of the next token [rows, vocabulary], step) -> [rows]
-
-
-class Float64Throughout(TorchFunctionMode):
-    """A context in which Transformers' casts to float32 become casts to float64.
-
-    Most families compute their softmax, norms or rotary angles in float32 whatever the model's dtype. In a float64
-    model these are the only roundings above 1e-15, and they depend on the processor: the vectorised float32 exponential
-    of a row and that of a part of the row may differ in the last digit. Only calls from Transformers' modules change,
-    so a test still detects a cast to float32 in the code under test.
-    """
-
-    def __torch_function__(
-        self, function: Any, types: Any, arguments: Sequence[Any] = (), named: dict[str, Any] | None = None
-    ) -> Any:
-        named = named or {}
-        caller = sys._getframe(1)
-        while caller.f_globals["__name__"].partition(".")[0] == "torch" and caller.f_back is not None:
-            caller = caller.f_back
-        if caller.f_globals["__name__"].startswith("transformers."):
-            if function is torch.Tensor.float:
-                function = torch.Tensor.double
-            arguments = [torch.float64 if each is torch.float32 else each for each in arguments]
-            named = {name: torch.float64 if each is torch.float32 else each for name, each in named.items()}
-        return function(*arguments, **named)
 
 
 class Plain:

@@ -225,7 +225,7 @@ class _Hub(BaseHTTPRequestHandler):
         pass
 
     def do_HEAD(self):
-        self._head(100)
+        self._head(10**6)
 
     def do_GET(self):
         if self.path.startswith("/api/"):
@@ -249,8 +249,9 @@ class _Hub(BaseHTTPRequestHandler):
         self.end_headers()
 
 
-def test_a_download_is_cancelled(tmp_path, monkeypatch):
-    """A hub that sends a byte at a time holds no worker: the job stops, and the download ends."""
+@contextlib.contextmanager
+def slow_hub(home, monkeypatch):
+    """A hub that sends a byte at a time, with `home` as the cache of its files."""
     with ThreadingHTTPServer(("127.0.0.1", 0), _Hub) as hub:
         hub.daemon_threads = True
         hub.asked, hub.ended = threading.Event(), threading.Event()
@@ -258,18 +259,33 @@ def test_a_download_is_cancelled(tmp_path, monkeypatch):
         thread.start()
         monkeypatch.setattr(sources.constants, "HF_HUB_OFFLINE", False)
         environment = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
-                       "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}  # fmt: skip
+                       "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}  # fmt: skip
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         try:
-            with pytest.raises(Cancelled):
-                ModelCache(Settings()).sources.resolve("org/slow", should_cancel=hub.asked.is_set)
+            yield hub
         finally:
             hub.ended.set()
             hub.shutdown()
             thread.join()
+
+
+def test_a_download_is_cancelled(tmp_path, monkeypatch):
+    """A hub that sends a byte at a time holds no worker: the job stops, and the download ends."""
+    with slow_hub(tmp_path, monkeypatch) as hub, pytest.raises(Cancelled):
+        ModelCache(Settings()).sources.resolve("org/slow", should_cancel=hub.asked.is_set)
     children = [" ".join(each.cmdline()) for each in psutil.Process().children()]
     assert not [each for each in children if "hub_download" in each]
+
+
+def test_a_download_that_is_too_large_does_not_begin(tmp_path, monkeypatch):
+    settings = Settings(max_download_bytes=10**6 - 1)  # the hub's model has a megabyte
+    with slow_hub(tmp_path, monkeypatch) as hub:
+        with pytest.raises(
+            ModelUnavailable, match=r"'org/slow' is a download of 0\.0 GiB.*INSEQ_API_MAX_DOWNLOAD_BYTES"
+        ):
+            ModelCache(settings).sources.resolve("org/slow", should_cancel=lambda: False)
+        assert not hub.asked.is_set()
 
 
 def test_three_models_over_the_cache_limit_in_turn(small_models):

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from attribution.engine import AttributionEngine
 from attribution.results import stored_form
 from attribution.run.engine_probe import largest_difference
+from attribution.run.rounding import Float64Throughout
 from attribution.single_pass import batch_sizes, method_dispatch
 from attribution.single_pass.network import SplitModel
 from models import AttributionRequest
@@ -24,7 +25,6 @@ from settings import Settings
 from tests import reference
 from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT
 from tests.families import FAMILIES, build, family_params
-from tests.first_principles import Float64Throughout
 
 METHODS = ["saliency", "input_x_gradient", "integrated_gradients", "gradient_shap", "deeplift", "occlusion", "dummy"]
 OWN_INFO = {"engine", "engine_check", "exec_time", "convergence"}

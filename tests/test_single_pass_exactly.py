@@ -12,11 +12,12 @@ from attribution.engine import AttributionEngine
 from attribution.inseq_loop import engine_calls
 from attribution.model_cache.loading import ModelKey, load
 from attribution.run.method_run import Runner
+from attribution.run.rounding import Float64Throughout
 from attribution.text.sandbox import Sandboxes, TextSandbox
 from models import AttributionRequest
 from settings import Settings
 from tests.families import FAMILIES, build
-from tests.first_principles import Float64Throughout, Plain
+from tests.first_principles import Plain
 
 TEXT, TARGET = "The quick brown", "fox jumps over"
 # Relative to the largest score. Measured: at most 2e-14, with AVX2 and without vector instructions. Other processors

@@ -16,10 +16,11 @@ from inseq.utils import filter_logits
 from attribution.engine import AttributionEngine
 from attribution.model_cache import loading
 from attribution.results import stored_form
+from attribution.run.rounding import Float64Throughout
 from models import AttributionRequest
 from settings import Settings
 from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
-from tests.first_principles import Float64Throughout, Plain
+from tests.first_principles import Plain
 
 TEXT = {LOOKUP: PROMPT, PHRASEBOOK: SENTENCE}
 TARGET = {LOOKUP: f"{PROMPT} tea. Ben", PHRASEBOOK: "il cane rosso vede"}

@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants, scan_cache_dir, snapshot_download
 from huggingface_hub.errors import (
@@ -26,6 +27,7 @@ from huggingface_hub.errors import (
 from transformers import GenerationConfig, PretrainedConfig
 
 from attribution.model_cache import adapters, gguf_files, quantized, weight_files
+from attribution.model_cache.hub_download import NO_SPACE, TOO_LARGE
 from attribution.model_cache.model_source import OTHERS, ModelSource, joined, names_under, of_folder, of_gguf
 from attribution.model_cache.weight_files import WEIGHTS
 from problems import Cancelled, ModelNotAllowed, ModelUnavailable
@@ -35,6 +37,7 @@ BUNDLED_DIR = PROJECT_ROOT / "demo_models"
 
 _DOWNLOAD = Path(__file__).with_name("hub_download.py")
 _POLL_SECONDS = 0.1  # between two questions whether to stop
+_GIB = 1024**3
 _NEAR = 3  # names in a message
 
 
@@ -233,6 +236,7 @@ class ModelSources:
             "timeout": self._settings.hub_timeout_seconds,
             "weights": [file] if is_file else WEIGHTS,
             "others": OTHERS,
+            "most_bytes": self._settings.max_download_bytes,
         }
         answer = _downloaded(json.dumps(asked), should_cancel)
         error = answer.get("error")
@@ -241,6 +245,13 @@ class ModelSources:
         if error in {RepositoryNotFoundError.__name__, RevisionNotFoundError.__name__}:
             what = f"revision {revision!r} of {bare!r}" if error == RevisionNotFoundError.__name__ else repr(bare)
             raise ModelUnavailable(f"There is no {what} on the Hugging Face Hub, or it is private.{self.near(bare)}")
+        if error in {TOO_LARGE, NO_SPACE}:
+            limit = "allows (INSEQ_API_MAX_DOWNLOAD_BYTES)" if error == TOO_LARGE else "has free on its disk"
+            most = self._settings.max_download_bytes if error == TOO_LARGE else answer["free"]
+            raise ModelUnavailable(
+                f"{bare!r} is a download of {answer['bytes'] / _GIB:.1f} GiB, and the server {limit} "
+                f"{most / _GIB:.1f} GiB. Use a smaller model, or ask the operator."
+            )
         if error is not None:
             raise ModelUnavailable(
                 f"{bare!r} is not on this machine and the Hugging Face Hub could not be reached ({error}). Use one of "
@@ -251,7 +262,7 @@ class ModelSources:
         return ModelSource(bare, "hub", Path(answer["path"]), answer["revision"])  # loading it names what it lacks
 
 
-def _downloaded(asked: str, should_cancel: Callable[[], bool]) -> dict[str, str]:
+def _downloaded(asked: str, should_cancel: Callable[[], bool]) -> dict[str, Any]:
     """What `hub_download` says. Raises `Cancelled` soon after `should_cancel` returned True; the download then ends."""
     with subprocess.Popen(  # noqa: S603 - this package's own script
         [sys.executable, "-P", str(_DOWNLOAD), asked],
@@ -269,7 +280,7 @@ def _downloaded(asked: str, should_cancel: Callable[[], bool]) -> dict[str, str]
             else:
                 break
     try:
-        answer: dict[str, str] = json.loads(output)
+        answer: dict[str, Any] = json.loads(output)
     except ValueError:  # it was ended from outside
         return {"error": f"the download ended with status {process.returncode}"}
     return answer

@@ -19,16 +19,16 @@ from attribution.isolation import RANDOM_DRAWS, RandomState
 from attribution.model_cache.device_memory import is_out_of_memory
 from attribution.model_cache.loading import LoadedModel
 from attribution.run.progress import ProgressCounter
-from attribution.run.rounding import rounding_tolerance
+from attribution.run.rounding import MARGIN, SAME, fits_in_float64, in_float64
 from attribution.text.encoding import Prompt, Text, from_ids
 from models import AttributionRequest
 
 # Relative to the largest score; rounding of most models stays far below it.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 _HALF_TOLERANCE = 0.05
-# From a tenth of the tolerance on, a float32 difference is compared with the rounding that is measured for the model.
-# No difference above the most is called rounding.
-_DOUBTED, _MOST = 1e-5, 5e-4
+# A float32 difference from a tenth of the tolerance on is looked at in float64 (see `rounding`). One above the most is
+# refused without it: scores with so much rounding are not worth the cost.
+_DOUBTED, _MOST = 1e-5, 1e-2
 _SHORT = 64  # tokens up to which a probe of occlusion moves its window by one token
 _WINDOWS = 4  # of a longer probe of occlusion: the loop runs a forward for each, at each step
 _SMALL = {"n_steps": 3, "n_samples": 2, "internal_batch_size": 2}
@@ -43,6 +43,7 @@ class Verdict:
     difference: float | None = None
     tolerance: float = 0.0
     reason: str | None = None
+    in_float64: float | None = None  # the difference there, where float32 left a doubt
 
     @property
     def is_trusted(self) -> bool:
@@ -51,6 +52,8 @@ class Verdict:
     def describe(self) -> dict[str, Any]:
         """As plain data, for a result's `info`."""
         found = {"probe_tokens": self.length, "largest_difference": self.difference, "tolerance": self.tolerance}
+        if self.in_float64 is not None:
+            found["largest_difference_in_float64"] = self.in_float64
         return (found if self.difference is not None else {}) | ({"reason": self.reason} if self.reason else {})
 
 
@@ -86,12 +89,14 @@ def probe(
             raise
         return Verdict(length, reason=f"A probe of it failed: {type(error).__name__}: {str(error).strip()[:200]}")
     difference = largest_difference(ours, theirs)
-    limit = tolerance(loaded)
+    limit, exact = tolerance(loaded), None
     if loaded.network.dtype is torch.float32 and _DOUBTED < difference <= _MOST:
-        measured = _measured_tolerance(run, theirs, limit if difference <= limit else _MOST)
-        limit = max(limit, measured) if difference <= measured else measured
-    reason = None if difference <= limit else "It gave other numbers than Inseq's loop on a probe."
-    return Verdict(length, difference, limit, reason)
+        exact = _difference_in_float64(run)
+    if exact is not None and exact <= SAME:
+        limit = max(limit, MARGIN * difference)  # all of it is rounding
+    is_other = difference > limit or (exact is not None and exact > SAME)
+    reason = "It gave other numbers than Inseq's loop on a probe." if is_other else None
+    return Verdict(length, difference, limit, reason, exact)
 
 
 @dataclass(frozen=True)
@@ -124,15 +129,16 @@ class _ProbeRun:
                 before.resume()
 
 
-def _measured_tolerance(run: _ProbeRun, theirs: FeatureAttributionOutput, most: float) -> float:
-    """The difference that this model's rounding explains, at most `most`; the usual tolerance where the run with other
-    rounding fails (it needs more memory).
-    """
-    try:
-        measured = rounding_tolerance(run.loaded.network, lambda: largest_difference(run.output(by_loop), theirs))
-    except Exception:
-        return tolerance(run.loaded)
-    return min(measured, most)
+def _difference_in_float64(run: _ProbeRun) -> float | None:
+    """The largest difference of the two engines in float64; None where the model or the device cannot compute in it."""
+    network = run.loaded.network
+    if not fits_in_float64(network):
+        return None
+    with in_float64(network):
+        try:
+            return largest_difference(run.output(by_single_pass), run.output(by_loop))
+        except Exception:  # some families mix dtypes; then the usual tolerance decides
+            return None
 
 
 def probe_text(loaded: LoadedModel, shape: Shape) -> Text:
