@@ -165,13 +165,6 @@ def paligemma():
     )
 
 
-class Seeing(Fresh):
-    def __init__(self, path, text, target):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("tests.first_principles.AutoModelForCausalLM", t.AutoModelForImageTextToText)
-            super().__init__(path, text, target)
-
-
 @pytest.mark.parametrize("build", [qwen_vl, llava, paligemma])
 def test_a_model_that_reads_images_is_loaded_for_its_text(server, model_dir, build):
     folder = model_dir / build.__name__
@@ -180,9 +173,9 @@ def test_a_model_that_reads_images_is_loaded_for_its_text(server, model_dir, bui
     for text in (TEXT, f"{TEXT} brown"):  # Qwen's keeps what it knows of the last images
         job = {"model": folder.name, "method": "saliency", "input_text": text, "generated_text": f"{text} fox jumps"}
         result = server.result(server.run(**job, step_scores=["probability"]), granular=True)
-        assert_equals_plain(result, Seeing(folder, text, f"{text} fox jumps"))
+        assert_equals_plain(result, Fresh(folder, text, f"{text} fox jumps"))
     arguments = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
-    plain = Seeing(folder, TEXT, TARGET)
+    plain = Fresh(folder, TEXT, TARGET)
     expected = plain.network.generate(plain.source, attention_mask=torch.ones_like(plain.source), **arguments)[
         0
     ].tolist()
