@@ -17,7 +17,7 @@ from tests.first_principles import Plain, zeroed_values
 
 Kind = Literal["own", "source", "encoder"]
 # Families without a linear layer for the values alone: their part of the joint layer's output ...
-_JOINT = {
+_JOINT: dict[str, tuple[str, slice | list[int]]] = {
     "openai_gpt": ("c_attn", slice(64, 96)),
     "mpt": ("Wqkv", slice(64, 96)),
     "gpt_bigcode": ("c_attn", slice(40, 48)),
