@@ -150,6 +150,8 @@ def test_every_method_has_numbers_or_is_refused_before_the_queue(server, folder_
         ("mamba", ("attention", "value_zeroing"), "has none"),
         ("prophetnet", ("attention",), "from before the softmax"),
         ("xlnet", ("value_zeroing",), "the axis of tokens"),
+        ("xlnet", tuple(LAYERS), "the tokens first"),
+        ("ctrl", ("layer_integrated_gradients",), "scales in place. Use integrated_gradients"),
         ("gemma3n", ("saliency", "occlusion", "attention"), "other logits from embeddings"),
         ("fsmt", ("saliency", "occlusion", "attention"), "no causal mask"),
         ("switch", ("deeplift", "layer_deeplift"), "other tokens of the input"),

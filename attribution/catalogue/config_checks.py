@@ -56,6 +56,12 @@ def config_refusals(method: Method, config: PretrainedConfig) -> Iterator[Proble
         reasons.append(_SCORES_FOR_MAPS)
     elif method.traits.zeroes_positions and config.model_type == "xlnet":
         reasons.append(_POSITIONS_FIRST)
+    elif (without := method.traits.without_layer) and config.model_type == "xlnet":
+        reasons.append(
+            f"{method.name} reads states by text, and XLNet's have the tokens first. Use {without}."
+        )
+    elif without == "integrated_gradients" and config.model_type == "ctrl":
+        reasons.append(f"{method.name} sets the output of CTRL's embedding, which CTRL scales in place. Use {without}.")
     for reason in reasons:
         yield ProblemItem(pointer="/method", detail=reason)
 
