@@ -58,7 +58,10 @@ bench-batching: $(VENV)/.dev-ready  ## what jobs could gain by running as one ba
 	$(BIN)/python -m benchmarks.batching
 
 support-table: $(VENV)/.dev-ready  ## try every method on every model family again, and write docs/support.md
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support_table > docs/support.md
+	mkdir -p .support-table
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support_table .support-table > .support-table/support.md
+	mv .support-table/support.md docs/support.md
+	rm -r .support-table
 
 notebook: $(VENV)/.dev-ready  ## run the notebook again, and keep its outputs
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.notebook

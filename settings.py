@@ -126,6 +126,9 @@ class Settings(BaseSettings):
     max_inputs: int = Field(64, ge=1, description="Limit of input texts in one job.")
     max_input_tokens: int = Field(4096, ge=1, description="Limit of tokens in one input text.")
     max_new_tokens: int = Field(1024, ge=1, description="Limit of tokens generated for one input text.")
+    max_num_beams: int = Field(
+        32, ge=1, description="Limit of `num_beams`: each beam takes the time and the memory of a text of its own."
+    )
     text_seconds: float = Field(
         10.0,
         gt=0,

@@ -42,7 +42,8 @@ class Family:
 
     @property
     def is_encoder_decoder(self) -> bool:
-        return any(each in self.model.__name__ for each in ("Seq2Seq", "Conditional", "MT", "TextToText"))
+        kinds = ("EncoderDecoder", "Conditional", "MT", "TextToText")
+        return "text_config" not in self.size and any(each in self.model.__name__ for each in kinds)
 
 
 GPT = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
@@ -85,6 +86,9 @@ FAMILIES = {
     "m2m100": Family(t.M2M100Config, t.M2M100ForConditionalGeneration, {**BART, "scale_embedding": True}, SEQ2SEQ,
                      extra={"decoder_start_token_id": "eos_token"}),
 }  # fmt: skip
+
+# The configurations within a configuration that have the words.
+_PARTS = ("text_config", "encoder", "decoder")
 
 # Their computations differ little from another family's here, so they are tested in `make test-slow` alone.
 VARIANTS = {"qwen2", "qwen3", "mistral", "gemma2", "phi3", "gptneox", "bart", "pegasus", "m2m100"}
@@ -171,7 +175,9 @@ def build_family(family: Family, folder: Path) -> Path:
     # The defaults of some configs force an EOS id of the real vocabulary.
     ids |= {"forced_eos_token_id": None} if family.is_encoder_decoder else {}
     torch.manual_seed(11)
-    model = family.model(family.config(**{"vocab_size": len(tokenizer), **family.size, **ids})).eval()
+    flat = {"vocab_size": len(tokenizer), **ids}
+    size = {name: {**flat, **value} if name in _PARTS else value for name, value in family.size.items()}
+    model = family.model(family.config(**{**flat, **size, **ids})).eval()
     with torch.no_grad():
         for matrix in (each for each in model.parameters() if each.ndim > 1 and family.gain != 1):
             matrix.mul_(family.gain)

@@ -13,7 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 
 Function = Callable[[torch.Tensor, int], torch.Tensor]  # (logits of the next token [rows, vocabulary], step) -> [rows]
 
@@ -22,8 +30,11 @@ class Plain:
     """A model and its tokenizer in plain Transformers, and the ids of one text and its target."""
 
     def __init__(self, path: Path, text: str, target: str, dtype: torch.dtype = torch.float32) -> None:
-        self.is_encoder_decoder = bool(AutoConfig.from_pretrained(path).is_encoder_decoder)
-        auto = AutoModelForSeq2SeqLM if self.is_encoder_decoder else AutoModelForCausalLM
+        config = AutoConfig.from_pretrained(path)
+        self.is_encoder_decoder = bool(config.is_encoder_decoder)
+        auto: Any = AutoModelForSeq2SeqLM if self.is_encoder_decoder else AutoModelForCausalLM
+        if not self.is_encoder_decoder and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            auto = AutoModelForImageTextToText
         self.network: PreTrainedModel = auto.from_pretrained(path, attn_implementation="eager", dtype=dtype).eval()
         self.network.requires_grad_(False)
         self.tokenizer = AutoTokenizer.from_pretrained(path)

@@ -135,12 +135,109 @@ DECODERS = {
     "bert_decoder": Family(t.BertConfig, t.BertLMHeadModel, {**_BASE, "is_decoder": True}, families.PADDED,
                            prepends_bos=True),
     "bert_causal": Family(t.BertConfig, t.BertLMHeadModel, _BASE, families.PADDED, prepends_bos=True),
+    "modernbert_decoder": Family(t.ModernBertDecoderConfig, t.ModernBertDecoderForCausalLM,
+                                 {**_BASE, "layer_types": [_SLIDING, _FULL], "sliding_window": 4,
+                                  "initializer_cutoff_factor": 4.0}, families.PADDED, prepends_bos=True),
+    "roberta": Family(t.RobertaConfig, t.RobertaForCausalLM, {**_BASE, "is_decoder": True}, families.PADDED,
+                      prepends_bos=True),
     "mamba": Family(t.MambaConfig, t.MambaForCausalLM,
                     {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "initializer_range": 0.25},
                     families.PADDED, prepends_bos=True),
     "mamba2": Family(t.Mamba2Config, t.Mamba2ForCausalLM,
                      {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "num_heads": 8, "head_dim": 8,
                       "n_groups": 1, "chunk_size": 4, "initializer_range": 0.25}, families.PADDED, prepends_bos=True),
+    "mixtral": _llama(t.MixtralConfig, t.MixtralForCausalLM, num_local_experts=4, num_experts_per_tok=2),
+    "qwen2_moe": _llama(t.Qwen2MoeConfig, t.Qwen2MoeForCausalLM, **_MOE, shared_expert_intermediate_size=16,
+                        decoder_sparse_step=1),
+    "olmo": _llama(t.OlmoConfig, t.OlmoForCausalLM, clip_qkv=2.0),
+    "olmoe": _llama(t.OlmoeConfig, t.OlmoeForCausalLM, num_experts=4, num_experts_per_tok=2),
+    "gemma": _llama(t.GemmaConfig, t.GemmaForCausalLM, **_HEAD),
+    "gemma3n": _llama(t.Gemma3nTextConfig, t.Gemma3nForCausalLM, **_HEAD, num_hidden_layers=4, laurel_rank=8,
+                      intermediate_size=[48] * 4, activation_sparsity_pattern=[0.0] * 4, hidden_size_per_layer_input=8,
+                      vocab_size_per_layer_input=320, sliding_window=4, layer_types=[_SLIDING, _FULL] * 2,
+                      num_kv_shared_layers=2),
+    "cohere": _llama(t.CohereConfig, t.CohereForCausalLM),
+    "granite": _llama(t.GraniteConfig, t.GraniteForCausalLM, embedding_multiplier=3.0, logits_scaling=2.0,
+                      residual_multiplier=0.5, attention_multiplier=0.4),
+    "granitemoe": _llama(t.GraniteMoeConfig, t.GraniteMoeForCausalLM, num_local_experts=4, num_experts_per_tok=2,
+                         embedding_multiplier=3.0),
+    "granitemoehybrid_mamba_last": _llama(
+        t.GraniteMoeHybridConfig, t.GraniteMoeHybridForCausalLM, num_local_experts=2, num_experts_per_tok=1,
+        shared_intermediate_size=16, mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_chunk_size=4,
+        mamba_n_groups=1, layer_types=["attention", "mamba"]),
+    "phi": Family(t.PhiConfig, t.PhiForCausalLM, {**_GROUPED, "partial_rotary_factor": 0.5}, _GPT),
+    "falcon_alibi": Family(t.FalconConfig, t.FalconForCausalLM, {**families.RELATIVES["falcon"].size, "alibi": True}, _GPT),
+    "stablelm": Family(t.StableLmConfig, t.StableLmForCausalLM, _GROUPED, _GPT),
+    "xglm": Family(t.XGLMConfig, t.XGLMForCausalLM,
+                   {"d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4,
+                    "max_position_embeddings": 128, "init_std": 0.25}, families.PADDED, prepends_bos=True),
+    "codegen": Family(t.CodeGenConfig, t.CodeGenForCausalLM,
+                      {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "rotary_dim": 4,
+                       "initializer_range": 0.25}, _GPT),
+    "biogpt": Family(t.BioGptConfig, t.BioGptForCausalLM, _BASE, families.PADDED, prepends_bos=True),
+    "nemotron": _llama(t.NemotronConfig, t.NemotronForCausalLM, **_HEAD),
+    "gptneox_sequential": Family(t.GPTNeoXConfig, t.GPTNeoXForCausalLM, {**_SMALL, "use_parallel_residual": False}, _GPT),
+    "llama_mqa": _llama(t.LlamaConfig, t.LlamaForCausalLM, num_key_value_heads=1),
+    "llama_tied": _llama(t.LlamaConfig, t.LlamaForCausalLM, num_key_value_heads=4, tie_word_embeddings=True),
+    "llama_linear": _llama(t.LlamaConfig, t.LlamaForCausalLM, rope_parameters={
+        "rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}),
+    "llama_yarn": _llama(t.LlamaConfig, t.LlamaForCausalLM, rope_parameters={
+        "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 8}),
+    "llama3": _llama(t.LlamaConfig, t.LlamaForCausalLM, rope_parameters={
+        "rope_type": "llama3", "rope_theta": 1e4, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8}),
+    "qwen2_sliding": _llama(t.Qwen2Config, t.Qwen2ForCausalLM, sliding_window=4, use_sliding_window=True,
+                            max_window_layers=1),
+}  # fmt: skip
+
+
+def _seeing(config: Any, model: Any, text: dict[str, Any], eyes: dict[str, Any], **more: Any) -> Family:
+    """A model that reads images. The ids of its images are of bytes that no text here has."""
+    size = {"text_config": {**_GROUPED, **text}, "vision_config": eyes, **more}
+    return Family(config, model, size, families.PADDED, prepends_bos=True)
+
+
+_EYES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+         "patch_size": 14}  # fmt: skip
+_QWEN_EYES = {"depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 32}
+_QWEN3_EYES = {**_QWEN_EYES, "num_position_embeddings": 16}
+_QWEN_IMAGE = {"image_token_id": 250, "video_token_id": 251, "vision_start_token_id": 252, "vision_end_token_id": 253}
+_ROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}}
+_IMAGE = {"image_token_index": 250, "boi_token_index": 251, "eoi_token_index": 252}
+
+SEEING = {
+    "qwen2_5_vl": _seeing(t.Qwen2_5_VLConfig, t.Qwen2_5_VLForConditionalGeneration, _ROPE, _QWEN_EYES, **_QWEN_IMAGE),
+    "qwen3_vl": _seeing(t.Qwen3VLConfig, t.Qwen3VLForConditionalGeneration, {**_ROPE, **_HEAD},
+                        {**_QWEN3_EYES, "deepstack_visual_indexes": [0]}, **_QWEN_IMAGE),
+    "qwen3_5_seeing": _seeing(t.Qwen3_5Config, t.Qwen3_5ForConditionalGeneration,
+                              {**_HEAD, **_GATED, "layer_types": [_LINEAR, _FULL]}, _QWEN3_EYES, **_QWEN_IMAGE),
+    "llava": _seeing(t.LlavaConfig, t.LlavaForConditionalGeneration, {"model_type": "llama"},
+                     {**_EYES, "model_type": "clip_vision_model"}, image_token_index=250),
+    "mistral3": _seeing(t.Mistral3Config, t.Mistral3ForConditionalGeneration,
+                        {"model_type": "mistral", "sliding_window": None, **_HEAD},
+                        {**_EYES, "model_type": "pixtral", "head_dim": 8}, image_token_index=250),
+    "paligemma": _seeing(t.PaliGemmaConfig, t.PaliGemmaForConditionalGeneration, {"model_type": "gemma", **_HEAD},
+                         {**_EYES, "model_type": "siglip_vision_model", "projection_dim": 32}, image_token_index=250,
+                         projection_dim=32, hidden_size=32),
+    "idefics3": _seeing(t.Idefics3Config, t.Idefics3ForConditionalGeneration, {"model_type": "llama"}, _EYES,
+                        image_token_id=250, scale_factor=2),
+    "internvl": _seeing(t.InternVLConfig, t.InternVLForConditionalGeneration, {"model_type": "qwen2"},
+                        {**_EYES, "image_size": [28, 28], "patch_size": [14, 14]}, image_token_id=250),
+    "gemma3_seeing": _seeing(t.Gemma3Config, t.Gemma3ForConditionalGeneration,
+                             {**_HEAD, "sliding_window": 4, "layer_types": [_SLIDING, _FULL]}, _EYES, **_IMAGE,
+                             mm_tokens_per_image=4),
+    "gemma4_seeing": _seeing(t.Gemma4Config, t.Gemma4ForConditionalGeneration,
+                             {**DECODERS["gemma4"].size}, {**_EYES, "head_dim": 8, "num_key_value_heads": 2},
+                             image_token_id=250, boi_token_id=251, eoi_token_id=252, video_token_id=253,
+                             audio_token_id=254, boa_token_id=255, eoa_token_id=256, audio_config=None),
+    "llama4_seeing": _seeing(t.Llama4Config, t.Llama4ForConditionalGeneration, {**DECODERS["llama4"].size},
+                             {**_EYES, "vision_output_dim": 16, "projector_input_dim": 16, "projector_output_dim": 16},
+                             **_IMAGE),
+    "mllama": _seeing(t.MllamaConfig, t.MllamaForConditionalGeneration,
+                      {"num_hidden_layers": 3, "cross_attention_layers": [1]},
+                      {**_EYES, "attention_heads": 2, "num_global_layers": 1, "intermediate_layers_indices": [0],
+                       "vision_output_dim": 32, "max_num_tiles": 1, "supported_aspect_ratios": [[1, 1]]},
+                      image_token_index=250),
 }  # fmt: skip
 
 TRANSLATORS = {
@@ -168,8 +265,16 @@ TRANSLATORS = {
                         "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
                         "max_position_embeddings": 128, "initializer_range": 0.25},
                        _SEQ2SEQ, extra=_STARTS_WITH_EOS),
+    "t5gemma": Family(t.T5GemmaConfig, t.T5GemmaForConditionalGeneration,
+                      {"encoder": {**_WINDOWED, **_HEAD}, "decoder": {**_WINDOWED, **_HEAD}}, _SEQ2SEQ,
+                      extra=_STARTS_WITH_EOS),
+    "bert2bert": Family(t.EncoderDecoderConfig, t.EncoderDecoderModel,
+                        {"encoder": {**_BASE, "model_type": "bert"},
+                         "decoder": {**_BASE, "model_type": "bert", "is_decoder": True, "add_cross_attention": True}},
+                        _SEQ2SEQ, extra=_STARTS_WITH_EOS),
 }  # fmt: skip
-MORE = DECODERS | TRANSLATORS
+_RELATIVES = ("falcon", "longrope", "dynamic-ntk", "rwkv", "ctrl", "xlnet", "reformer", "prophetnet", "fsmt")
+MORE = DECODERS | SEEING | TRANSLATORS | {name: families.RELATIVES[name] for name in _RELATIVES}
 # `make test` runs these, each with an attention of its own kind; `make test-families` runs all.
 SAMPLE = ("deepseek_v3", "gemma4", "minimax", "opt350", "longt5", "pegasus_x")
 

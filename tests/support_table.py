@@ -1,14 +1,19 @@
-"""Runs every method on every model family in five ways and prints the outcomes.
+"""Runs every method on every model family and prints the outcomes; the families of `make test` are run in five ways.
 
-`make support-table` writes them to docs/support.md. Uses HTTP and the tiny random models of `tests.families`, and
-compares each result with Inseq called directly.
+`make support-table` writes them to docs/support.md. Uses HTTP and the tiny random models of `tests.families` and
+`tests.more_families`, and compares each result with Inseq called directly. Two processes, each with a server of its own,
+take some half an hour of two free cores. The outcomes are kept in the folder that is named, so that the next run goes on
+where one was interrupted; delete it after a change of the service.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 import tempfile
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +28,8 @@ from transformers.utils import logging as transformers_logging
 
 from attribution.catalogue import inseq_catalogue
 from tests import reference
-from tests.families import FAMILIES, build
+from tests.families import FAMILIES, build_family
+from tests.more_families import MORE
 from tests.serving import Server
 
 # (input, target) pairs. Only "several inputs" uses more than the first.
@@ -49,9 +55,11 @@ WAYS: dict[str, dict[str, Any]] = {
 INTRO = """# What works on which model family
 
 `make support-table` writes this page. It runs every method over HTTP on tiny random models, built from each family's real
-Transformers config (`tests/families.py`), and compares each result with Inseq called directly with the same seed, here with Inseq
-{inseq}, Transformers {transformers} and torch {torch}. A cell has five marks, in this order: a forced target, free generation, several
-inputs, step scores (probability and entropy), `attribute_target` (which has no effect on decoder-only models, as in Inseq).
+Transformers config (`tests/families.py` and `tests/more_families.py`), and compares each result with Inseq called directly with the same
+seed, here with Inseq {inseq}, Transformers {transformers} and torch {torch}. `make test-families` compares the same models with first
+principles, without Inseq. A cell has one mark, for a forced target; those of the first families have five, in this order: a forced
+target, free generation, several inputs, step scores (probability and entropy), `attribute_target` (which has no effect on decoder-only
+models, as in Inseq). `seeing` is a model that reads images, of which the text is attributed.
 
 | mark | meaning |
 |---|---|
@@ -62,6 +70,8 @@ inputs, step scores (probability and entropy), `attribute_target` (which has no 
 | `f` | accepted, but failed with an error listed below |
 | `≠` | differs from Inseq, and not because of a correction |
 """
+EVERY = FAMILIES | MORE
+_MOST_NAMES = 16  # of families in one line of the lists
 _REFUSALS = {"/problems/unsupported-by-model", "/problems/input-rejected"}
 
 
@@ -73,29 +83,58 @@ class Told:
     corrections: dict[str, set[tuple[str, str, str]]] = field(default_factory=lambda: defaultdict(set))
     inseq_fails: dict[str, set[tuple[str, str, str]]] = field(default_factory=lambda: defaultdict(set))
 
+    def add(self, other: dict[str, dict[str, list[list[str]]]]) -> None:
+        for name, messages in other.items():
+            for message, where in messages.items():
+                getattr(self, name)[message] |= {(family, method, way) for family, method, way in where}
+
+    def plain(self) -> dict[str, dict[str, list[tuple[str, str, str]]]]:
+        return {name: {key: sorted(where) for key, where in value.items()} for name, value in vars(self).items()}
+
 
 def main() -> None:
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    methods = sorted(inseq_catalogue.methods())
-    told = Told()
-    cells = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        for name in FAMILIES:
-            build(name, folder / "models" / name)
-        with Server(folder / "data", INSEQ_API_MODEL_DIRS=str(folder / "models")) as server:
-            for name in FAMILIES:
-                for method in methods:
-                    cells[name, method] = "".join(mark(server, folder, name, method, way, told) for way in WAYS)
+    methods, told = sorted(inseq_catalogue.methods()), Told()
+    rows: dict[str, dict[str, str]] = {}
+    kept = Path(sys.argv[1])
+    kept.mkdir(exist_ok=True)
+    with ProcessPoolExecutor(2) as pool:
+        for future in as_completed([pool.submit(of_family, name, kept) for name in [*MORE, *FAMILIES]]):
+            name = future.result()
+            outcome = json.loads((kept / f"{name}.json").read_text())
+            rows[name] = outcome["marks"]
+            told.add(outcome["told"])
+            print(f"{len(rows)} of {len(EVERY)}: {name}", file=sys.stderr, flush=True)
     print(INTRO.format(**{package: version(package) for package in ("inseq", "transformers", "torch")}))
-    print(f"| method | {' | '.join(FAMILIES)} |")
-    print("|---" * (len(FAMILIES) + 1) + "|")
-    for method in methods:
-        print(f"| {method} | {' | '.join(f'`{cells[name, method]}`' for name in FAMILIES)} |")
+    print(f"| family | {' | '.join(methods)} |")
+    print("|---" * (len(methods) + 1) + "|")
+    for name in EVERY:
+        print(f"| {name} | {' | '.join(f'`{rows[name][method]}`' for method in methods)} |")
     print_told("Refused, failed, or with NaN", told.refusals)
     print_told("Corrections applied", told.corrections)
     print_told("Where Inseq called directly fails and the service completes", told.inseq_fails)
+    if open_cells := [name for name, row in rows.items() if set("".join(row.values())) & set("fn≠")]:
+        sys.exit(f"failed, NaN or unlike Inseq: {', '.join(open_cells)}")
+
+
+def of_family(name: str, kept: Path) -> str:
+    """Run every method on one family, with a server of its own, unless the outcome is kept. Returns the family."""
+    if (kept / f"{name}.json").exists():
+        return name
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    told, ways = Told(), [*WAYS] if name in FAMILIES else [*WAYS][:1]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        build_family(EVERY[name], folder / "models" / name)
+        with Server(folder / "data", INSEQ_API_MODEL_DIRS=str(folder / "models")) as server:
+            marks = {
+                method: "".join(mark(server, folder, name, method, way, told) for way in ways)
+                for method in sorted(inseq_catalogue.methods())
+            }
+    written = kept / f"{name}.part"
+    written.write_text(json.dumps({"marks": marks, "told": told.plain()}))
+    written.rename(kept / f"{name}.json")
+    return name
 
 
 def print_told(title: str, told: dict[str, set[tuple[str, str, str]]]) -> None:
@@ -103,18 +142,19 @@ def print_told(title: str, told: dict[str, set[tuple[str, str, str]]]) -> None:
     for reason, where in sorted(told.items()):
         families, methods, ways = (
             [each for each in every if each in {row[index] for row in where}]
-            for index, every in enumerate((FAMILIES, sorted(inseq_catalogue.methods()), WAYS))
+            for index, every in enumerate((EVERY, sorted(inseq_catalogue.methods()), WAYS))
         )
         subject = f"{len(methods)} methods" if len(methods) > 4 else ", ".join(f"`{method}`" for method in methods)
-        on = "every family" if len(families) == len(FAMILIES) else ", ".join(families)
-        how = "" if len(ways) == len(WAYS) else f" ({', '.join(ways)})"
+        on = ", ".join(families) if len(families) <= _MOST_NAMES else f"{len(families)} families"
+        on = "every family" if len(families) == len(EVERY) else on
+        how = "" if len(ways) == len(WAYS) or ways == [*WAYS][:1] else f" ({', '.join(ways)})"
         print(f"- {subject} on {on}{how}: {reason}")
 
 
 def mark(server: Server, folder: Path, name: str, method: str, way: str, told: Told) -> str:
     """Run one job and return the mark of its outcome."""
     texts = TEXTS if way == "several inputs" else TEXTS[:1]
-    targets = [target if FAMILIES[name].is_encoder_decoder else f"{text} {target}" for text, target in texts]
+    targets = [target if EVERY[name].is_encoder_decoder else f"{text} {target}" for text, target in texts]
     forced = {} if way == "free generation" else {"generated_text": targets}
     body = {"model": name, "method": method, "input_text": [text for text, _ in texts], **forced, **WAYS[way]}
     answer = server.client.post("/attribution/jobs", json={**body, "attribution_args": SETTINGS.get(method, {})})

@@ -17,7 +17,11 @@ from attribution.corrections import layer_reruns
 from attribution.corrections import value_zeroing as value_zeroing_correction
 from attribution.corrections.reagent import word_classes
 from attribution.corrections.registry import Ledger
+from attribution.engine import AttributionEngine
 from attribution.model_cache.lean_forwards import lean_forwards
+from models import AttributionRequest
+from problems import UnsupportedByModel
+from settings import Settings
 from tests import chat_models, reference
 from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 from tests.families import FAMILIES, build
@@ -161,11 +165,18 @@ def test_embeddings_are_scaled_once(server, model_dir, tmp_path, name):
 
 
 def test_a_model_that_computes_something_else_from_embeddings_is_refused(server, model_dir):
-    """FSMT makes no causal mask if its decoder gets embeddings, and that cannot be corrected."""
+    """FSMT makes no causal mask if its decoder gets embeddings, and that cannot be corrected.
+
+    Its configuration shows it before the queue; trying a model that is loaded shows it of every model.
+    """
     family(model_dir, "fsmt")
-    job = server.wait(server.submit(model="fsmt", method="saliency", input_text=TEXT, generated_text=TARGET))
-    assert job["error"]["type"] == "/problems/unsupported-by-model"
-    assert "other logits from its embeddings" in job["error"]["detail"]
+    body = {"model": "fsmt", "method": "saliency", "input_text": TEXT, "generated_text": TARGET}
+    answer = server.client.post("/attribution/jobs", json=body)
+    assert answer.status_code == 422
+    assert "no causal mask" in answer.json()["errors"][0]["detail"]
+    engine = AttributionEngine(Settings(model_dirs=(str(model_dir),)))
+    with pytest.raises(UnsupportedByModel, match="other logits from its embeddings"):
+        engine.run(AttributionRequest(**body), device="cpu", report=lambda _: None, should_cancel=lambda: False)
 
 
 @pytest.mark.parametrize("method", ["saliency", "occlusion", "attention"])

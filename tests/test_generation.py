@@ -11,6 +11,10 @@ import pytest
 import transformers as t
 
 from attribution.catalogue import generation_catalogue
+from attribution.engine import AttributionEngine
+from models import AttributionRequest
+from problems import InputRejected
+from settings import Settings
 from tests.conftest import LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 from tests.families import build
 from tests.more_families import build as build_more
@@ -123,6 +127,24 @@ def test_a_default_length_above_the_servers_limit(server, model):
     assert any("INSEQ_API_MAX_NEW_TOKENS" in each and "2" in each for each in info["warnings"])
     refusal = server.refusal(model=folder.name, method="dummy", input_text=TEXT, generation_args={"max_length": 3000})
     assert refusal["errors"][0]["pointer"] == "/generation_args/max_length"
+
+
+def test_beams_above_the_servers_limit(server, model, model_dir, tmp_path):
+    """Refused with the limit, from a request and from the model's own defaults, before the queue and in the job."""
+    folder = model(num_beams=33)
+    body = {"model": folder.name, "method": "dummy", "input_text": TEXT}
+    refusal = server.refusal(**body, generation_args={"num_beams": 33})
+    assert refusal["errors"][0]["pointer"] == "/generation_args/num_beams"
+    assert "at most 32 beams (INSEQ_API_MAX_NUM_BEAMS)" in refusal["detail"]
+    refusal = server.refusal(**body, generation_args={"max_new_tokens": 2})
+    assert "The model's own generation_config" in refusal["detail"]
+    assert "Give num_beams" in refusal["detail"]
+    ids, _ = generated(server, folder, generation_args={"num_beams": 32, "max_new_tokens": 3})
+    assert ids == plain(folder, TEXT, num_beams=32, max_new_tokens=3)
+    # The defaults of a model that is downloaded are known in the job alone.
+    engine = AttributionEngine(Settings(data_dir=tmp_path, model_dirs=(str(model_dir),)))
+    with pytest.raises(InputRejected, match="at most 32 beams"):
+        engine.run(AttributionRequest(**body), device="cpu", report=lambda _: None, should_cancel=lambda: False)
 
 
 @pytest.mark.parametrize("excess", [0, -3])
@@ -255,6 +277,7 @@ REFUSED = {
     "bad_words_ids": ([], "non-empty"),
     "sequence_bias": ([[[-1], 2.0]], "positive integers"),
     "num_beams": (0, "at least 1"),
+    "max_length": (1025, "between 1 and 1024"),
     "min_length": (-1, "at least 0"),
     "min_new_tokens": (9, "at most 3 are generated"),
     "prompt_lookup_num_tokens": (0, "at least 1"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as t
+from safetensors.torch import load_file, save_file
 
 from attribution.engine import AttributionEngine
 from attribution.results import stored_form
@@ -165,13 +166,6 @@ def paligemma():
     )
 
 
-class Seeing(Fresh):
-    def __init__(self, path, text, target):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("tests.first_principles.AutoModelForCausalLM", t.AutoModelForImageTextToText)
-            super().__init__(path, text, target)
-
-
 @pytest.mark.parametrize("build", [qwen_vl, llava, paligemma])
 def test_a_model_that_reads_images_is_loaded_for_its_text(server, model_dir, build):
     folder = model_dir / build.__name__
@@ -180,9 +174,9 @@ def test_a_model_that_reads_images_is_loaded_for_its_text(server, model_dir, bui
     for text in (TEXT, f"{TEXT} brown"):  # Qwen's keeps what it knows of the last images
         job = {"model": folder.name, "method": "saliency", "input_text": text, "generated_text": f"{text} fox jumps"}
         result = server.result(server.run(**job, step_scores=["probability"]), granular=True)
-        assert_equals_plain(result, Seeing(folder, text, f"{text} fox jumps"))
+        assert_equals_plain(result, Fresh(folder, text, f"{text} fox jumps"))
     arguments = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
-    plain = Seeing(folder, TEXT, TARGET)
+    plain = Fresh(folder, TEXT, TARGET)
     expected = plain.network.generate(plain.source, attention_mask=torch.ones_like(plain.source), **arguments)[
         0
     ].tolist()
@@ -214,3 +208,54 @@ def test_a_quantized_checkpoint_that_cannot_be_read_is_refused_at_once(server, m
     assert answer.json()["type"] == "/problems/model-unavailable"
     for words in (repr(name), f"quantized ({method})", reason):
         assert words in answer.json()["detail"]
+
+
+def save_whole(network, folder):
+    saved(folder, network)
+
+
+def save_sharded(network, folder):
+    saved(folder, network, max_shard_size="20KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 2
+
+
+def save_by_torch(network, folder):
+    saved(folder, network)
+    (folder / "model.safetensors").unlink()
+    torch.save(network.state_dict(), folder / "pytorch_model.bin")
+
+
+def save_half(network, folder):
+    saved(folder, network.bfloat16())
+
+
+def save_fp8(network, folder):
+    """As DeepSeek-V3's: each linear layer of a block in 8 bits, with a scale for each square of 128 values."""
+    saved(folder, network)
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        scale = tensors[name].abs().max() / 448  # the largest number of float8_e4m3fn
+        tensors[name] = (tensors[name] / scale).to(torch.float8_e4m3fn)
+        tensors[f"{name}_scale_inv"] = scale.reshape(1, 1)
+        network.get_parameter(name).data = tensors[name].float() * scale
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    told = json.loads((folder / "config.json").read_text())
+    told["quantization_config"] = {
+        "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(told))
+
+
+@pytest.mark.parametrize("save", [save_whole, save_sharded, save_by_torch, save_half, save_fp8])
+def test_the_numbers_are_those_of_the_weights(server, model_dir, save):
+    """However they are written: as the same weights in one file of float32."""
+    torch.manual_seed(7)
+    network = t.LlamaForCausalLM(config()).eval()
+    folder, same = (model_dir / f"{save.__name__}{end}".replace("_", "-") for end in ("", "-same"))
+    save(network, folder)
+    saved(same, network.float())
+    body = {"model": folder.name, "method": "saliency", "input_text": TEXT, "generated_text": TARGET,
+            "step_scores": ["probability"]}  # fmt: skip
+    result = server.result(server.run(**body), granular=True)
+    assert_equals_plain(result, Fresh(same, TEXT, TARGET))
+    assert result["info"]["warnings"] == []

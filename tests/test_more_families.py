@@ -11,7 +11,8 @@ import torch
 
 from attribution.catalogue import inseq_catalogue
 from tests.first_principles import Plain
-from tests.more_families import MORE, TRANSLATORS, build, family_params
+from tests.more_families import MORE, build, family_params
+from tests.test_network_state import Fresh
 from tests.zeroed_layers import value_zeroing
 
 TEXT, TARGET = "The quick brown", "fox jumps over"
@@ -28,9 +29,14 @@ SETTINGS = {
     "reagent": {"max_probe_steps": 20, "num_probes": 2, "stopping_condition_top_k": 320},
 }
 LOCAL = ("longt5", "longt5_global", "led", "pegasus_x")  # their encoders' attention
-WITH_EMBEDDINGS_OF_LAYERS = ("gemma4",)
-WITHOUT_ATTENTION = ("mamba", "mamba2")
-WITH_ATTENTION = [name for name in MORE if name not in WITHOUT_ATTENTION]
+WITH_EMBEDDINGS_OF_LAYERS = ("gemma4", "gemma4_seeing")
+WARNED = ("minimax", "longrope", "dynamic-ntk")  # that maps are not of all layers, or of another length
+WITHOUT_ATTENTION = ("mamba", "mamba2", "rwkv")
+REFUSED = ("gemma3n", "reformer", "fsmt")  # for every method
+ATTRIBUTED = [name for name in MORE if name not in REFUSED]
+WITH_ATTENTION = [name for name in ATTRIBUTED if name not in WITHOUT_ATTENTION]
+WITH_VALUES = [name for name in WITH_ATTENTION if name != "xlnet"]  # refused
+WITH_MAPS = [name for name in WITH_ATTENTION if name != "prophetnet"]  # refused
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +50,12 @@ def folder_of(model_dir):
     return folder
 
 
+def translates(name):
+    return MORE[name].is_encoder_decoder
+
+
 def forced(name):
-    return TARGET if name in TRANSLATORS else f"{TEXT} {TARGET}"
+    return TARGET if translates(name) else f"{TEXT} {TARGET}"
 
 
 def attributed(server, tmp_path, name, method, **more):
@@ -67,11 +77,11 @@ def assert_equal(found, expected, what):
     assert float((found - expected).nan_to_num().abs().max()) <= 1e-4 * size, what
 
 
-@pytest.mark.parametrize("name", family_params(*WITH_ATTENTION))
+@pytest.mark.parametrize("name", family_params(*WITH_VALUES))
 def test_value_zeroing(server, folder_of, tmp_path, name):
     plain = Plain(folder_of(name), TEXT, forced(name))
     sequence, info = attributed(server, tmp_path, name, "value_zeroing")
-    if name not in TRANSLATORS:
+    if not translates(name):
         expected = value_zeroing(plain, name, "own")
         assert_equal(sequence.target_attributions, expected[:, plain.first - 1 :], "own")
     else:
@@ -82,19 +92,19 @@ def test_value_zeroing(server, folder_of, tmp_path, name):
     assert "value_zeroing_tensor_blocks" in info["corrections"]
 
 
-@pytest.mark.parametrize("name", family_params(*WITH_ATTENTION))
+@pytest.mark.parametrize("name", family_params(*WITH_MAPS))
 def test_attention(server, folder_of, tmp_path, name):
     """Maps of all queries and keys; windows, blocks and the states of linear attention are left out."""
     plain = Plain(folder_of(name), TEXT, forced(name))
     sequence, info = attributed(server, tmp_path, name, "attention")
     ids = plain.target[:, :-1]
     with torch.no_grad():
-        inputs = {"input_ids": plain.source, "decoder_input_ids": ids} if name in TRANSLATORS else {"input_ids": ids}
+        inputs = {"input_ids": plain.source, "decoder_input_ids": ids} if translates(name) else {"input_ids": ids}
         output = plain.network(**inputs, output_attentions=True, use_cache=False)
-    maps = list(output.cross_attentions if name in TRANSLATORS else output.attentions)
+    maps = list(output.cross_attentions if translates(name) else output.attentions)
     maps = maps[1:] if name == "minimax" else maps  # its first layer has linear attention
     expected = torch.stack(maps, 1)[0].permute(3, 2, 0, 1)  # [key, query, layer, head]
-    if name in TRANSLATORS:
+    if translates(name):
         assert_equal(sequence.source_attributions, expected, "source")
         has_maps = name not in LOCAL
         assert ("encoder_self_attentions" in sequence.sequence_scores) == has_maps
@@ -104,20 +114,20 @@ def test_attention(server, folder_of, tmp_path, name):
         for step in range(expected.shape[1]):
             expected[plain.first + step :, step] = float("nan")
         assert_equal(sequence.target_attributions, expected, "own")
-        assert bool(info["warnings"]) == (name == "minimax")
+        assert bool(info["warnings"]) == (name in WARNED)
 
 
-@pytest.mark.parametrize("name", family_params())
+@pytest.mark.parametrize("name", family_params(*ATTRIBUTED))
 def test_gradients(server, folder_of, tmp_path, name):
-    plain = Plain(folder_of(name), TEXT, forced(name))
+    plain = Fresh(folder_of(name), TEXT, forced(name))
     expected = plain.scores(lambda step: plain.gradient(plain.embedded(step), step)[0] * plain.embedded(step)[0])
     sequence, _ = attributed(server, tmp_path, name, "input_x_gradient")
-    found = sequence.source_attributions if name in TRANSLATORS else sequence.target_attributions
+    found = sequence.source_attributions if translates(name) else sequence.target_attributions
     assert_equal(found, expected, "input_x_gradient")
     if name not in WITH_EMBEDDINGS_OF_LAYERS:
         expected = plain.scores(lambda step: plain.integrated(step, 4))
         sequence, _ = attributed(server, tmp_path, name, "integrated_gradients", attribution_args={"n_steps": 4})
-        found = sequence.source_attributions if name in TRANSLATORS else sequence.target_attributions
+        found = sequence.source_attributions if translates(name) else sequence.target_attributions
         assert_equal(found, expected, "integrated_gradients")
 
 
@@ -138,6 +148,12 @@ def test_every_method_has_numbers_or_is_refused_before_the_queue(server, folder_
     ("name", "methods", "said"),
     [
         ("mamba", ("attention", "value_zeroing"), "has none"),
+        ("prophetnet", ("attention",), "from before the softmax"),
+        ("xlnet", ("value_zeroing",), "the axis of tokens"),
+        ("xlnet", tuple(LAYERS), "the tokens first"),
+        ("ctrl", ("layer_integrated_gradients",), "scales in place. Use integrated_gradients"),
+        ("gemma3n", ("saliency", "occlusion", "attention"), "other logits from embeddings"),
+        ("fsmt", ("saliency", "occlusion", "attention"), "no causal mask"),
         ("switch", ("deeplift", "layer_deeplift"), "other tokens of the input"),
         ("gemma4", ("integrated_gradients", "gradient_shap", "lime"), "embedding of each token in each layer"),
     ],
@@ -150,9 +166,9 @@ def test_refused_before_the_queue(server, folder_of, name, methods, said):
         assert answer.status_code == 422
         assert answer.json()["errors"][0]["pointer"] == "/method"
         assert said in answer.json()["errors"][0]["detail"]
-    compared = server.client.post("/attribution/jobs", json=body | {"methods": ["saliency", *methods]})
+    compared = server.client.post("/attribution/jobs", json=body | {"methods": ["input_x_gradient", *methods]})
     pointers = [each["pointer"] for each in compared.json()["errors"]]
-    assert pointers == [f"/methods/{index + 1}" for index in range(len(methods))]
+    assert pointers == [f"/methods/{index}" for index in range(name not in REFUSED, len(methods) + 1)]
 
 
 @pytest.mark.parametrize("method", LAYERS)
@@ -182,6 +198,19 @@ def test_layers_without_attention_are_named(server, folder_of, tmp_path):
     folder_of("minimax")
     _, info = attributed(server, tmp_path, "minimax", "value_zeroing")
     assert any("not of 0 of 3" in each for each in info["warnings"])
+
+
+@pytest.mark.parametrize("name", WITHOUT_ATTENTION)
+def test_the_single_pass_and_lime_without_attention(server, folder_of, tmp_path, name):
+    """Batch sizes count attention maps, of which these models have none."""
+    folder_of(name)
+    _, info = attributed(server, tmp_path, name, "saliency")
+    assert info["engine"] == "single_pass"
+    one, several = (
+        attributed(server, tmp_path, name, "lime", attribution_args={"n_samples": 4, "perturbations_per_eval": rows})[0]
+        for rows in (1, 4)
+    )
+    assert_equal(several.target_attributions, one.target_attributions, "lime")
 
 
 def test_heads_and_metric_of_value_zeroing(server, folder_of, tmp_path):

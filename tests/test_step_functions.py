@@ -5,6 +5,8 @@ The networks are float64 (the service's loader gets them so), and expected value
 
 from __future__ import annotations
 
+import json
+import shutil
 from contextlib import contextmanager
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 import torch
 from inseq.attr.step_functions import STEP_SCORES_MAP
 from inseq.utils import filter_logits
+from transformers import set_seed
 
 from attribution.engine import AttributionEngine
 from attribution.model_cache import loading
@@ -21,9 +24,10 @@ from models import AttributionRequest
 from settings import Settings
 from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 from tests.first_principles import Plain
+from tests.fresh_engines import WITH_DROPOUT
 
-TEXT = {LOOKUP: PROMPT, PHRASEBOOK: SENTENCE}
-TARGET = {LOOKUP: f"{PROMPT} tea. Ben", PHRASEBOOK: "il cane rosso vede"}
+TEXT = {LOOKUP: PROMPT, PHRASEBOOK: SENTENCE, WITH_DROPOUT: PROMPT}
+TARGET = {LOOKUP: f"{PROMPT} tea. Ben", PHRASEBOOK: "il cane rosso vede", WITH_DROPOUT: f"{PROMPT} tea. Ben"}
 OTHER = {LOOKUP: f"{PROMPT} milk. Emma", PHRASEBOOK: "un gatto nero vede"}
 TOP_P, TOP_K = 0.9999, 3
 
@@ -49,13 +53,23 @@ DEFINITIONS = {
 
 
 @pytest.fixture(scope="module")
-def engine():
+def folders(tmp_path_factory):
+    """The models' folders. LOOKUP has no dropout, so there is a copy that has."""
+    root = tmp_path_factory.mktemp("models")
+    copy = shutil.copytree(BUNDLED / LOOKUP, root / WITH_DROPOUT)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"resid_pdrop": 0.1, "embd_pdrop": 0.1}))
+    return {LOOKUP: BUNDLED / LOOKUP, PHRASEBOOK: BUNDLED / PHRASEBOOK, WITH_DROPOUT: copy}
+
+
+@pytest.fixture(scope="module")
+def engine(folders):
     """An engine whose networks are float64."""
     load = loading.AutoModelForCausalLM.from_pretrained, loading.AutoModelForSeq2SeqLM.from_pretrained
     with pytest.MonkeyPatch.context() as patch:
         for auto, inner in zip((loading.AutoModelForCausalLM, loading.AutoModelForSeq2SeqLM), load, strict=True):
             patch.setattr(auto, "from_pretrained", _in_float64(inner))
-        yield AttributionEngine(Settings())
+        yield AttributionEngine(Settings(model_dirs=(str(folders[WITH_DROPOUT].parent),)))
 
 
 def _in_float64(load):
@@ -121,6 +135,30 @@ def test_definitions(engine, model, rows, way):
         assert len({round(float(each), 9) for each in expected}) > 1, name
         scores = (sizes if name == "top_p_size" else found).step_scores[name]
         np.testing.assert_allclose(scores.double().numpy(), expected, rtol=1e-6, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize("way", ["inseq", "auto"])
+@pytest.mark.parametrize("noisy", [WITH_DROPOUT, PHRASEBOOK])
+def test_mc_dropout_prob_avg(engine, folders, noisy, way):
+    """How many standard deviations (of a sample: n - 1) the probability is above the mean of `n_mcd_steps`
+    probabilities with dropout; the same draws are made here.
+    """
+    body = {"step_scores": ["mc_dropout_prob_avg"], "step_scores_args": {"n_mcd_steps": 4}}
+    found, _ = run(engine, noisy, engine=way, seed=7, **body)
+    expected = []
+    with Float64Throughout(), torch.no_grad():
+        plain = Plain(folders[noisy], TEXT[noisy], TARGET[noisy], torch.float64)
+        plain.network.config.use_cache = False
+        set_seed(7)
+        for step in plain.steps:
+            clear = plain.probability(plain.logits(step), step).item()
+            plain.network.train()
+            samples = [plain.probability(plain.logits(step), step).item() for _ in range(4)]
+            plain.network.eval()
+            expected.append((clear - np.mean(samples)) / np.std(samples, ddof=1))
+    scores = found.step_scores["mc_dropout_prob_avg"].double().numpy()
+    assert len({round(each, 6) for each in expected}) == len(expected)
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("filters", [{"top_k": TOP_K}, {"top_p": TOP_P}, {"top_k": TOP_K, "top_p": TOP_P}])

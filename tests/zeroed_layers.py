@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -17,13 +17,19 @@ from tests.first_principles import Plain, zeroed_values
 
 Kind = Literal["own", "source", "encoder"]
 # Families without a linear layer for the values alone: their part of the joint layer's output ...
-_JOINT = {
+_JOINT: dict[str, tuple[str, slice | list[int]]] = {
     "openai_gpt": ("c_attn", slice(64, 96)),
     "mpt": ("Wqkv", slice(64, 96)),
     "gpt_bigcode": ("c_attn", slice(40, 48)),
+    "falcon": ("query_key_value", slice(40, 48)),
+    "falcon_alibi": ("query_key_value", slice(40, 48)),
+    "longrope": ("qkv_proj", slice(48, 64)),
+    # Four parts of queries, values and keys.
+    "codegen": ("qkv_proj", [part + value for part in range(0, 96, 24) for value in range(8, 16)]),
 }
 # ... or their eager attention function; gemma4 shares values among layers.
-_EAGER = {"deepseek_v2", "deepseek_v3", "gemma4", "persimmon"}
+_EAGER = {"deepseek_v2", "deepseek_v3", "gemma4", "gemma4_seeing", "persimmon", "gptneox_sequential"}
+_EYES = ("vision", "visual")
 _STAGGERED = 2  # positions that pegasus_x pads in front, in every other layer
 
 
@@ -31,7 +37,7 @@ _STAGGERED = 2  # positions that pegasus_x pads in front, in every other layer
 class _Place:
     layer: int
     module: torch.nn.Module
-    part: slice | None  # of the module's output; None where the attention function is replaced
+    part: slice | list[int] | None  # of the module's output; None where the attention function is replaced
     call: int  # of the module, where layers share it
 
 
@@ -44,6 +50,8 @@ def value_zeroing(plain: Plain, family: str, kind: Kind) -> torch.Tensor:
         network.get_encoder() if kind == "encoder" else network.get_decoder() if plain.is_encoder_decoder else network
     )
     places = list(_places(side, family, is_cross=kind == "source"))
+    if family == "mllama":  # layers that read images do not run
+        places = [replace(place, layer=index) for index, place in enumerate(places)]
     positions = plain.source.shape[1] if kind == "encoder" else ids.shape[1]
     tokens = ids.shape[1] if kind == "own" else plain.source.shape[1]
 
@@ -75,13 +83,15 @@ def _places(side: torch.nn.Module, family: str, *, is_cross: bool) -> Iterator[_
         number = re.search(r"\.(\d+)\.", name)
         if number is None or any(each in name for each in ("cross", "encoder_attn", "EncDec")) != is_cross:
             continue
+        if any(each in name for each in _EYES):
+            continue
         leaf, layer = name.split(".")[-1], int(number[1])
         if family in _EAGER:
-            if leaf == "self_attn":
+            if leaf in {"self_attn", "attention"}:
                 yield _Place(layer, module, None, 0)
         elif leaf == _JOINT.get(family, ("", None))[0]:
             yield _Place(layer, module, _JOINT[family][1], 0)
-        elif leaf in {"v_proj", "v", "value"} and isinstance(module, torch.nn.Linear):
+        elif leaf in {"v_proj", "v", "value", "value_proj", "Wv"} and isinstance(module, torch.nn.Linear):
             call = calls[id(module)] = calls.get(id(module), -1) + 1
             yield _Place(layer, module, slice(None), call)
 

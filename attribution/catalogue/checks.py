@@ -278,18 +278,23 @@ def _generation_errors(
             errors.append(_at(f"/generation_args/{name}", f"{name} must be between 1 and {settings.max_new_tokens}."))
     yield from errors
     if not errors:
-        yield from _contradictions(typed(rest, accepted), defaults, is_encoder_decoder=is_encoder_decoder)
+        limits = generation_catalogue.GenerationLimits.of(settings)
+        yield from _contradictions(typed(rest, accepted), defaults, limits, is_encoder_decoder=is_encoder_decoder)
 
 
 def _contradictions(
-    values: Arguments, defaults: GenerationConfig | None, *, is_encoder_decoder: bool | None
+    values: Arguments,
+    defaults: GenerationConfig | None,
+    limits: generation_catalogue.GenerationLimits,
+    *,
+    is_encoder_decoder: bool | None,
 ) -> Iterator[ProblemItem]:
     try:
         config = generation_catalogue.effective(defaults or GenerationConfig(), values)
     except (ValueError, TypeError, AttributeError) as error:
         yield _at("/generation_args", str(error).splitlines()[0])
         return
-    for name, reason in generation_catalogue.contradictions(config, is_encoder_decoder=is_encoder_decoder):
+    for name, reason in generation_catalogue.contradictions(config, limits, is_encoder_decoder=is_encoder_decoder):
         if name == "min_new_tokens" and not {"min_new_tokens", "max_new_tokens"} <= values.keys():
             continue  # a default length, which the job names in a warning
         if name in values:

@@ -21,6 +21,24 @@ REVERSIBLE = (
     "Reformer's reversible layers have gradients in training mode alone, with dropout, and its attention draws other "
     "hashes in each forward: no method has a definite result. Use a model of another family."
 )
+_OTHER_LOGITS = "so Inseq's scores would be those of another function. Use a model of another family."
+# The load of a model finds this too, by trying it.
+_NO_METHOD = {
+    "reformer": REVERSIBLE,
+    "fsmt": f"FSMT makes no causal mask for a decoder that receives embeddings, {_OTHER_LOGITS}",
+    **dict.fromkeys(
+        ("gemma3n", "gemma3n_text"),
+        f"Gemma 3n computes other logits from embeddings than from token ids, {_OTHER_LOGITS}",
+    ),
+}
+_SCORES_FOR_MAPS = (
+    "attention reads the weights that a layer gives to the tokens, and ProphetNet returns its scores from before the "
+    "softmax instead. Use value_zeroing, a gradient method, or occlusion."
+)
+_POSITIONS_FIRST = (
+    "value_zeroing sets the value vector of one token to zero, and XLNet's layers have the axis of tokens where other "
+    "models have that of texts. Use attention, a gradient method, or occlusion."
+)
 
 
 def config_refusals(method: Method, config: PretrainedConfig) -> Iterator[ProblemItem]:
@@ -32,8 +50,16 @@ def config_refusals(method: Method, config: PretrainedConfig) -> Iterator[Proble
         reasons.append(rescaled_experts(method.name))
     if method.traits.makes_embeddings and has_embeddings_of_layers(config):
         reasons.append(embeddings_of_layers(method.name))
-    if config.model_type == "reformer":
-        reasons.append(REVERSIBLE)
+    if config.model_type in _NO_METHOD:
+        reasons = [_NO_METHOD[config.model_type]]
+    elif method.traits.reads_attention and config.model_type == "prophetnet":
+        reasons.append(_SCORES_FOR_MAPS)
+    elif method.traits.zeroes_positions and config.model_type == "xlnet":
+        reasons.append(_POSITIONS_FIRST)
+    elif (without := method.traits.without_layer) and config.model_type == "xlnet":
+        reasons.append(f"{method.name} reads states by text, and XLNet's have the tokens first. Use {without}.")
+    elif without == "integrated_gradients" and config.model_type == "ctrl":
+        reasons.append(f"{method.name} sets the output of CTRL's embedding, which CTRL scales in place. Use {without}.")
     for reason in reasons:
         yield ProblemItem(pointer="/method", detail=reason)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from inspect import signature
 from typing import Any, Literal
@@ -32,6 +33,7 @@ from transformers.generation import (
 
 from attribution.catalogue.inseq_catalogue import Parameter
 from models import Arguments
+from settings import Settings
 
 MOST_STOP_STRINGS = 16
 MOST_STOP_CHARACTERS = 200  # of all together: Transformers makes a table of [vocabulary, characters]
@@ -121,6 +123,18 @@ _AT_LEAST = {
 _BEAMS = ("length_penalty", "early_stopping")
 
 
+@dataclass(frozen=True)
+class GenerationLimits:
+    """What this server generates for one text at most; no other argument multiplies time or memory more than twice."""
+
+    new_tokens: int
+    beams: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> GenerationLimits:
+        return cls(settings.max_new_tokens, settings.max_num_beams)
+
+
 @cache
 def parameters() -> dict[str, Parameter]:
     """The arguments that a request may set, with the types of Transformers' docstring."""
@@ -164,8 +178,18 @@ def left_out(defaults: GenerationConfig) -> tuple[Arguments, list[str]]:
     return found, warnings
 
 
-def contradictions(config: GenerationConfig, *, is_encoder_decoder: bool | None) -> Iterator[tuple[str, str]]:
-    """Yield the name of each effective argument that cannot work, and the reason."""
+def contradictions(
+    config: GenerationConfig, limits: GenerationLimits | None = None, *, is_encoder_decoder: bool | None
+) -> Iterator[tuple[str, str]]:
+    """Yield the name of each effective argument that cannot work or exceeds the server's limits, and the reason."""
+    if limits is not None and (config.num_beams or 1) > limits.beams:
+        yield (
+            "num_beams",
+            (
+                f"num_beams is {config.num_beams}, and this server computes at most {limits.beams} beams "
+                "(INSEQ_API_MAX_NUM_BEAMS)."
+            ),
+        )
     for name, least in _AT_LEAST.items():
         value = getattr(config, name, None)
         if value is not None and value < least:

@@ -20,6 +20,7 @@ from transformers import AutoTokenizer
 
 from attribution.catalogue import inseq_catalogue, refinement
 from attribution.catalogue.config_checks import has_embeddings_of_layers
+from attribution.catalogue.generation_catalogue import GenerationLimits
 from attribution.catalogue.inseq_catalogue import Method
 from attribution.catalogue.length_changes import length_changes, rescaling_within
 from attribution.catalogue.single_pass_eligibility import obstacle
@@ -143,7 +144,8 @@ class Estimator:
         reader = self._reader(loaded)
         with _held(self._reading, deadline), _held(reader.lock, deadline):
             try:
-                return reader.inputs(request, self._settings.max_input_tokens, self._settings.max_new_tokens, sandbox)
+                limits = GenerationLimits.of(self._settings)
+                return reader.inputs(request, self._settings.max_input_tokens, limits, sandbox)
             except Cancelled:
                 raise InputRejected(
                     f"An estimate may take {limit:g} seconds to render and tokenize its texts, and these take longer. "
@@ -264,7 +266,7 @@ class _Reader:
         self._loaded = replace(loaded, model=model, lock=self.lock)
 
     def inputs(
-        self, request: AttributionRequest, max_tokens: int, most_new_tokens: int, sandbox: TextSandbox
+        self, request: AttributionRequest, max_tokens: int, limits: GenerationLimits, sandbox: TextSandbox
     ) -> list[_Input]:
         """The token counts of each input. Raises the `JobError` with which the job would fail, and `Cancelled`.
 
@@ -272,10 +274,7 @@ class _Reader:
         """
         encoding.check_texts(request, sandbox)
         with languages.spoken(self._loaded.model, request.languages) as spoken:
-            return [
-                self._input(request, index, spoken, max_tokens, most_new_tokens, sandbox)
-                for index in range(request.count)
-            ]
+            return [self._input(request, index, spoken, max_tokens, limits, sandbox) for index in range(request.count)]
 
     def _input(
         self,
@@ -283,7 +282,7 @@ class _Reader:
         index: int,
         spoken: dict[str, int],
         max_tokens: int,
-        most_new_tokens: int,
+        limits: GenerationLimits,
         sandbox: TextSandbox,
     ) -> _Input:
         loaded, seq2seq = self._loaded, bool(self._loaded.model.is_encoder_decoder)
@@ -296,7 +295,7 @@ class _Reader:
                 loaded.model, prompt.encoding, target, request.attr_pos_start, request.attr_pos_end, generated=False
             )
             return _Input(length, Shape(source, first, end), target.input_ids.shape[1], new=0)
-        settings = generation_settings(loaded, request, prompt, spoken, most_new_tokens)
+        settings = generation_settings(loaded, request, prompt, spoken, limits)
         before, new = 1 if seq2seq else length, settings.max_new_tokens
         first = request.attr_pos_start or before
         end = min(request.attr_pos_end or before + new, before + new)

@@ -116,6 +116,7 @@ def load(
         config = AutoConfig.from_pretrained(source.config_folder(), trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_folder(), trust_remote_code=False)
         with held(_LOADING, should_cancel), alone, held(RANDOM_DRAWS, should_cancel):
+            architecture = next(iter(config.architectures or []), None)
             network, report = _auto_class(source, config).from_pretrained(
                 source.path,
                 config=config,
@@ -126,7 +127,7 @@ def load(
                 output_loading_info=True,
                 **({} if source.gguf is None else {"gguf_file": source.gguf}),
             )
-            warnings = [*source.notes, *loading_report.check(source.name, network, report)]
+            warnings = [*source.notes, *loading_report.check(source.name, network, architecture, report)]
             if source.adapter is not None:
                 warnings += adapter_merging.merge(source.name, network, source.adapter)
             if compute_dtype not in {None, key.dtype}:

@@ -10,20 +10,21 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from problems import ModelUnavailable
 
 _NAMED = 5  # tensors in a message
 
 
-def check(name: str, network: PreTrainedModel, report: Mapping[str, Any]) -> list[str]:
+def check(name: str, network: PreTrainedModel, architecture: str | None, report: Mapping[str, Any]) -> list[str]:
     """Warnings about the weights of a loaded network, from Transformers' report (`output_loading_info`).
 
-    Raises `ModelUnavailable` where weights are missing, or have other shapes than the configuration says.
+    `architecture`: the class that the checkpoint's configuration names. Raises `ModelUnavailable` where weights are
+    missing, or have other shapes than the configuration says.
     """
     kind = type(network).__name__
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
-    architecture = next(iter(network.config.architectures or []), None)
     if mismatched := report["mismatched_keys"]:
         key, found, wanted = min(mismatched)
         raise ModelUnavailable(
@@ -32,7 +33,8 @@ def check(name: str, network: PreTrainedModel, report: Mapping[str, Any]) -> lis
         )
     if missing:
         raise ModelUnavailable(f"{name!r} {_what_it_is(network, architecture, missing, unexpected)}")
-    if unexpected and architecture != kind:
+    reads_images = architecture in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()
+    if unexpected and architecture != kind and not reads_images:  # the rest is what sees: the text does not need it
         warning = (
             f"{name!r} was saved as {architecture}: {kind} does not use its {_listed(unexpected)}. The scores are "
             "those of a language model whose head is its embedding."

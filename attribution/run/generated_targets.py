@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 
+from attribution.catalogue.generation_catalogue import GenerationLimits
 from attribution.corrections.registry import Ledger
 from attribution.isolation import RANDOM_DRAWS, RandomState, held
 from attribution.model_cache.loading import LoadedModel
@@ -23,14 +24,14 @@ class GeneratedTargets:
         self,
         *,
         are_shared: bool = False,
-        most_new_tokens: int | None = None,
+        limits: GenerationLimits | None = None,
         should_cancel: Callable[[], bool] = lambda: False,
     ) -> None:
         """`are_shared`: several methods use them, and any of these may draw random numbers after the generation.
 
-        `most_new_tokens`: see `generation_settings`. `should_cancel` is asked while other jobs draw.
+        `limits`: see `generation_settings`. `should_cancel` is asked while other jobs draw.
         """
-        self._most_new_tokens = most_new_tokens
+        self._limits = limits
         self._should_cancel = should_cancel
         self._are_shared = are_shared
         self._generated: dict[int, GeneratedTarget] = {}
@@ -65,7 +66,7 @@ class GeneratedTargets:
         progress: ProgressCounter,
     ) -> GeneratedTarget:
         ledger = Ledger(enabled=request.corrections)
-        settings = generation_settings(loaded, request, prompt, languages, self._most_new_tokens)
+        settings = generation_settings(loaded, request, prompt, languages, self._limits)
         progress.begin_generating(settings.max_new_tokens)
         keeps_state = draws_random or self._are_shared
         draws = keeps_state or settings.samples

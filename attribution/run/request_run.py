@@ -11,6 +11,7 @@ from functools import partial
 
 from inseq.data import FeatureAttributionOutput
 
+from attribution.catalogue.generation_catalogue import GenerationLimits
 from attribution.estimates.estimator import Estimator, route_of
 from attribution.estimates.passes import Shape
 from attribution.estimates.rates import Rates
@@ -93,7 +94,7 @@ class RequestRunner:
         progress = ComparisonProgress(callbacks.report, request.method_names)
         targets = GeneratedTargets(
             are_shared=is_comparison,
-            most_new_tokens=self.settings.max_new_tokens,
+            limits=GenerationLimits.of(self.settings),
             should_cancel=callbacks.should_cancel,
         )
         done: dict[str, FeatureAttributionOutput] = {}

@@ -107,6 +107,7 @@ def _rows_of(device: torch.device, positions: int, each: int) -> int:
 
 def _layer_bytes(network: PreTrainedModel, positions: int, *, is_fused: bool) -> int:
     config = network.config.get_text_config(decoder=True)
-    maps = 1 if is_fused else 3 * int(config.num_attention_heads)
+    heads = getattr(config, "num_attention_heads", None) or 0  # Mamba and RWKV have none
+    maps = 1 if is_fused else 3 * (heads if isinstance(heads, int) else max(heads))
     itemsize: int = network.dtype.itemsize
     return positions * (17 * int(config.hidden_size) + maps * positions) * itemsize

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from transformers import GenerationConfig
 
 from attribution.catalogue import checks, generation_catalogue
+from attribution.catalogue.generation_catalogue import GenerationLimits
 from attribution.model_cache.loading import LoadedModel
 from attribution.text.encoding import Prompt
 from models import Arguments, AttributionRequest
@@ -46,17 +47,17 @@ def generation_settings(
     request: AttributionRequest,
     prompt: Prompt,
     languages: dict[str, int],
-    most_new_tokens: int | None = None,
+    limits: GenerationLimits | None = None,
 ) -> GenerationSettings:
     """The settings for one input: the request's own arguments, the language's first token, and a length that fits.
 
-    `most_new_tokens`: the server's limit, to which a model's default length is cut, with a warning. Raises
-    `InputRejected` if an explicit length does not fit, or if arguments contradict each other.
+    `limits`: the server's; a model's default length is cut to them, with a warning. Raises `InputRejected` if an
+    explicit length does not fit, if there are too many beams, or if arguments contradict each other.
     """
     given = languages | checks.typed(request.generation_args, generation_catalogue.parameters())
     defaults = loaded.network.generation_config
     without, warnings = generation_catalogue.left_out(defaults)
-    length = _length(loaded, prompt, given, most_new_tokens, warnings)
+    length = _length(loaded, prompt, given, limits, warnings)
     call = without | given | {"max_new_tokens": length}
     call.pop("max_length", None)
     try:
@@ -64,7 +65,7 @@ def generation_settings(
     except ValueError as error:
         raise InputRejected(f"Transformers refuses these generation_args: {_first_line(error)}") from error
     seq2seq = bool(loaded.model.is_encoder_decoder)
-    for name, reason in generation_catalogue.contradictions(config, is_encoder_decoder=seq2seq):
+    for name, reason in generation_catalogue.contradictions(config, limits, is_encoder_decoder=seq2seq):
         if name == "min_new_tokens" and not {"min_new_tokens", "max_new_tokens"} <= given.keys():
             warnings.append(f"{reason} Give both.")
         else:
@@ -76,7 +77,7 @@ def generation_settings(
 
 
 def _length(
-    loaded: LoadedModel, prompt: Prompt, given: Arguments, most_new_tokens: int | None, warnings: list[str]
+    loaded: LoadedModel, prompt: Prompt, given: Arguments, limits: GenerationLimits | None, warnings: list[str]
 ) -> int:
     """The `max_new_tokens` of an input: the request's own length, or else the model's default, cut to what is possible.
 
@@ -101,12 +102,12 @@ def _length(
     if room is not None and length > room:
         length = room
         warnings.append(f"Generation was cut to the {room} tokens that the model has room for.")
-    if most_new_tokens is not None and length > most_new_tokens:
+    if limits is not None and length > limits.new_tokens:
         warnings.append(
-            f"The model's own default is up to {length} new tokens: it was cut to {most_new_tokens}, this server's "
+            f"The model's own default is up to {length} new tokens: it was cut to {limits.new_tokens}, this server's "
             "limit (INSEQ_API_MAX_NEW_TOKENS)."
         )
-        length = most_new_tokens
+        length = limits.new_tokens
     return length
 
 
