@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 SERVE_ARGS ?=
 
-# A file's tests stay on one worker, which has its servers and models; the longest files come first (tests/conftest.py).
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=20
+# Three workers on two processors, since a worker often waits for its servers. A file's tests stay on one worker, which
+# has its servers and models; the longest files come first (tests/conftest.py).
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=20
 
 .PHONY: serve test tests coverage test-numeric test-slow test-families check audit format lock sbom bench bench-engines bench-long bench-batching demo-models smollm2 support-table notebook pictures clean
 

@@ -126,7 +126,7 @@ def test_methods_of_one_step_have_whole_texts_only(engine, method):
 # Over HTTP
 
 SLOW = {
-    "model": LOOKUP, "method": "sequential_integrated_gradients", "input_text": PROMPT, "n_steps": 300,
+    "model": LOOKUP, "method": "sequential_integrated_gradients", "input_text": PROMPT, "n_steps": 100,
     "generated_text": TARGET[LOOKUP], "engine": "inseq", "step_scores": ["probability"],
 }  # fmt: skip
 

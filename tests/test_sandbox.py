@@ -135,7 +135,13 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+# Each takes seconds of processor time by nature; the others show the same limit.
+COSTLY = {"expanding", "searching"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=pytest.mark.slow) if each in COSTLY else each for each in HOSTILE]
+)
 def test_a_hostile_model_fails_its_own_job_only(server, model_dir, chat_folder, name):
     change, text, reason = HOSTILE[name]
     folder = hostile(model_dir, chat_folder, f"hostile-{name}", change)
