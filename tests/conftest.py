@@ -43,7 +43,7 @@ LONGEST = (
 
 # Files that compare numbers computed by different kernels.
 NUMERIC = {
-    "test_adapters", "test_chat", "test_comparison", "test_completeness", "test_corrections", "test_corrections_methods",
+    "test_adapters", "test_cancel_points", "test_chat", "test_comparison", "test_completeness", "test_corrections", "test_corrections_methods",
     "test_cpu_half", "test_device_memory", "test_estimates", "test_exactness", "test_families", "test_field_cases",
     "test_generation", "test_gguf", "test_isolation", "test_labels", "test_languages", "test_lengths", "test_loading",
     "test_memory", "test_more_families", "test_network_state", "test_partial", "test_rounding", "test_single_pass",
