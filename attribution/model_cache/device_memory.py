@@ -122,9 +122,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _malloc_trim() -> Callable[[int], int] | None:
     """Glibc's `malloc_trim`; None with another C library."""
     try:
-        return ctypes.CDLL(None).malloc_trim  # type: ignore[no-any-return] - a foreign function
+        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):
         return None
+    return found
 
 
 def give_back_freed_memory() -> None:
