@@ -124,8 +124,8 @@ class AttributionEngine:
         `report` receives the progress; its `eta_seconds` is the expected time of what is left, never extrapolated from
         elapsed time. `offer_partial` receives a function that encodes what is done so far, from any thread, and also
         after this has raised. Where the device runs out of memory, the request runs once more in smaller pieces. Raises
-        a `JobError` that says why it cannot be done, `Cancelled` within one forward pass of `should_cancel` turning
-        true, and whatever Inseq and the model raise.
+        a `JobError` that says why it cannot be done, `Cancelled` within one large module of a forward or backward of
+        `should_cancel` turning true, and whatever Inseq and the model raise.
         """
         callbacks = Callbacks(report, should_cancel, offer_partial)
         return self._runner.run(request, self._place(request, device), callbacks)

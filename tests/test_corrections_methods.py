@@ -224,7 +224,7 @@ def test_discretized_paths_in_pieces(server, model_dir, tmp_path):
     theirs = reference.attribute(path, TEXT, method, generated_texts=forced("gpt2"), attribution_args={"n_steps": 8})
     ours = run(
         server, tmp_path, model="gpt2", method=method, input_text=TEXT, generated_text=forced("gpt2"),
-        attribution_args=pieces,
+        attribution_args=pieces, engine="inseq",
     )  # fmt: skip
     assert_scores(ours, scores(theirs), rtol=1e-4)
     assert ours.info["corrections"] == ["discretized_path_pieces"]

@@ -351,7 +351,7 @@ REVISIONS = [each.revision for each in ScriptDirectory.from_config(schema._migra
 
 
 @pytest.mark.parametrize(
-    "revision", [pytest.param(each, marks=pytest.mark.slow) for each in REVISIONS[1:-2]] + REVISIONS[-2:-1]
+    "revision", [*(pytest.param(each, marks=pytest.mark.slow) for each in REVISIONS[1:-2]), REVISIONS[-2]]
 )
 def test_a_migration_that_is_killed_at_any_statement_loses_nothing(tmp_path, revision):
     ids, step = old_store(tmp_path, revision), 0

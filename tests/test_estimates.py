@@ -129,7 +129,7 @@ def test_the_passes_are_those_of_the_job(engine, passes, model, method, more):
         ("gradient_shap", {}, (6, 4)),
         ("occlusion", {}, (2, 0)),
         ("saliency", {"step_scores": ["pcxmi"], "step_scores_args": {"contrast_targets": CONTRAST}}, (1 + 4, 4)),
-        ("attention", {}, (1 + 1, 0)),  # one for Inseq's attention, and one for the step scores of all steps
+        ("attention", {}, (1, 0)),  # its own forward also gives the step scores of all steps
         ("lime", {"attribution_args": {"n_samples": 6}}, (4 + 1, 0)),  # the samples of a step are one batch
         ("lime", {"attribution_args": {"n_samples": 6, "perturbations_per_eval": 1}}, (4 * 6 + 1, 0)),
     ],

@@ -56,8 +56,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("exact")
-    return root
+    return tmp_path_factory.mktemp("exact")
 
 
 def gelu(_module, x):

@@ -39,6 +39,7 @@ class MethodTraits:
     is_random: bool = False  # draws from the process's random generators
     has_single_pass: bool = False  # `attribution.single_pass` computes it from one forward over the whole text
     repeats_rows: bool = False  # calls the model with the input repeated along the batch
+    divides_rows: bool = True  # Inseq's own does not fail with `internal_batch_size`, where it has it
     runs_own_text: bool = False  # its first forward at a step is of the unchanged text: its logits give the step scores
     prepares_vocabulary: bool = False  # looks at the whole vocabulary once for each model
     needs_float32_inputs: bool = False  # makes float32 tensors itself, or reads embeddings as numpy arrays
@@ -77,6 +78,8 @@ METHODS: dict[str, MethodTraits] = {
         rows=2,
     ),
     "discretized_integrated_gradients": MethodTraits(
+        divides_rows=False,
+        has_single_pass=True,
         repeats_rows=True,
         makes_embeddings=True,
         prepares_vocabulary=True,
@@ -105,6 +108,7 @@ METHODS: dict[str, MethodTraits] = {
         rows="n_steps",
     ),
     "layer_deeplift": MethodTraits(
+        has_single_pass=True,
         repeats_rows=True,
         runs_own_text=True,
         can_attribute_target=False,
@@ -114,9 +118,10 @@ METHODS: dict[str, MethodTraits] = {
         rows=2,
     ),
     "layer_gradient_x_activation": MethodTraits(
-        runs_own_text=True, can_attribute_target=False, without_layer="input_x_gradient"
+        has_single_pass=True, runs_own_text=True, can_attribute_target=False, without_layer="input_x_gradient"
     ),
     "layer_integrated_gradients": MethodTraits(
+        has_single_pass=True,
         repeats_rows=True,
         runs_own_text=True,
         can_attribute_target=False,
@@ -146,7 +151,12 @@ METHODS: dict[str, MethodTraits] = {
     ),
     "saliency": MethodTraits(has_single_pass=True, runs_own_text=True),
     "sequential_integrated_gradients": MethodTraits(
-        repeats_rows=True, makes_embeddings=True, can_attribute_target=False, rows="n_steps", paths_per_token=True
+        has_single_pass=True,
+        repeats_rows=True,
+        makes_embeddings=True,
+        can_attribute_target=False,
+        rows="n_steps",
+        paths_per_token=True,
     ),
     "value_zeroing": MethodTraits(ScoreShape.LAYER, zeroes_positions=True),
 }

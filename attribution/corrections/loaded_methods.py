@@ -6,12 +6,14 @@ import torch
 from inseq.attr.feat import FeatureAttribution
 from inseq.models import HuggingfaceModel
 
-from attribution.corrections import attention_maps, path_pieces, reagent, value_zeroing
+from attribution.corrections import attention_maps, path_pieces, reagent, value_zeroing, vocabulary_neighbours
 from attribution.corrections.registry import Ledger
 
 
 def before_loading(method: str, model: HuggingfaceModel, identity: str, ledger: Ledger) -> None:
     """Prepare what Inseq reads while it loads a method. `identity` names the model in Inseq's caches."""
+    if method == "discretized_integrated_gradients":
+        vocabulary_neighbours.install()
     if method == "reagent":
         ledger.apply(reagent.WORD_CLASSES)  # without it Inseq cannot load the method
         reagent.seed_word_classes(model.tokenizer, identity)

@@ -14,6 +14,7 @@ from inseq.attr.feat.ops.reagent_core.token_sampler import POSTagTokenSampler
 from inseq.utils import INSEQ_ARTIFACTS_CACHE
 from transformers import PreTrainedTokenizerBase
 
+from attribution.cancel_points import check_stop
 from attribution.corrections.registry import Ledger, declare
 
 WORD_CLASSES = declare(
@@ -28,6 +29,8 @@ ADDED_TOKENS = declare(
     remedy="Added tokens form a word class of their own.",
     proof="test_corrections_methods.py::test_reagent_with_added_tokens",
 )
+
+_CHUNK = 1000  # tokens between two questions whether to stop
 
 # Regular-expression tagging as in Bird et al., 2009, chapter 5; ReAGent needs coarse classes only.
 _TAGGER = nltk.RegexpTagger(
@@ -54,7 +57,11 @@ _TAGGER = nltk.RegexpTagger(
 def word_classes(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
     """Token ids by word class; each id of the base vocabulary is in exactly one class."""
     classes: dict[str, list[int]] = defaultdict(list)
-    words = [tokenizer.decode([index]).strip() for index in range(tokenizer.vocab_size)]
+    words = []
+    for index in range(tokenizer.vocab_size):
+        if index % _CHUNK == 0:
+            check_stop()
+        words.append(tokenizer.decode([index]).strip())
     for index, (_, tag) in enumerate(_TAGGER.tag(words)):
         classes[tag].append(index)
     return dict(classes)

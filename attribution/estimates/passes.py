@@ -65,7 +65,7 @@ def of_text(request: AttributionRequest, shape: Shape, *, scores_at_once: bool =
     if method.is_final_step:
         yield from _final_passes(request, method, shape)
     own, forwards, once = _attributed_forwards(request), *_score_forwards(request, method, at_once=scores_at_once)
-    if once:
+    if once and not (method.traits.reads_attention and request.corrections):  # whose own forward gives the scores
         yield Passes(1, 1, shape.source + shape.end - 1)
     for position in range(shape.first, shape.end):
         length = shape.source + position
@@ -91,8 +91,12 @@ def of_single_pass(request: AttributionRequest, shape: Shape) -> Iterator[Passes
     if traits.redraws:
         yield Passes(steps, rows, length, backwards=1)
     elif method.is_gradient:
+        paths = (shape.source or shape.end - 1) if traits.paths_per_token else 1
         for calls, each in _divided(rows, arguments.get("internal_batch_size")):
-            yield Passes(calls, each, length, backwards=steps)
+            # A path of one token runs the positions behind it, where the ones before it can be shared.
+            yield Passes(
+                paths * calls, each, length if paths == 1 or shape.source else -(-length // 2), backwards=steps
+            )
     elif traits.perturbed:
         attributed = length if not shape.source else shape.source + (shape.end - 1) * request.attribute_target
         yield Passes(1, _perturbations(traits, arguments, attributed), length)

@@ -25,6 +25,7 @@ from attribution.model_cache.lean_forwards import lean_forwards
 from attribution.single_pass.activations import cached_derivatives
 from attribution.single_pass.batch_sizes import rows_of_layer
 from attribution.single_pass.inseq_output import InseqOutputBuilder
+from attribution.single_pass.kept_states import KeptStates
 from attribution.single_pass.method_dispatch import step_results
 from attribution.single_pass.text_task import ProgressCallback, StepResult
 from attribution.text.step_labels import StepLabels
@@ -71,6 +72,21 @@ def by_single_pass(setup: Setup, steps: FinishedSteps, on_progress: ProgressCall
     results = measured(step_results(setup.method, task, setup.arguments["attribution_args"]))
     with cached_derivatives(setup.loaded.network), step_scores.remembered_forward(setup.model):
         return builder.output(results, steps.append), identity
+
+
+def by_kept_states(
+    setup: Setup, steps: FinishedSteps, on_progress: ProgressCallback, *, kept: KeptStates
+) -> Attributed:
+    """The step scores of all steps (of the method `dummy`), from the states that another method's forward kept.
+
+    Raises `UnsupportedByModel` where they are not those of this text.
+    """
+    builder = InseqOutputBuilder(setup.method, setup.model, setup.batch, setup.arguments)
+    task = builder.task(on_progress, needs_identity=False)
+    with step_scores.remembered_forward(setup.model):
+        head_output = kept.head_output(task)
+        results = (task.step_result(index, None, head_output, None) for index in range(len(task.steps)))
+        return builder.output(results, steps.append), []
 
 
 def by_loop(setup: Setup, steps: FinishedSteps, on_progress: ProgressCallback) -> Attributed:

@@ -17,6 +17,7 @@ from attribution.corrections.activations_of_experts import has_rescaled_experts
 from attribution.corrections.registry import Ledger
 from attribution.inseq_loop.lean_lime import lean_lime
 from attribution.inseq_loop.lean_occlusion import lean_occlusion
+from attribution.inseq_loop.lean_reagent import lean_reagent
 from attribution.model_cache.loading import LoadedModel
 from attribution.single_pass.batch_sizes import rows_of_forward
 from attribution.text.encoding import Text
@@ -51,6 +52,8 @@ def load_method(
         lean_occlusion(found, model)
     if inseq_catalogue.samples_share_forwards(request):
         lean_lime(found, model, partial(rows_of_forward, model.model, last_logits=loaded.is_lean))
+    if method.traits.probes and request.corrections:
+        lean_reagent(found)
     if method.is_layer:
         layers.correct_layer_method(found, model, ledger)
     ids, has_maps = text.target.input_ids, loaded.attention.encoder_has_maps

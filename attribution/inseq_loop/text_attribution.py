@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from inseq.data import FeatureAttributionOutput
+from transformers import PreTrainedModel
 
 from attribution.catalogue import inseq_catalogue
 from attribution.catalogue.inseq_catalogue import Method
@@ -66,6 +67,11 @@ class TextAttribution:
     @property
     def request(self) -> AttributionRequest:
         return self._request
+
+    @property
+    def network(self) -> PreTrainedModel:
+        """The Transformers model."""
+        return self._loaded.network
 
     def runs(self) -> list[MethodOnText]:
         """The runs that make up this attribution: the method with its step scores, or two runs, where Inseq would fail

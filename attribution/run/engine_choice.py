@@ -140,7 +140,9 @@ class EngineChoice:
         return replace(worst, length=max(each.length for each in verdicts))
 
     def _verdict_at(self, method: Method, shape: Shape) -> Verdict:
-        key = (method.name, shape, self._request.attribute_target)
+        arguments = self._request.attribution_args if method.is_layer else {}
+        layer = tuple(str(arguments.get(name)) for name in ("target_layer", "multiply_by_inputs"))
+        key = (method.name, shape, self._request.attribute_target, *layer)
         if key not in self._loaded.verdicts:
             length, steps = shape.longest, sum(each.steps for each in self.shapes)
             if length > _ALWAYS_PROBED and steps < _WORTH_A_PROBE * shape.steps:

@@ -32,7 +32,7 @@ _DOUBTED, _MOST = 1e-5, 1e-2
 _SHORT = 64  # tokens up to which a probe of occlusion moves its window by one token
 _WINDOWS = 4  # of a longer probe of occlusion: the loop runs a forward for each, at each step
 _SMALL = {"n_steps": 3, "n_samples": 2, "internal_batch_size": 2}
-_KEPT = {"method", "multiply_by_inputs", "abs", "stdevs"}
+_KEPT = {"method", "multiply_by_inputs", "abs", "stdevs", "target_layer"}
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,8 @@ def _probe_request(
 ) -> AttributionRequest:
     arguments = {name: value for name, value in request.attribution_args.items() if name in _KEPT}
     arguments |= {name: value for name, value in _SMALL.items() if name in method.parameters}
+    if not method.traits.divides_rows:
+        arguments.pop("internal_batch_size", None)
     if "sliding_window_shapes" in method.parameters and shape.longest > _SHORT:
         width = loaded.model.get_embedding_layer().embedding_dim
         sides = [shape.source] if loaded.model.is_encoder_decoder else []

@@ -16,6 +16,7 @@ from typing import Any
 from inseq.data import FeatureAttributionOutput, merge_attributions
 from inseq.models import HuggingfaceModel
 
+from attribution.cancel_points import cancel_points
 from attribution.catalogue import checks, config_checks, inseq_catalogue, refinement
 from attribution.catalogue.inseq_catalogue import Method
 from attribution.corrections.registry import Ledger
@@ -111,8 +112,8 @@ class Runner:
     def run(self) -> FeatureAttributionOutput:
         """The attribution of all texts, merged as Inseq merges batches.
 
-        Raises a `JobError` that says why it cannot be done, `Cancelled` within one forward pass of `should_cancel`
-        turning true, and whatever Inseq and the model raise.
+        Raises a `JobError` that says why it cannot be done, `Cancelled` within one large module of a forward or
+        backward (see `cancel_points`) of `should_cancel` turning true, and whatever Inseq and the model raise.
         """
         refusals = list(
             checks.kind_refusals(self._request, self._method, is_encoder_decoder=bool(self._model.is_encoder_decoder))
@@ -186,7 +187,8 @@ class Runner:
 
         handle = self._loaded.network.register_forward_pre_hook(before_forward)
         try:
-            yield
+            with cancel_points(self._loaded.network, self._check_cancelled):
+                yield
         finally:
             handle.remove()
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from attribution.catalogue import inseq_catalogue
 from attribution.inseq_loop.engine_calls import (
     Attributed,
+    by_kept_states,
     by_loop,
     by_loop_with_shared_scores,
     by_single_pass,
@@ -17,6 +19,7 @@ from attribution.inseq_loop.text_attribution import TextAttribution, joined
 from attribution.inseq_loop.text_setup import MethodOnText
 from attribution.isolation import RANDOM_DRAWS, RandomState, held
 from attribution.run.engine_choice import EngineChoice
+from attribution.single_pass.kept_states import kept_states
 from problems import UnsupportedByModel
 
 
@@ -34,12 +37,32 @@ def attribute(
     True while other jobs draw.
     """
     with _drawing_from(random_state, should_cancel):
-        ours = joined([_by_chosen_engine(attribution, work, choice) for work in attribution.runs()])
+        ours = joined(_runs(attribution, choice))
     if not choice.is_to_be_rechecked(attribution.method):
         return ours
     with _drawing_from(random_state, should_cancel):
         theirs = joined([attribution.run(work, by_loop) for work in attribution.runs()])
     return ours if choice.is_confirmed(attribution.method, ours[0], theirs[0]) else theirs
+
+
+def _runs(attribution: TextAttribution, choice: EngineChoice) -> list[Attributed]:
+    """Each of the attribution's runs. `attention` runs the model on the whole text: a second run for the step scores
+    takes the states of that forward, where the single pass of `dummy` is trusted.
+    """
+    first, *others = attribution.runs()
+    if not others or not first.method.traits.reads_attention or not attribution.request.corrections:
+        return [_by_chosen_engine(attribution, work, choice) for work in (first, *others)]
+    with kept_states(attribution.network) as kept:
+        found = [_by_chosen_engine(attribution, first, choice)]
+    for work in others:
+        if choice.takes_single_pass(work.method):
+            try:
+                found.append(attribution.run(work, partial(by_kept_states, kept=kept)))
+                continue
+            except UnsupportedByModel:
+                pass  # the scores then have a forward of their own
+        found.append(_by_chosen_engine(attribution, work, choice))
+    return found
 
 
 def _by_chosen_engine(attribution: TextAttribution, work: MethodOnText, choice: EngineChoice) -> Attributed:

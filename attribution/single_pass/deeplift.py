@@ -21,15 +21,17 @@ _ELEMENTWISE = tuple(kind for kind, rule in deep_lift.SUPPORTED_NON_LINEAR.items
 _EPSILON = 1e-10  # Captum's: a smaller difference of inputs counts as zero
 
 
-def deeplift(task: Task, *, multiply_by_inputs: bool) -> Iterator[StepResult]:
+def deeplift(task: Task, embedded: Task, *, multiply_by_inputs: bool) -> Iterator[StepResult]:
     """DeepLIFT (Shrikumar et al., 2017, https://arxiv.org/abs/1704.02685), as `captum.attr.DeepLift` computes it.
 
-    Raises `UnsupportedByModel` for a network with a softmax or pooling module, or an activation that is called twice.
+    `embedded` is the task on embeddings: where scores are those of a layer, the baseline still runs through the whole
+    network. Raises `UnsupportedByModel` for a network with a softmax or pooling module, or an activation that is
+    called twice.
     """
     activations = _activations(task.split_model.network)
     seen: dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
     with _hooked(activations, _recording(seen)), torch.no_grad():
-        states = task.states(*task.baselines)
+        states = embedded.states(*embedded.baselines)
     baseline = task.apply_head(states, gradients=False).values[0] if task.needs_identity else None
     for index, gradients, head_output in step_gradients(task, around_forward=_hooked(activations, _rescaled(seen))):
         scores = gradients

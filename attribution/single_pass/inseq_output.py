@@ -70,6 +70,7 @@ class InseqOutputBuilder:
         scores = StepScores(model, self._arguments["step_scores"], self._scores_args, self._batch)
         context = None
         if model.is_encoder_decoder:
+            encodings = [self._batch.sources.encoding, self._batch.targets.encoding]
             source, target = self._batch.sources.embedding, self._batch.targets.embedding
             inputs, baselines = [source.input_embeds], [source.baseline_embeds]
             if self._arguments["attribute_target"]:
@@ -78,6 +79,7 @@ class InseqOutputBuilder:
             else:
                 context = target.input_embeds[:, :end]
         else:
+            encodings = [self._batch.encoding]
             inputs = [self._batch.input_embeds[:, :end]]
             baselines = [self._batch.baseline_embeds[:, :end]]
         return Task(
@@ -90,6 +92,7 @@ class InseqOutputBuilder:
             scores,
             report_progress,
             needs_identity,
+            tuple((each.input_ids, each.baseline_ids) for each, _ in zip(encodings, inputs, strict=False)),
         )
 
     def output(self, results: Iterator[StepResult], step_done: StepOutputCallback) -> FeatureAttributionOutput:

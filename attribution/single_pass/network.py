@@ -111,7 +111,7 @@ class SplitModel:
             raise UnsupportedByModel(f"{type(self.network).__name__} does not call its output embedding exactly once.")
         (states,) = caught
         if not self._is_checked:
-            self._check_head(states, output.logits)
+            self.check_head(states, output.logits)
         return states[:, positions]
 
     def _inputs(self, embeddings: tuple[torch.Tensor, ...]) -> dict[str, Any]:
@@ -123,7 +123,8 @@ class SplitModel:
         return inputs
 
     @torch.no_grad()
-    def _check_head(self, states: torch.Tensor, logits: torch.Tensor) -> None:
+    def check_head(self, states: torch.Tensor, logits: torch.Tensor) -> None:
+        """Raise `UnsupportedByModel` unless `logits` makes the network's own [1, 1, vocabulary] of the first state."""
         ours = self.logits(states[:1, :1].reshape(1, -1)).float()
         theirs = logits.reshape(1, -1).float()
         scale = float(theirs.abs().max())

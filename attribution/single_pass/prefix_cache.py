@@ -47,16 +47,23 @@ class PrefixCache:
         `perturbed` is [rows, length, width]; the rows share their first `kept` positions with the text.
         Zero for steps before the changed position.
         """
+        task = self.task
+        first = max(0, kept + 1 - task.steps.start)  # the first step predicted after position `kept`
+        states = self.states(perturbed, kept, first)
+        found = values.new_zeros((len(perturbed), len(task.steps)))
+        found[:, first:] = values[:, first:] - task.apply_head(states, gradients=False, first=first).values
+        return found
+
+    def states(self, perturbed: torch.Tensor, kept: int, first: int) -> torch.Tensor:
+        """The hidden states of perturbed rows ([rows, length, width]) that share their first `kept` positions with the
+        text, for the steps from number `first`: [rows, steps, width].
+        """
         task, (rows, length, _) = self.task, perturbed.shape
         shared = [tuple(each[:, :, :kept].expand(rows, -1, -1, -1) for each in layer) for layer in self.layers]
-        first = max(0, kept + 1 - task.steps.start)  # the first step predicted after position `kept`
-        states = task.split_model.states(
+        return task.split_model.states(
             perturbed[:, kept:],
             positions=slice(task.steps.start + first - 1 - kept, task.steps.stop - 1 - kept),
             attention_mask=torch.ones((rows, length), dtype=torch.long, device=perturbed.device),
             past_key_values=DynamicCache(shared, config=task.split_model.network.config) if kept else None,
             use_cache=bool(kept),
         )
-        found = values.new_zeros((rows, len(task.steps)))
-        found[:, first:] = values[:, first:] - task.apply_head(states, gradients=False, first=first).values
-        return found

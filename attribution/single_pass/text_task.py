@@ -54,6 +54,8 @@ class Task:
     step_scores: StepScores
     report_progress: ProgressCallback
     needs_identity: bool = False  # whether to compute f(input) and f(baseline)
+    # Token ids of the inputs and of the baselines ([1, length] each), for methods that walk through the vocabulary.
+    ids: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
 
     @property
     def prefix_index(self) -> int | None:
@@ -85,6 +87,12 @@ class Task:
 
     def _report_part(self, start: float, share: float, done: float) -> None:
         self.report_progress(start + share * done)
+
+    def with_inputs(
+        self, split_model: SplitModel, inputs: tuple[torch.Tensor, ...], baselines: tuple[torch.Tensor, ...]
+    ) -> Task:
+        """The task on another model's inputs."""
+        return replace(self, split_model=split_model, inputs=inputs, baselines=baselines)
 
     def up_to(self, end: int, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """Tensors in the order of the inputs ([1, length, ...]), with the target prefix cut to `end` positions."""
