@@ -6,7 +6,6 @@ import pytest
 
 from attribution.engine import AttributionEngine
 from models import AttributionRequest
-from problems import UnsupportedByModel
 from settings import Settings
 from tests.conftest import LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 from tests.families import build, family_params
@@ -46,10 +45,7 @@ def test_every_method_on_families(engine, model_dir, family, method):
         "model": family, "method": method, "input_text": TEXT, "step_scores": ["probability"],
         "generated_text": TARGET if seq2seq else f"{TEXT} {TARGET}", "attribution_args": CASES[method],
     }  # fmt: skip
-    try:
-        both(engine, **body)
-    except UnsupportedByModel as error:
-        pytest.xfail(str(error))
+    both(engine, **body)
 
 
 @pytest.mark.parametrize("method", [name for name in CASES if name.startswith("layer")])

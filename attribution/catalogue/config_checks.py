@@ -58,7 +58,7 @@ def config_refusals(method: Method, config: PretrainedConfig) -> Iterator[Proble
         reasons.append(_POSITIONS_FIRST)
     elif (without := method.traits.without_layer) and config.model_type == "xlnet":
         reasons.append(f"{method.name} reads states by text, and XLNet's have the tokens first. Use {without}.")
-    elif without == "integrated_gradients" and config.model_type == "ctrl":
+    elif without and method.traits.rows == "n_steps" and config.model_type == "ctrl":
         reasons.append(f"{method.name} sets the output of CTRL's embedding, which CTRL scales in place. Use {without}.")
     for reason in reasons:
         yield ProblemItem(pointer="/method", detail=reason)

@@ -39,7 +39,6 @@ class MethodTraits:
     is_random: bool = False  # draws from the process's random generators
     has_single_pass: bool = False  # `attribution.single_pass` computes it from one forward over the whole text
     repeats_rows: bool = False  # calls the model with the input repeated along the batch
-    divides_rows: bool = True  # Inseq's own does not fail with `internal_batch_size`, where it has it
     runs_own_text: bool = False  # its first forward at a step is of the unchanged text: its logits give the step scores
     prepares_vocabulary: bool = False  # looks at the whole vocabulary once for each model
     needs_float32_inputs: bool = False  # makes float32 tensors itself, or reads embeddings as numpy arrays
@@ -78,7 +77,6 @@ METHODS: dict[str, MethodTraits] = {
         rows=2,
     ),
     "discretized_integrated_gradients": MethodTraits(
-        divides_rows=False,
         has_single_pass=True,
         repeats_rows=True,
         makes_embeddings=True,

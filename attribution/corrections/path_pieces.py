@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ def correct_path_pieces(method: FeatureAttribution, ledger: Ledger) -> None:
     captum_method = method.method
     attribute, gradients = captum_method.attribute, captum_method.gradient_func
 
+    @wraps(attribute)  # whose signature is read
     def corrected(*args: Any, internal_batch_size: int | None = None, **more: Any) -> Any:
         if internal_batch_size is None or not ledger.apply(PATH_PIECES):
             return attribute(*args, internal_batch_size=internal_batch_size, **more)

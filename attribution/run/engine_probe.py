@@ -164,8 +164,6 @@ def _probe_request(
 ) -> AttributionRequest:
     arguments = {name: value for name, value in request.attribution_args.items() if name in _KEPT}
     arguments |= {name: value for name, value in _SMALL.items() if name in method.parameters}
-    if not method.traits.divides_rows:
-        arguments.pop("internal_batch_size", None)
     if "sliding_window_shapes" in method.parameters and shape.longest > _SHORT:
         width = loaded.model.get_embedding_layer().embedding_dim
         sides = [shape.source] if loaded.model.is_encoder_decoder else []
