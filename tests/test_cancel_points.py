@@ -79,7 +79,9 @@ def longest_gap(engine, model, **body):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("model", "text"), [(LOOKUP, PROMPT), (PHRASEBOOK, SENTENCE)])
+@pytest.mark.parametrize(
+    ("model", "text"), [(LOOKUP, PROMPT), pytest.param(PHRASEBOOK, SENTENCE, marks=pytest.mark.slow)]
+)
 def test_a_job_asks_between_any_two_modules(monkeypatch, model, text, method):
     if model == PHRASEBOOK and method == "reagent":
         pytest.skip("refused for encoder-decoder models")

@@ -25,7 +25,13 @@ def fresh(server):
 def outputs(cell):
     """The kinds, the words and the numbers of a cell's outputs."""
     kinds, words, numbers = [], [], []
-    for output in cell.get("outputs", []):
+    shown: list = []
+    for output in cell.get("outputs", []):  # a kernel may send what a cell prints in several parts
+        if shown and output.output_type == "stream" == shown[-1].output_type and output.name == shown[-1].name:
+            shown[-1] = output | {"text": shown[-1].text + output.text}
+        else:
+            shown.append(output)
+    for output in map(nbformat.from_dict, shown):
         text = output.get("text") or output.get("data", {}).get("text/plain", "")
         kinds.append((output.output_type, sorted(output.get("data", {}))))
         if "image/png" not in output.get("data", {}):

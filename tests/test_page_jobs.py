@@ -38,7 +38,9 @@ def test_a_running_job_shows_its_progress_and_is_cancelled(served, open_page):
 
 
 def test_attributed_tokens_are_shown_before_the_end(served, open_page):
-    job_id = served.submit(input_text=[PROMPT] * 60, **LONG | {"attribution_args": {"n_steps": 300}})
+    # Inseq's loop ends one token after another.
+    slow = {"attribution_args": {"n_steps": 300}, "engine": "inseq"}
+    job_id = served.submit(input_text=[PROMPT] * 60, **LONG | slow)
     page = open_page(served, f"/#/jobs/{job_id}")
     shown = page.get_by_text("Tokens attributed so far")
     expect(shown).to_be_visible()

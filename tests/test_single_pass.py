@@ -360,7 +360,9 @@ def test_a_share_of_jobs_is_checked_again(engine, tmp_path, monkeypatch):
     right = run(careful, "auto", **body)
     assert right.info["engine"] == "single_pass"
     assert right.info["engine_check"]["rechecked_difference"] < 1e-5
-    monkeypatch.setattr(method_dispatch, "input_x_gradient", lambda part: method_dispatch.saliency(part, absolute=True))
+    monkeypatch.setattr(
+        method_dispatch, "input_x_gradient", lambda part, **_: method_dispatch.saliency(part, absolute=True)
+    )
     wrong = run(careful, "auto", **body)
     assert wrong.info["engine"] == "inseq"
     assert "checked again" in wrong.info["engine_check"]["reason"]

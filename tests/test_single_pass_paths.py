@@ -8,7 +8,7 @@ from attribution.engine import AttributionEngine
 from models import AttributionRequest
 from settings import Settings
 from tests.conftest import LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
-from tests.families import build, family_params
+from tests.families import build
 from tests.test_single_pass import assert_same, run
 
 CASES = {
@@ -36,7 +36,15 @@ def both(engine, rtol=1e-5, **body):
 
 
 @pytest.mark.parametrize("method", CASES)
-@pytest.mark.parametrize("family", family_params("gpt2", "llama", "opt", "gemma2", "bloom", "bart", "t5", "mistral"))
+# The others take the same seconds each.
+@pytest.mark.parametrize(
+    "family",
+    [
+        "llama",
+        "t5",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("gpt2", "opt", "gemma2", "bloom", "bart", "mistral")),
+    ],
+)
 def test_every_method_on_families(engine, model_dir, family, method):
     if not (model_dir / family).exists():
         build(family, model_dir / family)
