@@ -32,7 +32,7 @@ from attribution.catalogue.length_changes import dynamic_factor
 from attribution.catalogue.traits import STEP_SCORES_ONLY
 from attribution.corrections.embeddings import EmbeddingsFix, embeddings_fix
 from attribution.isolation import DEFAULT_DTYPE, RANDOM_DRAWS, held
-from attribution.model_cache import adapter_merging, half_precision, lean_forwards, loading_report
+from attribution.model_cache import adapter_merging, half_precision, lean_forwards, loading_report, quantized
 from attribution.model_cache.attention_outputs import AttentionOutputs, find_attention_outputs
 from attribution.model_cache.model_source import ModelSource
 from problems import ModelUnavailable
@@ -117,6 +117,7 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_folder(), trust_remote_code=False)
         with held(_LOADING, should_cancel), alone, held(RANDOM_DRAWS, should_cancel):
             architecture = next(iter(config.architectures or []), None)
+            notes = [*source.notes, *quantized.warnings(config)]  # before reading, which takes this out of `config`
             network, report = _auto_class(source, config).from_pretrained(
                 source.path,
                 config=config,
@@ -125,9 +126,10 @@ def load(
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # `loading_report` names them
                 output_loading_info=True,
+                **quantized.reading_options(config),
                 **({} if source.gguf is None else {"gguf_file": source.gguf}),
             )
-            warnings = [*source.notes, *loading_report.check(source.name, network, architecture, report)]
+            warnings = [*notes, *loading_report.check(source.name, network, architecture, report)]
             if source.adapter is not None:
                 warnings += adapter_merging.merge(source.name, network, source.adapter)
             if compute_dtype not in {None, key.dtype}:

@@ -1,4 +1,4 @@
-"""Refuses quantized checkpoints for which this server lacks a package or a device, as Transformers itself checks it."""
+"""Quantized checkpoints: refused where a package or a device is missing; compressed-tensors weights are made wide."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
+from transformers import AutoConfig, CompressedTensorsConfig, PretrainedConfig
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from attribution.model_cache.model_source import ModelSource
@@ -45,3 +45,29 @@ def _refusal(path: Path, revision: str) -> tuple[str, str] | None:  # noqa: ARG0
     except Exception as error:  # a missing package, version or device has many types
         return method, str(error).strip().partition("\n")[0] or type(error).__name__
     return None
+
+
+def reading_options(config: PretrainedConfig) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that make compressed-tensors weights wide while they are read.
+
+    Otherwise its layers quantize activations too: a step function, whose gradients say nothing of the model.
+    """
+    if _method(config) != "compressed-tensors":
+        return {}
+    return {"quantization_config": CompressedTensorsConfig(run_compressed=False)}
+
+
+def warnings(config: PretrainedConfig) -> list[str]:
+    """What every result says of weights that were made wide, and of activations that are not quantized."""
+    if not reading_options(config):
+        return []
+    told = (
+        "The weights are quantized (compressed-tensors) and were made wide: they have the values that the quantized "
+        "ones stand for, and activations are not quantized."
+    )
+    return [told]
+
+
+def _method(config: PretrainedConfig) -> str | None:
+    found = getattr(config, "quantization_config", None)
+    return found.get("quant_method") if isinstance(found, dict) else None
