@@ -190,13 +190,19 @@ QUANTIZED = {
     "gptq": ({"bits": 4, "group_size": 128, "desc_act": False}, "optimum"),
     "awq": ({"bits": 4, "group_size": 128, "version": "gemm", "zero_point": True}, "gptqmodel"),
     "exl3": ({"bits": 4}, "does not know this method"),
+    "bitsandbytes-8": ({"load_in_8bit": True}, "quantizes the activations too"),
+    "torchao-8": (
+        {"quant_type": {"default": {"_type": "Int8DynamicActivationInt8WeightConfig", "_version": 2, "_data": {}}}},
+        "quantizes the activations too",
+    ),
 }
 
 
-@pytest.mark.parametrize("method", QUANTIZED)
-def test_a_quantized_checkpoint_that_cannot_be_read_is_refused_at_once(server, model_dir, method):
-    more, reason = QUANTIZED[method]
-    name = f"quantized-{method}"
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_a_quantized_checkpoint_that_cannot_be_read_is_refused_at_once(server, model_dir, kind):
+    """Also one whose layers quantize activations, if its package is there: its gradients are not of the scores."""
+    more, reason = QUANTIZED[kind]
+    name, method = f"quantized-{kind}", kind.removesuffix("-8")
     saved(model_dir / name, t.LlamaForCausalLM(config()))
     told = t.LlamaConfig.from_pretrained(model_dir / name).to_dict()
     told["quantization_config"] = {"quant_method": method, **more}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ def _refusal(path: Path, revision: str) -> tuple[str, str] | None:  # noqa: ARG0
     if not isinstance(found, dict):
         return None
     method = str(found.get("quant_method") or "bitsandbytes")  # which wrote no method in its first versions
+    if _quantizes_activations(method, found):
+        return method, "it quantizes the activations too, a step function whose gradients say nothing of the scores"
     if not AutoHfQuantizer.supports_quant_method(found):
         return method, "Transformers does not know this method"  # and would load random weights
     try:
@@ -45,6 +48,17 @@ def _refusal(path: Path, revision: str) -> tuple[str, str] | None:  # noqa: ARG0
     except Exception as error:  # a missing package, version or device has many types
         return method, str(error).strip().partition("\n")[0] or type(error).__name__
     return None
+
+
+def _quantizes_activations(method: str, found: dict[str, Any]) -> bool:
+    """Whether layers round their inputs as well, and nothing here makes the weights wide instead.
+
+    In a tiny Llama gradients differed from finite differences by multiples of themselves (LLM.int8 of bitsandbytes, and
+    torchao's kinds with dynamic activations).
+    """
+    if method == "bitsandbytes":
+        return bool(found.get("load_in_8bit"))
+    return method == "torchao" and "DynamicActivation" in json.dumps(found, default=str)
 
 
 def reading_options(config: PretrainedConfig) -> dict[str, Any]:
