@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from api.allowed_methods import HeadMiddleware, OptionsMiddleware
 from api.engine_protocol import AttributionEngineProtocol
+from api.freed_memory import FreedMemory
 from api.job_watch import JobWatch
 from api.metrics import HttpMetrics, HttpMetricsMiddleware, ServiceMetrics
 from api.middleware import HostCheckMiddleware, RequestIdMiddleware, SecurityHeadersMiddleware
@@ -52,6 +53,7 @@ def create_app(settings: Settings | None = None, engine: AttributionEngineProtoc
         retention = Retention(services.store, settings)
         services.install(app)
         services.manager.start()
+        services.freed_memory.start()
         retention.start()
         devices = list(services.engine.devices())
         workers = len(devices) * settings.workers_per_device
@@ -61,6 +63,7 @@ def create_app(settings: Settings | None = None, engine: AttributionEngineProtoc
         finally:
             await run_in_threadpool(services.manager.stop, settings.shutdown_grace_seconds)
             retention.stop()
+            services.freed_memory.stop()
             services.store.close()
             log.info("server_stopped")
 
@@ -110,11 +113,12 @@ def _services(settings: Settings, engine: AttributionEngineProtocol, http_regist
         model_cache=engine.model_cache_numbers,
         watchers=lambda: watch.watchers,
     )
+    freed_memory = FreedMemory()
     manager = JobManager(
         store,
         engine.run,
         devices=devices,
-        listeners=[watch, metrics],
+        listeners=[watch, metrics, freed_memory],
         limits=JobLimits(
             max_attempts=settings.max_attempts,
             max_seconds=settings.max_job_seconds,
@@ -123,7 +127,7 @@ def _services(settings: Settings, engine: AttributionEngineProtocol, http_regist
         ),
         prepare_worker=lambda: engine.prepare_worker(threads),
     )
-    return Services(engine, store, manager, watch, metrics)
+    return Services(engine, store, manager, watch, metrics, freed_memory)
 
 
 def _cores() -> int:

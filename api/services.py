@@ -9,6 +9,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
 from api.engine_protocol import AttributionEngineProtocol
+from api.freed_memory import FreedMemory
 from api.job_watch import JobWatch
 from api.metrics import ServiceMetrics
 from api.work_threads import WorkThreads
@@ -25,6 +26,7 @@ class Services:
     manager: JobManager
     watch: JobWatch
     metrics: ServiceMetrics
+    freed_memory: FreedMemory
     # Few at a time: they compute in Python, and would take the interpreter from the event loop.
     views: WorkThreads = field(default_factory=lambda: WorkThreads(2))
     estimates: WorkThreads = field(default_factory=lambda: WorkThreads(2))

@@ -16,7 +16,6 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.bounded_protocol import BoundedProtocol, ConnectionLimits
-from api.freed_memory import FreedMemory
 from settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -24,7 +23,6 @@ _OPEN_REQUESTS_TIMEOUT = 3  # seconds that a shutdown waits for open requests (c
 _OTHER_DESCRIPTORS = 256  # files that are no connections: SQLite, results, models, clients that were not accepted yet
 _BACKLOG = 128  # connections that wait to be accepted
 _TICKS_PER_SECOND = 10  # of uvicorn
-_TRIM_TICKS = 5 * _TICKS_PER_SECOND
 
 
 def configure_logging() -> None:
@@ -86,18 +84,12 @@ def _affordable(connections: int) -> int:
 class AnnouncingServer(uvicorn.Server):
     """Prints its address and the command of a first job when it listens; drops connections that stall."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self._freed_memory = FreedMemory()
-
     async def on_tick(self, counter: int) -> bool:
         if counter % _TICKS_PER_SECOND == 0:
             now = asyncio.get_running_loop().time()
             for connection in list(self.server_state.connections):
                 if isinstance(connection, BoundedProtocol):
                     connection.drop_if_stalled(now)
-        if counter % _TRIM_TICKS == 0:
-            await self._freed_memory.give_back()
         return await super().on_tick(counter)
 
     async def startup(self, sockets: Any = None) -> None:

@@ -11,7 +11,6 @@ from transformers import GenerationMixin
 from attribution.engine import AttributionEngine
 from attribution.model_cache import device_memory
 from attribution.results import stored_form
-from attribution.run import request_run
 from models import AttributionRequest
 from problems import InvalidRequest
 from settings import Settings
@@ -122,29 +121,3 @@ def test_the_single_pass_takes_as_many_rows_at_once_as_there_is_room_for(engine,
     tight, pieces = forwards(MIB)
     assert tight > roomy
     reference.assert_same_sequence(pieces.sequence_attributions[0], whole.sequence_attributions[0], rtol=1e-5)
-
-
-@pytest.mark.skipif(device_memory._malloc_trim() is None, reason="not glibc")
-def test_freed_memory_goes_back_to_the_system():
-    def used():
-        return psutil.Process().memory_info().rss
-
-    size = 100_000
-    blocks = [b"\1" * size for _ in range(3000)]
-    full, pinned = used(), blocks[-1]
-    del blocks
-    assert len(pinned) == size  # glibc gives back by itself only what lies behind the last block in use
-    device_memory.give_back_freed_memory()
-    assert used() <= full - 0.9 * 2999 * size
-
-
-@pytest.mark.parametrize(("long", "times"), [(0.0, 2), (float("inf"), 0)])
-def test_a_long_job_gives_back_what_it_freed(tmp_path, monkeypatch, long, times):
-    engine = AttributionEngine(Settings(data_dir=tmp_path))
-    given = []
-    monkeypatch.setattr(request_run, "_LONG", long)
-    monkeypatch.setattr(request_run, "give_back_freed_memory", lambda: given.append(1))
-    for method in ("saliency", "dummy"):
-        request = engine.check(AttributionRequest(model=LOOKUP, method=method, input_text=PROMPT))
-        engine.run(request, device="cpu", report=lambda _: None, should_cancel=lambda: False)
-    assert len(given) == times

@@ -5,9 +5,8 @@ Knows nothing of models or requests.
 
 from __future__ import annotations
 
-import ctypes
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -116,23 +115,3 @@ def _statistic(file: Path, name: str) -> int:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error says that a device or the machine had no memory left."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-@lru_cache(maxsize=1)
-def _malloc_trim() -> Callable[[int], int] | None:
-    """Glibc's `malloc_trim`; None with another C library."""
-    try:
-        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):
-        return None
-    return found
-
-
-def give_back_freed_memory() -> None:
-    """Give memory that this process has freed back to the system, where its C library (glibc) keeps it.
-
-    glibc keeps freed blocks of up to 32 MiB for the next allocation of the same thread: after large jobs as much as a
-    model. Takes up to a tenth of a second, and half a millisecond where there is nothing to give back.
-    """
-    if (trim := _malloc_trim()) is not None:
-        trim(0)

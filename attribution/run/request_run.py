@@ -5,7 +5,6 @@ Knows nothing of jobs, threads or storage.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,7 @@ from attribution.estimates.estimator import Estimator, route_of
 from attribution.estimates.passes import Shape
 from attribution.estimates.rates import Rates
 from attribution.model_cache.cache import ModelCache
-from attribution.model_cache.device_memory import give_back_freed_memory, is_out_of_memory
+from attribution.model_cache.device_memory import is_out_of_memory
 from attribution.model_cache.loading import LoadedModel
 from attribution.model_cache.sources import bundled_models
 from attribution.run import memory_retry, record
@@ -30,8 +29,6 @@ from attribution.text.sandbox import Sandboxes, TextSandbox
 from models import AttributionRequest, Progress, ResultPart, Stage
 from problems import OutOfMemory
 from settings import Settings
-
-_LONG = 1.0  # seconds from which on a job gives back what it freed: a short one has freed little
 
 EncodePartial = Callable[[], list[ResultPart]]  # the parts of what is done so far; from any thread
 
@@ -62,14 +59,6 @@ class RequestRunner:
         that fails too. Raises a `JobError` that says why it cannot be done, `Cancelled`, and whatever Inseq and the
         model raise.
         """
-        began = time.monotonic()
-        try:
-            return self._run(request, device, callbacks)
-        finally:
-            if time.monotonic() - began >= _LONG:
-                give_back_freed_memory()
-
-    def _run(self, request: AttributionRequest, device: str, callbacks: Callbacks) -> list[ResultPart]:
         try:
             return self._attempt(request, device, callbacks)
         except (RuntimeError, MemoryError) as error:
