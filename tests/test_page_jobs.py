@@ -118,6 +118,24 @@ def test_a_job_is_edited_and_run_again(served, open_page):
     assert served.job(again)["request"] == served.job(job_id)["request"]
 
 
+def test_a_job_that_arrives_late_replaces_nothing_typed(served, open_page):
+    """There is no form to type into before the job is there whose request fills it."""
+    job_id = served.run(model=LOOKUP, method="dummy", input_text="Ben likes")
+    page, held = open_page(served), []
+    url = f"**/attribution/jobs/{job_id}"
+
+    def hold(route):  # a function: Playwright sets an attribute on it
+        held.append(route)
+
+    page.route(url, hold, times=1)
+    with page.expect_request(url):
+        page.goto(f"{served.url}/#/?from={job_id}")
+    expect(page.get_by_role("main").get_by_text("Loading…")).to_be_visible()
+    expect(field(page, "/model")).to_have_count(0)
+    held.pop().continue_()
+    expect(field(page, "/method")).to_have_value("dummy")
+
+
 def test_a_failed_job_says_why(served, open_page):
     job_id = served.submit(model="no-such/model", method="dummy", input_text="x")
     served.wait(job_id)

@@ -18,9 +18,13 @@ export function JobForm({ from, store, catalogue }) {
   const [draft, setDraft] = useState(() => draftOf((examples[0] ?? EXAMPLES[0]).request, catalogue));
   const [problem, setProblem] = useState(null);
   const [isSending, setSending] = useState(false);
+  const [isReady, setReady] = useState(!from); // until then there is no form, so that nothing typed is replaced
   const form = useRef(null);
   useEffect(() => {
-    if (from) getJson(`/attribution/jobs/${encodeURIComponent(from)}`).then((job) => job.request && setDraft(draftOf(job.request, catalogue)), setProblem);
+    if (!from) return;
+    getJson(`/attribution/jobs/${encodeURIComponent(from)}`)
+      .then((job) => job.request && setDraft(draftOf(job.request, catalogue)), setProblem)
+      .then(() => setReady(true));
   }, [from]);
   const errors = problem?.errors ?? [];
   const change = (changes) => setDraft((draft) => ({ ...draft, ...changes }));
@@ -45,7 +49,8 @@ export function JobForm({ from, store, catalogue }) {
       setProblem(problem);
     }
   };
-  useEffect(() => problem && showErrors(form.current), [problem]);
+  useEffect(() => problem && form.current && showErrors(form.current), [problem, isReady]);
+  if (!isReady) return html`<p class="muted" role="status">Loading…</p>`;
   return html`
     <form class="job-form" ref=${form} onSubmit=${submit} novalidate aria-labelledby="form-title">
       <h1 id="form-title">Which input tokens did each generated token depend on?</h1>
