@@ -74,10 +74,10 @@ def test_the_rounding_of_a_deep_network_is_no_difference(engine, monkeypatch, me
     assert found[0] < 2 * USUAL  # as enlarged
     assert check["engine_check"]["largest_difference"] == 2 * USUAL
     assert check["engine_check"]["largest_difference_in_float64"] == found[1] <= SAME
-    assert check["engine_check"]["tolerance"] == 8 * USUAL  # for a text that is checked again
+    assert check["engine_check"]["tolerance"] == 5e-4  # of a text that is checked again, at most
 
 
-@pytest.mark.parametrize("error", [1e-3, 5e-5])
+@pytest.mark.parametrize("error", [3e-4, 5e-5])
 @pytest.mark.parametrize("model", ["deep", "shallow"])
 def test_a_difference_is_found(engine, monkeypatch, model, error):
     """Also one that float32's rounding could have made."""
@@ -85,8 +85,17 @@ def test_a_difference_is_found(engine, monkeypatch, model, error):
     check = info(engine, model)
     assert check["engine"] == "inseq"
     assert "other numbers" in check["engine_check"]["reason"]
-    assert check["engine_check"]["largest_difference_in_float64"] == pytest.approx(error, rel=0.1)
+    # All scores are wrong by this factor; float64 and the float32 of stored scores (6e-8) round far below it.
+    assert check["engine_check"]["largest_difference_in_float64"] == pytest.approx(error, rel=0.01)
     assert check["engine_check"]["tolerance"] == USUAL
+
+
+def test_a_difference_that_no_rounding_makes_needs_no_float64(engine, monkeypatch):
+    planted(monkeypatch, 1e-3)
+    check = info(engine, "shallow")
+    assert check["engine"] == "inseq"
+    assert check["engine_check"]["largest_difference"] == pytest.approx(1e-3, rel=0.01)  # rounding: 1e-5
+    assert "largest_difference_in_float64" not in check["engine_check"]
 
 
 @pytest.mark.parametrize(
@@ -131,6 +140,7 @@ def test_without_the_memory_the_usual_tolerance_decides(engine, monkeypatch):
     planted(monkeypatch, 5e-5)
     check = info(engine, "shallow")
     assert check["engine"] == "single_pass"
+    # A tenth for the rounding of float32: 5e-6 of the largest score, in a network of two layers.
     assert check["engine_check"]["largest_difference"] == pytest.approx(5e-5, rel=0.1)
     assert "largest_difference_in_float64" not in check["engine_check"]
 

@@ -26,9 +26,9 @@ from models import AttributionRequest
 # Relative to the largest score; rounding of most models stays far below it.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 _HALF_TOLERANCE = 0.05
-# A float32 difference from a tenth of the tolerance on is looked at in float64 (see `rounding`). One above the most is
-# refused without it: scores with so much rounding are not worth the cost.
-_DOUBTED, _MOST = 1e-5, 1e-2
+# A float32 difference from a tenth of the tolerance on is looked at in float64 (see `rounding`). No difference above
+# the most is called rounding, in a probe or in a text that is checked again.
+_DOUBTED, _MOST = 1e-5, 5e-4
 _SHORT = 64  # tokens up to which a probe of occlusion moves its window by one token
 _WINDOWS = 4  # of a longer probe of occlusion: the loop runs a forward for each, at each step
 _SMALL = {"n_steps": 3, "n_samples": 2, "internal_batch_size": 2}
@@ -93,7 +93,7 @@ def probe(
     if loaded.network.dtype is torch.float32 and _DOUBTED < difference <= _MOST:
         exact = _difference_in_float64(run)
     if exact is not None and exact <= SAME:
-        limit = max(limit, MARGIN * difference)  # all of it is rounding
+        limit = max(limit, min(MARGIN * difference, _MOST))  # all of it is rounding
     is_other = difference > limit or (exact is not None and exact > SAME)
     reason = "It gave other numbers than Inseq's loop on a probe." if is_other else None
     return Verdict(length, difference, limit, reason, exact)
