@@ -46,11 +46,10 @@ def resolve(
     attributed = functions[:1] if request.attributed_fn is not None else [attributed_function(request)]
     scored = functions[1:] if request.attributed_fn is not None else functions
     if None not in functions:
-        of_json_types = attribution_args | (
-            {"n_steps": refinement.FIRST} if refinement.is_asked(attribution_args) else {}
-        )
+        # Inseq's signature has a number.
+        first = {"n_steps": refinement.FIRST} if refinement.is_asked(attribution_args) else {}
         errors += _argument_errors(
-            "/attribution_args", of_json_types, method.parameters, f"method {method.name!r}", required=True
+            "/attribution_args", attribution_args | first, method.parameters, f"method {method.name!r}", required=True
         )
         errors += refinement.refusals(request, method, attribution_args)
         errors += _function_argument_errors("/attributed_fn_args", request.attributed_fn_args, attributed)

@@ -63,9 +63,7 @@ def _misplaced(request: AttributionRequest, methods: Sequence[str]) -> Iterator[
         if getattr(request, name) is not None and not any(_has(method, name) for method in methods):
             yield ProblemItem(pointer=f"/{name}", detail=f"None of these methods has {name}.")
     if request.completeness_tolerance is not None and not any(_is_refined(request, method) for method in methods):
-        yield ProblemItem(
-            pointer="/completeness_tolerance", detail='completeness_tolerance is for n_steps "auto"; leave it out.'
-        )
+        yield refinement.TOLERANCE_ALONE
 
 
 def _has(method: str, parameter: str) -> bool:

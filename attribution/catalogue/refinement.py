@@ -16,6 +16,9 @@ FIRST = 25
 USUAL = (FIRST, 50, 100)
 # Relative to the size of a token's scores, as `completeness.Step.relative`; a result with more carries a warning.
 TOLERANCE = 0.05
+TOLERANCE_ALONE = ProblemItem(
+    pointer="/completeness_tolerance", detail='completeness_tolerance is for n_steps "auto"; leave it out.'
+)
 # Inseq's default number of points is one forward, and more are run in pieces of it.
 _ROWS = 50
 
@@ -50,9 +53,7 @@ def refusals(request: AttributionRequest, method: Method, arguments: Arguments) 
     """Yield an error where "auto" is asked of scores that need not add up, or a tolerance without it."""
     if not is_asked(arguments):
         if request.completeness_tolerance is not None:
-            yield ProblemItem(
-                pointer="/completeness_tolerance", detail='completeness_tolerance is for n_steps "auto"; leave it out.'
-            )
+            yield TOLERANCE_ALONE
     elif "n_steps" in method.parameters and not has_identity(request, method, arguments):
         yield ProblemItem(
             pointer="/n_steps",

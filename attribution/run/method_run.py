@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from inseq.data import FeatureAttributionOutput, merge_attributions
@@ -47,8 +46,8 @@ class _Snapshot:
 
     steps_total: int = 0
     outputs: tuple[FeatureAttributionOutput, ...] = ()
-    # What it has so far, and its text.
-    current: tuple[Callable[[], FeatureAttributionOutput | None], PreparedText] | None = None
+    current: tuple[TextAttribution, PreparedText] | None = None
+    whole: FeatureAttributionOutput | None = None  # its last whole attempt, where it is attempted several times
 
 
 class Runner:
@@ -146,8 +145,9 @@ class Runner:
         snapshot = self._snapshot
         outputs, notes = list(snapshot.outputs), self.notes[: len(snapshot.outputs)]
         if snapshot.current is not None:
-            has_so_far, prepared = snapshot.current
-            if (current := has_so_far()) is not None:
+            attribution, prepared = snapshot.current
+            current = attribution.partial() if snapshot.whole is None else snapshot.whole
+            if current is not None:
                 current.info |= prepared.info
                 outputs.append(current)
                 notes.append(token_notes.of_partial_result(prepared.notes, current.sequence_attributions[0]))
@@ -214,7 +214,9 @@ class Runner:
         self._snapshot = _Snapshot(sum(each.text.steps for each in texts))
         for each in texts:
             output = self._attribute(each)
-            self._snapshot = replace(self._snapshot, outputs=(*self._snapshot.outputs, output), current=None)
+            self._snapshot = replace(
+                self._snapshot, outputs=(*self._snapshot.outputs, output), current=None, whole=None
+            )
         # Of a search, whose length nobody knows before, the rates learn nothing.
         self.took = 0.0 if self._is_refined else time.monotonic() - began - self._choice.probing_seconds
 
@@ -242,8 +244,7 @@ class Runner:
             progress=self._progress,
             on_progress=self._on_progress,
         )
-        if self._snapshot.current is None:  # else an earlier attempt has scores for all tokens
-            self._snapshot = replace(self._snapshot, current=(attribution.partial, prepared))
+        self._snapshot = replace(self._snapshot, current=(attribution, prepared))
         output, identity = text_run.attribute(attribution, self._choice, prepared.random_state, self._should_cancel)
         # Where EOS is the padding, Inseq takes a last EOS away again.
         (sequence,) = output.sequence_attributions
@@ -259,7 +260,7 @@ class Runner:
             output, identity = self._attempt(self._request_with(n_steps), prepared)
             search.note(n_steps, identity)
             self._n_steps = [*finished, n_steps]
-            self._snapshot = replace(self._snapshot, current=(partial(_itself, output), prepared))
+            self._snapshot = replace(self._snapshot, whole=output)
             begin = end
         self._convergence.append(completeness.describe(identity) | search.describe())
         if problem := search.warning():
@@ -290,7 +291,3 @@ class Runner:
             return 1
         source, target = text.source.input_ids.shape[1], text.end - 1
         return 1 + target + (2 * source if self._model.is_encoder_decoder else 0)
-
-
-def _itself(output: FeatureAttributionOutput) -> FeatureAttributionOutput:
-    return output
