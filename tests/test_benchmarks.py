@@ -26,7 +26,8 @@ def test_with_a_small_model_on_any_device():
         [method, dtype] for method in ("input_x_gradient", "occlusion") for dtype in ("float32", "bfloat16")
     ]
     assert all(len(row) == len(rows[0]) for row in rows)
-    assert float(rows[1][9]) < 1e-5  # from Inseq, in float32
+    # From Inseq, in float32: rounding of a network of two layers, about a hundred units of the last place (1.2e-7).
+    assert float(rows[1][9]) < 1e-5
 
 
 @pytest.mark.slow

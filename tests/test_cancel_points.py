@@ -78,13 +78,17 @@ def longest_gap(engine, model, **body):
     return gap, largest
 
 
-@pytest.mark.parametrize("method", METHODS)
+ON_ENCODER_DECODERS = [name for name in METHODS if not traits.of_method(name).is_decoder_only]
+
+
 @pytest.mark.parametrize(
-    ("model", "text"), [(LOOKUP, PROMPT), pytest.param(PHRASEBOOK, SENTENCE, marks=pytest.mark.slow)]
+    ("model", "text", "method"),
+    [
+        *((LOOKUP, PROMPT, name) for name in METHODS),
+        *(pytest.param(PHRASEBOOK, SENTENCE, name, marks=pytest.mark.slow) for name in ON_ENCODER_DECODERS),
+    ],
 )
 def test_a_job_asks_between_any_two_modules(monkeypatch, model, text, method):
-    if model == PHRASEBOOK and method == "reagent":
-        pytest.skip("refused for encoder-decoder models")
     monkeypatch.setattr(cancel_points, "_LARGE", 2**11)
     gap, largest = longest_gap(
         new_engine(), model, method=method, input_text=text, attribution_args=SMALL.get(method, {})
@@ -93,7 +97,7 @@ def test_a_job_asks_between_any_two_modules(monkeypatch, model, text, method):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (BUNDLED / REAL).exists(), reason="make smollm2")
+@pytest.mark.skipif(not (BUNDLED / REAL).exists(), reason="`make smollm2` makes the model")
 @pytest.mark.parametrize("method", ["integrated_gradients", "layer_gradient_x_activation", "lime", "value_zeroing"])
 def test_a_job_on_a_real_model_asks_between_any_two_modules(method):
     arguments = {name: min(value, 2) for name, value in SMALL.get(method, {}).items()}

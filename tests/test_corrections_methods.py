@@ -226,7 +226,7 @@ def test_discretized_paths_in_pieces(server, model_dir, tmp_path):
         server, tmp_path, model="gpt2", method=method, input_text=TEXT, generated_text=forced("gpt2"),
         attribution_args=pieces, engine="inseq",
     )  # fmt: skip
-    assert_scores(ours, scores(theirs), rtol=1e-4)
+    assert_scores(ours, scores(theirs), rtol=1e-5)  # the sums of eight points in other pieces
     assert ours.info["corrections"] == ["discretized_path_pieces"]
 
 

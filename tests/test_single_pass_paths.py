@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from attribution.engine import AttributionEngine
+from attribution.run.rounding import SAME, in_float64
 from models import AttributionRequest
 from settings import Settings
 from tests.conftest import LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
@@ -61,8 +62,11 @@ def test_every_method_on_families(engine, model_dir, family, method):
 def test_layers_within_the_network(engine, model, layer, method):
     text = PROMPT if model == LOOKUP else SENTENCE
     arguments = {**CASES[method], "target_layer": layer}
-    # Integrals over a layer that is no cut are sums of large terms of both signs.
-    both(engine, model=model, method=method, input_text=text, attribution_args=arguments, rtol=1e-4)
+    body = {"model": model, "method": method, "input_text": text, "attribution_args": arguments}
+    # Integrals over a layer that is no cut are sums of large terms of both signs: in float32, their rounding is no
+    # measure. In float64 it vanishes, and the scores are stored in float32 (`SAME`).
+    with engine._models.in_use(model, device="cpu", dtype="float32") as loaded, in_float64(loaded.network):
+        both(engine, **body, rtol=SAME)
 
 
 @pytest.mark.parametrize("method", CASES)
