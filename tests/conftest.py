@@ -64,9 +64,9 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def hub_cache(tmp_path_factory):
-    """A Hugging Face cache that holds a small random GPT-2 and its tokenizer as `distilgpt2`."""
-    return build_hub_cache(tmp_path_factory.mktemp("hub"))
+def hub_cache():
+    """This process's Hugging Face cache, with a small random GPT-2 and its tokenizer as `distilgpt2`."""
+    return build_hub_cache(Path(os.environ["HF_HOME"]))
 
 
 @pytest.fixture(scope="session")
@@ -77,10 +77,9 @@ def model_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory, hub_cache, model_dir):
-    """A server in its own process, with two workers, shared by all tests that leave it running."""
+    """A server in its own process, with two workers, shared by all tests that leave it running. Finds `hub_cache` by HF_HOME."""
     with Server(
         tmp_path_factory.mktemp("data"),
-        HF_HOME=str(hub_cache),
         INSEQ_API_MODEL_DIRS=str(model_dir),
         INSEQ_API_WORKERS_PER_DEVICE="2",
         INSEQ_API_CPU_HALF="native",  # tests of half precision compute in it on every processor

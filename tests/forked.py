@@ -18,7 +18,7 @@ from typing import IO, Any
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["main", "attribution.engine"])
 
-_FORKABLE = {"main", "tests.fake_engine"}
+_FORKABLE = {"main", "tests.checking_engine", "tests.fake_engine"}
 
 # Variables that libraries read when they are imported.
 _READ_BY_IMPORTS = ("ATEN_", "HF_", "INSEQ_ARTIFACTS", "MKL_", "OMP_", "PYTHON", "TOKENIZERS_", "TRANSFORMERS_")

@@ -215,6 +215,7 @@ def test_half_precision(server, model_dir, tmp_path, method, dtype):
     assert ours.info["corrections"] == ["half_precision_inputs"]
 
 
+@pytest.mark.slow
 def test_discretized_paths_in_pieces(server, model_dir, tmp_path):
     """Inseq fails with internal_batch_size; in pieces of it, the scores are those of one forward with all points."""
     path, method = family(model_dir, "gpt2"), "discretized_integrated_gradients"
@@ -230,7 +231,14 @@ def test_discretized_paths_in_pieces(server, model_dir, tmp_path):
     assert ours.info["corrections"] == ["discretized_path_pieces"]
 
 
-def test_convergence_delta(server, model_dir, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [
+        ("gradient_shap", {"n_samples": 8}),
+        pytest.param("discretized_integrated_gradients", {"n_steps": 8}, marks=pytest.mark.slow),
+    ],
+)
+def test_convergence_delta(server, model_dir, tmp_path, method, arguments):
     """Deltas are sum - (f(input) - f(baseline)); Inseq swaps the ends for DIG, uses one sample for gradient SHAP."""
     path = family(model_dir, "gpt2")
     plain = Plain(path, TEXT, forced("gpt2"))
@@ -240,21 +248,17 @@ def test_convergence_delta(server, model_dir, tmp_path):
             - float(plain.probability(plain.logits(step, plain.embedded(step, baseline=True)), step))
             for step in plain.steps
         ]
-    for method, arguments in (
-        ("discretized_integrated_gradients", {"n_steps": 8}),
-        ("gradient_shap", {"n_samples": 8}),
-    ):
-        asked = {**arguments, "return_convergence_delta": True}
-        theirs = reference.attribute(path, TEXT, method, generated_texts=forced("gpt2"), attribution_args=dict(asked))
-        expected = (scores(theirs).nansum((0, 2)) - torch.tensor(ends)).numpy()
-        assert not np.allclose(theirs[0].step_scores["deltas"].numpy(), expected, rtol=0.05)
-        ours = run(
-            server, tmp_path, model="gpt2", method=method, input_text=TEXT, generated_text=forced("gpt2"),
-            attribution_args=asked,
-        )  # fmt: skip
-        np.testing.assert_allclose(ours[0].step_scores["deltas"].numpy(), expected, rtol=1e-3, atol=1e-6)
-        np.testing.assert_allclose(ours.info["convergence"][0]["delta"], expected, rtol=1e-3, atol=1e-6)
-        assert ours.info["corrections"] == ["convergence_delta"]
+    asked = {**arguments, "return_convergence_delta": True}
+    theirs = reference.attribute(path, TEXT, method, generated_texts=forced("gpt2"), attribution_args=dict(asked))
+    expected = (scores(theirs).nansum((0, 2)) - torch.tensor(ends)).numpy()
+    assert not np.allclose(theirs[0].step_scores["deltas"].numpy(), expected, rtol=0.05)
+    ours = run(
+        server, tmp_path, model="gpt2", method=method, input_text=TEXT, generated_text=forced("gpt2"),
+        attribution_args=asked,
+    )  # fmt: skip
+    np.testing.assert_allclose(ours[0].step_scores["deltas"].numpy(), expected, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(ours.info["convergence"][0]["delta"], expected, rtol=1e-3, atol=1e-6)
+    assert ours.info["corrections"] == ["convergence_delta"]
 
 
 def test_reagent_needs_no_download(server, tmp_path):

@@ -40,9 +40,8 @@ def is_within(page, width):
     return page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-@pytest.mark.parametrize(
-    ("width", "height", "scheme"), [(1280, 800, "light"), pytest.param(390, 800, "dark", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # sixty jobs; the next test has twenty
+@pytest.mark.parametrize(("width", "height", "scheme"), [(1280, 800, "light"), (390, 800, "dark")])
 def test_what_runs_or_waits_is_shown_however_many_newer_jobs_ended(served, open_page, width, height, scheme):
     first = long_job(served)
     wait_until_running(served, first)
@@ -163,7 +162,7 @@ def test_no_answer_is_said_to_a_click_until_the_next_and_to_a_read_until_there_i
         expect(notice).to_have_count(0)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_no_card_of_a_comparison_is_alone_in_its_row(served, open_page, count, scheme):
     methods = ["saliency", "occlusion", "input_x_gradient", "attention"][:count]

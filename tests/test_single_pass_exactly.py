@@ -74,7 +74,7 @@ def float64_throughout(monkeypatch):
 
 
 # The others take the same seconds each, and run in `make test-slow`.
-ALWAYS = {"gpt2", "llama", "bloom", "t5"}
+ALWAYS = {"gpt2", "llama", "t5"}
 
 
 @pytest.mark.parametrize("method", CASES)

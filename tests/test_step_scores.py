@@ -149,8 +149,10 @@ def test_forwards(engine, model, forwards, method, way):
 @pytest.mark.parametrize(
     ("method", "function"),
     [
-        ("lime", "mc_dropout_prob_avg"), ("lime", "contrast_prob"), ("lime", "top_p_size"),
-        ("sequential_integrated_gradients", "mc_dropout_prob_avg"), ("sequential_integrated_gradients", "contrast_prob"),
+        pytest.param("lime", "mc_dropout_prob_avg", marks=pytest.mark.slow), ("lime", "contrast_prob"),
+        ("lime", "top_p_size"),
+        pytest.param("sequential_integrated_gradients", "mc_dropout_prob_avg", marks=pytest.mark.slow),
+        ("sequential_integrated_gradients", "contrast_prob"),
         ("integrated_gradients", "mc_dropout_prob_avg"),
     ],
 )  # fmt: skip
