@@ -15,7 +15,8 @@ from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "INSEQ_ARTIFACTS_CACHE": tempfile.mkdtemp()}
 
-from benchmarks.real import BUNDLED, MODELS, REAL
+from demo_models.smollm2 import FOLDER, NAME
+from tests.conftest import LOOKUP
 from tests.serving import Server
 
 METHODS = (
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument("--generated", type=int, default=30)
     parser.add_argument("--after", default="0.2,0.9,2.3", help="seconds after the stage began")
     arguments = parser.parse_args()
-    name = REAL if (MODELS / REAL).exists() else BUNDLED
+    name = NAME if FOLDER.exists() else LOOKUP
     body = {
         "model": name,
         "input_text": _SENTENCE * arguments.sentences,

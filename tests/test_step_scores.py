@@ -146,6 +146,17 @@ def test_forwards(engine, model, forwards, method, way):
     assert counts[2] - counts[1] == steps  # both contrastive functions share one for each step
 
 
+def test_padding_inside_a_text_costs_no_forward(engine, forwards):
+    """A model that pads with its end of turn reads padding in every chat: it is tried once for each kind of text."""
+    counts = []
+    for pad in ("", "", "<|endoftext|>", "<|endoftext|>"):  # the first time, the engines are compared
+        for text in (f"The big{pad} dog", f"The quick brown{pad} fox"):  # of one kind
+            forwards[0] = 0
+            run(engine, "gpt2", "saliency", input_text=text, generated_text=f"{text} jumps")
+            counts.append(forwards[0])
+    assert counts[2:] == [1, 1, 3, 1, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("method", "function"),
     [

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from inseq.data import BatchEncoding
 from inseq.models import HuggingfaceModel
 
 from attribution.corrections.registry import Correction, Ledger, declare
@@ -191,10 +194,34 @@ def _difference(model: HuggingfaceModel) -> tuple[float, float]:
     return _logits_difference(model, ids, torch.cat([start, ids], dim=1))
 
 
-def computes_the_same(model: HuggingfaceModel, ids: torch.Tensor, decoder_ids: torch.Tensor | None) -> bool:
-    """Whether the model computes the same logits from these ids ([1, length] each) and from their embeddings."""
-    difference, scale = _logits_difference(model, ids, decoder_ids)
-    return difference <= _TOLERANCE * scale
+class PadReading:
+    """Whether a model reads its padding token like any other: it then computes the same logits from its embedding.
+
+    What a model does with padding depends on where it stands. So texts are told apart by that alone, and one of each
+    kind is tried, shortened to two tokens of each run: every chat contains the padding of a model that pads with its
+    end of turn, and two more forwards of each would take as long as generating some tokens.
+    """
+
+    def __init__(self, model: HuggingfaceModel) -> None:
+        self._model = model
+        self._found: dict[tuple[tuple[bool, ...], ...], bool] = {}
+
+    def __call__(self, source: BatchEncoding | None, target: BatchEncoding) -> bool:
+        """Whether it does in this text; `source` is None for a decoder-only model. Runs two forwards the first time."""
+        kept = [self._kept(each) for each in (source, target) if each is not None]
+        kind = tuple(tuple(is_pad for _, is_pad in each) for each in kept)
+        if kind not in self._found:
+            ids = [torch.tensor([[index for index, _ in each]], device=target.input_ids.device) for each in kept]
+            difference, scale = _logits_difference(self._model, ids[0], ids[1] if len(ids) > 1 else None)
+            self._found[kind] = difference <= _TOLERANCE * scale
+        return self._found[kind]
+
+    def _kept(self, text: BatchEncoding) -> list[tuple[int, bool]]:
+        """The ids of the shortened text, and whether each is padding."""
+        is_pad = [each == self._model.pad_token for each in text.input_tokens[0]]
+        marked = zip(text.input_ids[0].tolist(), is_pad, strict=True)
+        runs = (list(run) for _, run in groupby(marked, key=itemgetter(1)))
+        return [each for run in runs for each in run[:2]]
 
 
 @torch.no_grad()

@@ -82,7 +82,7 @@ def set_up(
         float32 = needs_float32 and embeddings.takes_float32_copies(model.model.dtype, ledger)
         if float32:
             stack.enter_context(embeddings.cast_to_half(model))
-        _keep_pads(model, text, ledger, stack)
+        _keep_pads(loaded, text, ledger, stack)
         stack.enter_context(labelled_once(model))
         stack.enter_context(encoded_as(model, text.contrasts))
         with ExitStack() as loading:
@@ -146,19 +146,18 @@ def rename_step_scores(output: FeatureAttributionOutput, names: dict[str, str]) 
             each.step_scores = {names.get(name, name): score for name, score in each.step_scores.items()}
 
 
-def _keep_pads(model: HuggingfaceModel, text: Text, ledger: Ledger, stack: ExitStack) -> None:
+def _keep_pads(loaded: LoadedModel, text: Text, ledger: Ledger, stack: ExitStack) -> None:
     """Keep the tokens inside a text that Inseq would take for padding, where the model itself does not.
 
     Raises `InputRejected` where the model does, also for one at the beginning.
     """
+    model = loaded.model
     is_inside = positions_and_padding.has_pad_inside(model, text.source, text.target)
     if is_inside and not ledger.apply(positions_and_padding.PAD_INSIDE):
         return
     if not is_inside and not (ledger.enabled and positions_and_padding.begins_with_pad(model, text.target)):
         return
-    decoder = text.target.input_ids if model.is_encoder_decoder else None
-    source = text.source.input_ids if model.is_encoder_decoder else text.target.input_ids
-    if not embeddings.computes_the_same(model, source, decoder):
+    if not loaded.reads_pads(text.source if model.is_encoder_decoder else None, text.target):
         raise InputRejected(
             f"The text contains {model.pad_token!r}, this model's padding, and the model itself treats it as "
             "such: it computes something else from its embedding. Take it out of the text."

@@ -30,7 +30,7 @@ from transformers import (
 from attribution import network_state
 from attribution.catalogue.length_changes import dynamic_factor
 from attribution.catalogue.traits import STEP_SCORES_ONLY
-from attribution.corrections.embeddings import EmbeddingsFix, embeddings_fix
+from attribution.corrections.embeddings import EmbeddingsFix, PadReading, embeddings_fix
 from attribution.isolation import DEFAULT_DTYPE, RANDOM_DRAWS, held
 from attribution.model_cache import adapter_merging, half_precision, lean_forwards, loading_report, quantized
 from attribution.model_cache.attention_outputs import AttentionOutputs, find_attention_outputs
@@ -68,6 +68,10 @@ class LoadedModel:
     leases: int = 0
     hits: int = 0
     last_used: int = 0
+    reads_pads: PadReading = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.reads_pads = PadReading(self.model)
 
     @property
     def network(self) -> PreTrainedModel:
