@@ -32,7 +32,15 @@ from attribution.catalogue.length_changes import dynamic_factor
 from attribution.catalogue.traits import STEP_SCORES_ONLY
 from attribution.corrections.embeddings import EmbeddingsFix, embeddings_fix
 from attribution.isolation import DEFAULT_DTYPE, RANDOM_DRAWS, held
-from attribution.model_cache import adapter_merging, half_precision, lean_forwards, loading_report, quantized
+from attribution.model_cache import (
+    adapter_merging,
+    gradient_check,
+    half_precision,
+    lean_forwards,
+    loading_report,
+    quantized,
+    quantized_weights,
+)
 from attribution.model_cache.attention_outputs import AttentionOutputs, find_attention_outputs
 from attribution.model_cache.model_source import ModelSource
 from problems import ModelUnavailable
@@ -117,6 +125,7 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_folder(), trust_remote_code=False)
         with held(_LOADING, should_cancel), alone, held(RANDOM_DRAWS, should_cancel):
             architecture = next(iter(config.architectures or []), None)
+            is_quantized = source.gguf is None and bool(quantized.reading_options(config))
             notes = [*source.notes, *quantized.warnings(config)]  # before reading, which takes this out of `config`
             network, report = _auto_class(source, config).from_pretrained(
                 source.path,
@@ -130,6 +139,8 @@ def load(
                 **({} if source.gguf is None else {"gguf_file": source.gguf}),
             )
             warnings = [*notes, *loading_report.check(source.name, network, architecture, report)]
+            if is_quantized:
+                quantized_weights.make_wide(network, dtype)
             if source.adapter is not None:
                 warnings += adapter_merging.merge(source.name, network, source.adapter)
             if compute_dtype not in {None, key.dtype}:
@@ -161,6 +172,11 @@ def load(
         warm_up(loaded)
         loaded.embeddings_fix = embeddings_fix(model)
         with loaded.embeddings_fix.applied(model):
+            if is_quantized and (reason := gradient_check.obstacle(model)):
+                raise ModelUnavailable(
+                    f"{source.name!r} is quantized, and its gradients are not those of its logits: {reason}. Take the "
+                    "model's unquantized weights."
+                )
             loaded.is_lean = lean_forwards.are_exact(model)
     return loaded
 

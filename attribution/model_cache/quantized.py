@@ -1,17 +1,22 @@
-"""Quantized checkpoints: refused where a package or a device is missing; compressed-tensors weights are made wide."""
+"""Quantized checkpoints: refused where a package or a device is missing; how the others are read and made wide."""
 
 from __future__ import annotations
 
 import json
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, CompressedTensorsConfig, PretrainedConfig
+from transformers import AutoConfig, CompressedTensorsConfig, FineGrainedFP8Config, Mxfp4Config, PretrainedConfig
 from transformers.quantizers.auto import AutoHfQuantizer
 
+from attribution.model_cache import quantized_tensors
 from attribution.model_cache.model_source import ModelSource
 from problems import ModelUnavailable
+
+# The packages of the extra `quantized`, by method: the names of their modules.
+EXTRA = {"bitsandbytes": "bitsandbytes", "torchao": "torchao", "compressed-tensors": "compressed_tensors"}
 
 
 def check(source: ModelSource) -> None:
@@ -31,13 +36,9 @@ def _refusal(path: Path, revision: str) -> tuple[str, str] | None:  # noqa: ARG0
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError):
         return None  # loading the model reports the reason
-    text = config.get_text_config(decoder=True)
-    found: dict[str, Any] | None = getattr(config, "quantization_config", None) or getattr(
-        text, "quantization_config", None
-    )
-    if not isinstance(found, dict):
+    if (found := quantized_tensors.settings(config)) is None:
         return None
-    method = str(found.get("quant_method") or "bitsandbytes")  # which wrote no method in its first versions
+    method = quantized_tensors.method(found)
     if _quantizes_activations(method, found):
         return method, "it quantizes the activations too, a step function whose gradients say nothing of the scores"
     if not AutoHfQuantizer.supports_quant_method(found):
@@ -46,8 +47,14 @@ def _refusal(path: Path, revision: str) -> tuple[str, str] | None:  # noqa: ARG0
         quantizer = AutoHfQuantizer.from_config(dict(found), pre_quantized=True)
         quantizer.validate_environment(device_map=None, weights_only=True)
     except Exception as error:  # a missing package, version or device has many types
-        return method, str(error).strip().partition("\n")[0] or type(error).__name__
+        return method, _reason(method, error)
     return None
+
+
+def _reason(method: str, error: Exception) -> str:
+    if method in EXTRA and find_spec(EXTRA[method]) is None:
+        return f"the package {method} is missing, which `pip install '.[quantized]'` installs"
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _quantizes_activations(method: str, found: dict[str, Any]) -> bool:
@@ -61,27 +68,41 @@ def _quantizes_activations(method: str, found: dict[str, Any]) -> bool:
     return method == "torchao" and "DynamicActivation" in json.dumps(found, default=str)
 
 
-def reading_options(config: PretrainedConfig) -> dict[str, Any]:
-    """Arguments of `from_pretrained` that make compressed-tensors weights wide while they are read.
+_WIDE_WHILE_READ = {
+    "compressed-tensors": CompressedTensorsConfig,
+    "fp8": FineGrainedFP8Config,
+    "mxfp8": FineGrainedFP8Config,
+    "mxfp4": Mxfp4Config,
+}
 
-    Otherwise its layers quantize activations too: a step function, whose gradients say nothing of the model.
+
+def reading_options(config: PretrainedConfig) -> dict[str, Any]:
+    """Arguments of `from_pretrained`: quantized weights are read on the CPU, and made wide while they are read where
+    Transformers can. Otherwise `quantized_weights` does it.
     """
-    if _method(config) != "compressed-tensors":
+    if (found := quantized_tensors.settings(config)) is None:
         return {}
-    return {"quantization_config": CompressedTensorsConfig(run_compressed=False)}
+    wide = _WIDE_WHILE_READ.get(quantized_tensors.method(found))
+    return {"device_map": {"": "cpu"}} | ({} if wide is None else {"quantization_config": wide(dequantize=True)})
 
 
 def warnings(config: PretrainedConfig) -> list[str]:
     """What every result says of weights that were made wide, and of activations that are not quantized."""
-    if not reading_options(config):
+    if (found := quantized_tensors.settings(config)) is None:
         return []
-    told = (
-        "The weights are quantized (compressed-tensors) and were made wide: they have the values that the quantized "
-        "ones stand for, and activations are not quantized."
+    method = quantized_tensors.method(found)
+    if method not in {*_WIDE_WHILE_READ, "bitsandbytes", "torchao"}:
+        return [f"The weights are quantized ({method}), and its own layers compute with them."]
+    told = f"The weights are quantized ({method}) and were made wide: they have the values of the quantized ones"
+    return [told + ", and activations are not quantized" * _rounds_activations(found) + "."]
+
+
+def _rounds_activations(found: dict[str, Any]) -> bool:
+    """Whether the method's own layers quantize their inputs."""
+    groups = (found.get("config_groups") or {}).values()
+    return bool(
+        found.get("load_in_8bit")
+        or found.get("activation_scheme")
+        or any(isinstance(each, dict) and each.get("input_activations") for each in groups)
+        or "DynamicActivation" in str(found.get("quant_type"))
     )
-    return [told]
-
-
-def _method(config: PretrainedConfig) -> str | None:
-    found = getattr(config, "quantization_config", None)
-    return found.get("quant_method") if isinstance(found, dict) else None

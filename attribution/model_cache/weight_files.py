@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from attribution.model_cache import gguf_files
+from attribution.model_cache.quantized_tensors import parameters as held_by
 
 WEIGHTS = ("*.safetensors", "*.bin")
 _LONGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors library
@@ -58,12 +59,14 @@ def fingerprint(files: Iterable[Path]) -> str:
     return "local-" + hashlib.sha256(repr(entries).encode()).hexdigest()[:12]
 
 
-def parameters(path: Path, revision: str) -> int:
-    """The number of parameters in a folder's safetensors or pickles, or in a GGUF file.
+def parameters(path: Path, revision: str, quantization: dict[str, Any] | None = None) -> int:
+    """The number of parameters in a folder's safetensors or pickles, or in a GGUF file; `quantization` is what the
+    configuration of a quantized checkpoint says.
 
     0 if they cannot be read: loading the model then reports the reason.
     """
-    counted = sum(tensor.count for tensor in _tensors(path, revision))
+    tensors = _tensors(path, revision)
+    counted = sum(each.count for each in tensors) if quantization is None else held_by(quantization, tensors)
     return counted or sum(file.stat().st_size for file in path.glob("*.bin")) // 4  # as if they were float32
 
 
