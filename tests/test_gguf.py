@@ -74,7 +74,7 @@ def test_the_memory_of_a_file_is_that_of_its_wide_weights(tmp_path, monkeypatch)
     free = 4 * count + 2 * count - 1  # all tensors in float32, and the model in bfloat16
     monkeypatch.setattr("attribution.model_cache.cache.memory_of", lambda _: DeviceMemory(free, free))
     with (
-        pytest.raises(OutOfMemory, match="while the GGUF file is read"),
+        pytest.raises(OutOfMemory, match="while the files are read"),
         cache.lease("one", device="cpu", dtype="bfloat16"),
     ):
         pass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -184,38 +183,6 @@ def test_a_model_that_reads_images_is_loaded_for_its_text(server, model_dir, bui
     assert [token["token_id"] for token in result["sequence_attributions"][0]["target"]] == expected
 
 
-QUANTIZED = {
-    "bitsandbytes": ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "bitsandbytes"),
-    "compressed-tensors": ({"format": "pack-quantized", "config_groups": {}}, "compressed-tensors"),
-    "gptq": ({"bits": 4, "group_size": 128, "desc_act": False}, "optimum"),
-    "awq": ({"bits": 4, "group_size": 128, "version": "gemm", "zero_point": True}, "gptqmodel"),
-    "exl3": ({"bits": 4}, "does not know this method"),
-    "bitsandbytes-8": ({"load_in_8bit": True}, "quantizes the activations too"),
-    "torchao-8": (
-        {"quant_type": {"default": {"_type": "Int8DynamicActivationInt8WeightConfig", "_version": 2, "_data": {}}}},
-        "quantizes the activations too",
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", QUANTIZED)
-def test_a_quantized_checkpoint_that_cannot_be_read_is_refused_at_once(server, model_dir, kind):
-    """Also one whose layers quantize activations, if its package is there: its gradients are not of the scores."""
-    more, reason = QUANTIZED[kind]
-    name, method = f"quantized-{kind}", kind.removesuffix("-8")
-    saved(model_dir / name, t.LlamaForCausalLM(config()))
-    told = t.LlamaConfig.from_pretrained(model_dir / name).to_dict()
-    told["quantization_config"] = {"quant_method": method, **more}
-    (model_dir / name / "config.json").write_text(json.dumps(told))
-    if find_spec(reason.replace("-", "_")):
-        pytest.skip(f"{reason} is installed")
-    answer = server.client.post("/attribution/jobs", json={"model": name, "method": "saliency", "input_text": TEXT})
-    assert answer.status_code == 404, answer.text
-    assert answer.json()["type"] == "/problems/model-unavailable"
-    for words in (repr(name), f"quantized ({method})", reason):
-        assert words in answer.json()["detail"]
-
-
 def save_whole(network, folder):
     saved(folder, network)
 
@@ -264,4 +231,5 @@ def test_the_numbers_are_those_of_the_weights(server, model_dir, save):
             "step_scores": ["probability"]}  # fmt: skip
     result = server.result(server.run(**body), granular=True)
     assert_equals_plain(result, Fresh(same, TEXT, TARGET))
-    assert result["info"]["warnings"] == []
+    told = " ".join(result["info"]["warnings"])
+    assert ("quantized (fp8)" in told and "activations are not" in told) if save is save_fp8 else told == ""

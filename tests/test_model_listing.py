@@ -42,7 +42,7 @@ def test_the_models_of_a_directory(folder, tmp_path):
     plain = listed["plain-llama"]
     assert plain == {
         "name": "plain-llama", "kind": "directory", "format": "safetensors", "revision": plain["revision"], "base": None,
-        "class": "LlamaForCausalLM", "is_encoder_decoder": False, "context_length": 128, "parameters": count,
+        "class": "LlamaForCausalLM", "is_encoder_decoder": False, "context_length": 128, "parameters": count, "quantization": None,
         "bytes": {"bfloat16": 2 * count}, "chat_template": True, "loaded": False, "problem": None,
     }  # fmt: skip
     tuned = listed["tuned"]

@@ -103,6 +103,7 @@ class ModelCache:
                 "name": each.source.name,
                 "kind": each.source.kind,
                 "revision": each.source.revision,
+                "quantization": each.source.quantization,
                 "class": type(each.network).__name__,
                 "is_encoder_decoder": each.model.is_encoder_decoder,
                 "device": each.key.device,
@@ -190,7 +191,7 @@ class ModelCache:
         if needed > memory_of("cpu").free:
             self.forget_idle()
         if needed > (free := memory_of("cpu").free):
-            reading = f", {needed / _GIB:.1f} GiB while the GGUF file is read" if needed > weights else ""
+            reading = f", {needed / _GIB:.1f} GiB while the files are read" if needed > weights else ""
             raise OutOfMemory(
                 f"The weights of {source.name!r} take {weights / _GIB:.1f} GiB in {dtype}{reading}, and "
                 f"{free / _GIB:.1f} GiB of memory are free. Use a smaller dtype or model, or try again when other jobs "

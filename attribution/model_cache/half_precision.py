@@ -35,12 +35,18 @@ def round_weights(network: PreTrainedModel, dtype: torch.dtype) -> None:
 
     Some weights stay in float32 whatever the dtype; Transformers names them in each class.
     """
-    kept = {*(getattr(network, "_keep_in_fp32_modules_strict", None) or ())}
-    if dtype is torch.float16:
-        kept |= {*(getattr(network, "_keep_in_fp32_modules", None) or ())}
+    kept = kept_in_float32(network, dtype)
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and not any(fnmatch(name, f"*{each}*") for each in kept):
             tensor.copy_(tensor.to(dtype))
+
+
+def kept_in_float32(network: PreTrainedModel, dtype: torch.dtype) -> set[str]:
+    """Parts of the names of weights that Transformers keeps in float32 when it loads the network in this dtype."""
+    kept = {*(getattr(network, "_keep_in_fp32_modules_strict", None) or ())}
+    if dtype is torch.float16:
+        kept |= {*(getattr(network, "_keep_in_fp32_modules", None) or ())}
+    return kept
 
 
 def warning(dtype: str) -> str:

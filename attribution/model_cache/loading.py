@@ -32,10 +32,18 @@ from attribution.catalogue.length_changes import dynamic_factor
 from attribution.catalogue.traits import STEP_SCORES_ONLY
 from attribution.corrections.embeddings import EmbeddingsFix, PadReading, embeddings_fix
 from attribution.isolation import DEFAULT_DTYPE, RANDOM_DRAWS, held
-from attribution.model_cache import adapter_merging, half_precision, lean_forwards, loading_report, quantized
+from attribution.model_cache import (
+    adapter_merging,
+    gradient_check,
+    half_precision,
+    lean_forwards,
+    loading_report,
+    quantized,
+    quantized_weights,
+)
 from attribution.model_cache.attention_outputs import AttentionOutputs, find_attention_outputs
 from attribution.model_cache.model_source import ModelSource
-from problems import ModelUnavailable
+from problems import ModelUnavailable, UnsupportedByModel
 
 # `from_pretrained` changes process-wide state while it builds a model, so only one thread may call it at a time.
 _LOADING = threading.Lock()
@@ -120,22 +128,7 @@ def load(
         config = AutoConfig.from_pretrained(source.config_folder(), trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_folder(), trust_remote_code=False)
         with held(_LOADING, should_cancel), alone, held(RANDOM_DRAWS, should_cancel):
-            architecture = next(iter(config.architectures or []), None)
-            notes = [*source.notes, *quantized.warnings(config)]  # before reading, which takes this out of `config`
-            network, report = _auto_class(source, config).from_pretrained(
-                source.path,
-                config=config,
-                dtype=dtype,
-                attn_implementation="eager",
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,  # `loading_report` names them
-                output_loading_info=True,
-                **quantized.reading_options(config),
-                **({} if source.gguf is None else {"gguf_file": source.gguf}),
-            )
-            warnings = [*notes, *loading_report.check(source.name, network, architecture, report)]
-            if source.adapter is not None:
-                warnings += adapter_merging.merge(source.name, network, source.adapter)
+            network, warnings = _read(source, config, dtype)
             if compute_dtype not in {None, key.dtype}:
                 half_precision.round_weights(network, getattr(torch, key.dtype))
                 warnings.append(half_precision.warning(key.dtype))
@@ -149,24 +142,63 @@ def load(
     except (torch.OutOfMemoryError, MemoryError, ModelUnavailable):
         raise
     except Exception as error:  # readers raise many types for damaged files or unknown architectures
-        raise ModelUnavailable(f"{source.name!r} could not be loaded: {_first_line(error)}") from error
+        kind = f" (quantized by {source.quantization})" if source.quantization else ""
+        raise ModelUnavailable(
+            f"{source.name!r}{kind} could not be loaded: {loading_report.first_line(error)}"
+        ) from error
     model.model_name = source.name
     model.tokenizer_name = source.name
-    network.to(key.device)
-    model._device = key.device  # noqa: SLF001 - Inseq's setter refuses `cuda:0`
-    if not model.is_encoder_decoder and network.config.bos_token_id is None:
-        model.bos_token_id = None
-    model.eval()  # including the wrapper, which Inseq leaves in train mode
-    network.requires_grad_(False)
-    size = sum(t.numel() * t.element_size() for t in (*network.parameters(), *network.buffers()))
-    loaded = LoadedModel(key, source, model, size, warnings=warnings)
-    network_state.watch(network)
-    with DEFAULT_DTYPE.shared():
-        warm_up(loaded)
-        loaded.embeddings_fix = embeddings_fix(model)
-        with loaded.embeddings_fix.applied(model):
-            loaded.is_lean = lean_forwards.are_exact(model)
+    with quantized.computing(source):
+        network.to(key.device)
+        model._device = key.device  # noqa: SLF001 - Inseq's setter refuses `cuda:0`
+        if not model.is_encoder_decoder and network.config.bos_token_id is None:
+            model.bos_token_id = None
+        model.eval()  # including the wrapper, which Inseq leaves in train mode
+        network.requires_grad_(False)
+        size = sum(t.numel() * t.element_size() for t in (*network.parameters(), *network.buffers()))
+        loaded = LoadedModel(key, source, model, size, warnings=warnings)
+        network_state.watch(network)
+        with DEFAULT_DTYPE.shared():
+            _probe(loaded)
     return loaded
+
+
+def _read(source: ModelSource, config: PretrainedConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, list[str]]:
+    """The network, its weights in `dtype`, quantized ones made wide and an adapter merged; and its warnings."""
+    architecture = next(iter(config.architectures or []), None)
+    warnings = [*source.notes, *quantized.warnings(config)]  # before reading, which takes this out of `config`
+    network, report = _auto_class(source, config).from_pretrained(
+        source.path,
+        config=config,
+        dtype=dtype,
+        attn_implementation="eager",
+        trust_remote_code=False,
+        ignore_mismatched_sizes=True,  # `loading_report` names them
+        output_loading_info=True,
+        **quantized.reading_options(config),
+        **({} if source.gguf is None else {"gguf_file": source.gguf}),
+    )
+    warnings += loading_report.check(source.name, network, architecture, report)
+    if source.quantization is not None:
+        quantized_weights.check_all_read(source.name, network, report["unexpected_keys"])
+        quantized_weights.make_wide(network, dtype)
+    if source.adapter is not None:
+        warnings += adapter_merging.merge(source.name, network, source.adapter)
+    return network, warnings
+
+
+def _probe(loaded: LoadedModel) -> None:
+    """Fill in what is known of a network by its forwards. Raises a `JobError` if scores for it would be wrong."""
+    model = loaded.model
+    warm_up(loaded)
+    loaded.embeddings_fix = embeddings_fix(model)
+    with loaded.embeddings_fix.applied(model):
+        if loaded.source.quantization is not None and (reason := gradient_check.obstacle(model)):
+            raise UnsupportedByModel(
+                f"{loaded.source.name!r} is quantized ({loaded.source.quantization}), and its gradients are not those "
+                f"of its logits: {reason}. Take the model's unquantized weights."
+            )
+        loaded.is_lean = lean_forwards.are_exact(model)
 
 
 def _auto_class(source: ModelSource, config: PretrainedConfig) -> Any:
@@ -220,8 +252,3 @@ def warm_up(loaded: LoadedModel) -> None:
     inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if loaded.model.is_encoder_decoder else {})
     forward = partial(loaded.network, **inputs, output_attentions=True, output_hidden_states=True)
     loaded.attention = find_attention_outputs(loaded.network, forward)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

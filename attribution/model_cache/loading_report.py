@@ -43,6 +43,12 @@ def check(name: str, network: PreTrainedModel, architecture: str | None, report:
     return []
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, without details that say nothing to a user."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def _what_it_is(network: PreTrainedModel, architecture: str | None, missing: list[str], unexpected: list[str]) -> str:
     head = network.get_output_embeddings()
     prefixes = tuple(f"{each}." for each, module in network.named_modules() if module is head)

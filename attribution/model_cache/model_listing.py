@@ -41,6 +41,7 @@ def _entry(models: ModelCache, name: str, in_memory: set[tuple[str, str]]) -> di
         "base": source.base,
         **_architecture(source),
         "parameters": source.parameters or None,
+        "quantization": source.quantization,
         "bytes": source.bytes_by_dtype,
         "chat_template": source.has_chat_template,
         "loaded": (source.name, source.revision) in in_memory,

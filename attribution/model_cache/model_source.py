@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 
-from attribution.model_cache import adapters, gguf_files, weight_files
+from attribution.model_cache import adapters, gguf_files, quantized_tensors, weight_files
 from attribution.model_cache.weight_files import WEIGHTS
 
 OTHERS = ("*.json", "*.txt", "*.model", "*.jinja", "*.spm")  # besides the weights
@@ -45,8 +45,18 @@ class ModelSource:
     @property
     def parameters(self) -> int:
         """The number of parameters, an adapter's included; 0 if the files cannot be read."""
-        base = weight_files.parameters(self._weights, self.revision)
+        base = weight_files.parameters(self._weights, self.revision, self._quantization)
         return base + (weight_files.parameters(self.adapter, self.revision) if self.adapter else 0)
+
+    @property
+    def quantization(self) -> str | None:
+        """The method by which the weights in the files are quantized; None if they are not, or in a GGUF file."""
+        return None if self._quantization is None else quantized_tensors.method(self._quantization)
+
+    @property
+    def _quantization(self) -> dict[str, Any] | None:
+        config = self.config if self.gguf is None else None
+        return None if config is None else quantized_tensors.settings(config)
 
     @property
     def bytes_by_dtype(self) -> dict[str, int]:
@@ -89,7 +99,11 @@ class ModelSource:
 
     @property
     def bytes_while_read(self) -> int:
-        """The memory that reading the files takes besides the model: Transformers makes all of a GGUF file float32."""
+        """The memory that reading the files takes besides the model: Transformers makes all of a GGUF file float32, and
+        quantized weights stay until they are wide.
+        """
+        if self._quantization is not None:
+            return weight_files.size(self.path)
         return 0 if self.gguf is None else 4 * weight_files.parameters(self._weights, self.revision)
 
     @property

@@ -14,7 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from attribution.model_cache import gguf_files
+from attribution.model_cache import gguf_files, quantized_tensors
 
 WEIGHTS = ("*.safetensors", "*.bin")
 _LONGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors library
@@ -58,12 +58,17 @@ def fingerprint(files: Iterable[Path]) -> str:
     return "local-" + hashlib.sha256(repr(entries).encode()).hexdigest()[:12]
 
 
-def parameters(path: Path, revision: str) -> int:
+def parameters(path: Path, revision: str, quantization: dict[str, Any] | None = None) -> int:
     """The number of parameters in a folder's safetensors or pickles, or in a GGUF file.
 
-    0 if they cannot be read: loading the model then reports the reason.
+    `quantization` is what the configuration of a quantized checkpoint says. 0 if they cannot be read: loading the model
+    then reports the reason.
     """
-    counted = sum(tensor.count for tensor in _tensors(path, revision))
+    tensors = _tensors(path, revision)
+    if quantization is None:
+        counted = sum(each.count for each in tensors)
+    else:
+        counted = quantized_tensors.parameters(quantization, tensors)
     return counted or sum(file.stat().st_size for file in path.glob("*.bin")) // 4  # as if they were float32
 
 
@@ -94,10 +99,18 @@ def _tensors(path: Path, revision: str) -> tuple[gguf_files.Tensor, ...]:  # noq
 
 
 def _of_safetensors(file: Path) -> Iterator[gguf_files.Tensor]:
-    """The tensors that the JSON header of a safetensors file names."""
+    """The tensors that the JSON header of a safetensors file names.
+
+    A shape, which compressed-tensors keeps as a tensor beside packed weights, counts as many numbers as it describes.
+    """
     with file.open("rb") as opened:
-        header: dict[str, Any] = json.loads(opened.read(min(int.from_bytes(opened.read(8), "little"), _LONGEST_HEADER)))
-    for name, each in header.items():
-        if name != "__metadata__":
-            start, end = each["data_offsets"]
-            yield gguf_files.Tensor(name, prod(each["shape"]), end - start, _DTYPES.get(each["dtype"], each["dtype"]))
+        length = int.from_bytes(opened.read(8), "little")
+        header: dict[str, Any] = json.loads(opened.read(min(length, _LONGEST_HEADER)))
+        for name, each in header.items():
+            if name != "__metadata__":
+                start, end = each["data_offsets"]
+                count = prod(each["shape"])
+                if name.endswith(".weight_shape") and each["dtype"] == "I64":
+                    opened.seek(8 + length + start)
+                    count = prod(memoryview(opened.read(end - start)).cast("q"))
+                yield gguf_files.Tensor(name, count, end - start, _DTYPES.get(each["dtype"], each["dtype"]))

@@ -89,6 +89,7 @@ def _info(run: RunRecord, loaded: LoadedModel) -> dict[str, Any]:
         "model_revision": loaded.source.revision,
         "model_source": loaded.source.kind,
         "device": loaded.key.device,
+        **({"quantization": loaded.source.quantization} if loaded.source.quantization else {}),
         "dtype": loaded.key.dtype,
         "compute_dtype": loaded.compute_dtype,
         **run.engine,
