@@ -36,8 +36,9 @@ SENTENCE = "the red cat sees a dog"
 
 # The slowest files run first, so that parallel workers finish at about the same time.
 LONGEST = (
-    "test_crashes", "test_single_pass", "test_step_scores", "test_families", "test_exactness", "test_models",
-    "test_page_list", "test_chaos", "test_isolation", "test_corrections_methods", "test_disk", "test_partial",
+    "test_single_pass", "test_families", "test_models", "test_exactness", "test_crashes", "test_rows",
+    "test_single_pass_paths", "test_page_jobs", "test_single_pass_exactly", "test_page", "test_corrections_methods",
+    "test_sandbox", "test_partial", "test_power_loss", "test_single_pass_half", "test_step_scores",
 )  # fmt: skip
 
 
