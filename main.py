@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -142,6 +143,8 @@ def _cores() -> int:
 def _inseq_engine(settings: Settings) -> AttributionEngineProtocol:
     # Inseq reads this once, when it is imported. Its caches belong in the data directory, not in the user's home.
     os.environ.setdefault("INSEQ_ARTIFACTS_CACHE", str(settings.data_dir.resolve() / "inseq-artifacts"))
+    for name in ("torchao", "torch.utils._pytree"):  # of the extra `quantized`: kernels that this machine lacks
+        logging.getLogger(name).setLevel(logging.ERROR)
     from attribution.engine import AttributionEngine
 
     return AttributionEngine(settings)
