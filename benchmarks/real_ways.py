@@ -20,7 +20,6 @@ import inseq
 import torch
 from captum.attr import (
     FeatureAblation,
-    LayerGradientShap,
     LayerGradientXActivation,
     LayerIntegratedGradients,
     Lime,
@@ -34,7 +33,6 @@ Run = Callable[[dict[str, Any]], torch.Tensor | None]
 GRADIENTS = {
     "input_x_gradient": LayerGradientXActivation, "layer_gradient_x_activation": LayerGradientXActivation,
     "integrated_gradients": LayerIntegratedGradients, "layer_integrated_gradients": LayerIntegratedGradients,
-    "gradient_shap": LayerGradientShap,
 }  # fmt: skip
 PERTURBATIONS = {"occlusion": FeatureAblation, "lime": Lime}
 
