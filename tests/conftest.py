@@ -19,10 +19,19 @@ for _name in [name for name in os.environ if name.startswith("INSEQ_API_")]:
     del os.environ[_name]
 
 import pytest  # noqa: E402
+import structlog  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 from tests.hub import build_hub_cache  # noqa: E402
 from tests.serving import Server  # noqa: E402
+
+# structlog's own way of drawing a traceback, with all local variables, takes seconds for one of FastAPI's.
+structlog.configure(processors=[
+    structlog.contextvars.merge_contextvars,
+    structlog.processors.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso"),
+    structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+])  # fmt: skip
 
 # No time limits on Hypothesis's examples: their durations depend on the load of the machine.
 settings.register_profile("any load", deadline=None, suppress_health_check=[HealthCheck.too_slow])

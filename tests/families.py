@@ -91,7 +91,7 @@ FAMILIES = {
 _PARTS = ("text_config", "encoder", "decoder")
 
 # Their computations differ little from another family's here, so they are tested in `make test-slow` alone.
-VARIANTS = {"qwen2", "qwen3", "mistral", "gemma2", "phi3", "gptneox", "bart", "pegasus", "m2m100"}
+VARIANTS = {"qwen2", "qwen3", "mistral", "gemma2", "phi3", "gptneox", "opt", "bart", "mbart", "pegasus", "m2m100"}
 
 # Models of which a test needs one property: own decoder embeddings, no causal mask, custom attention.
 RELATIVES = {
