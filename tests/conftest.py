@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 # Set before Inseq is imported: its caches go to a temporary folder, and the network is not used.
@@ -22,7 +23,6 @@ import pytest  # noqa: E402
 import structlog  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
-from tests.hub import build_hub_cache  # noqa: E402
 from tests.serving import Server  # noqa: E402
 
 # structlog's own way of drawing a traceback, with all local variables, takes seconds for one of FastAPI's.
@@ -77,7 +77,19 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def hub_cache():
     """This process's Hugging Face cache, with a small random GPT-2 and its tokenizer as `distilgpt2`."""
+    from tests.hub import build_hub_cache  # imports torch, which xdist's own process does not need
+
     return build_hub_cache(Path(os.environ["HF_HOME"]))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_sandboxes():
+    """Engines in this process share their sandboxes, each of which imports Transformers first."""
+    from attribution import engine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "Sandboxes", lru_cache(engine.Sandboxes))
+        yield
 
 
 @pytest.fixture(scope="session")

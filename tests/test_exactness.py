@@ -50,8 +50,15 @@ def compare(server, tmp_path, job_id, theirs):
     return ours
 
 
-@pytest.mark.parametrize("constrained", [False, True], ids=["free", "constrained"])
-@pytest.mark.parametrize("model", [LOOKUP, PHRASEBOOK])
+@pytest.mark.parametrize(
+    ("model", "constrained"),
+    [
+        pytest.param(LOOKUP, True, id=f"{LOOKUP}-constrained"),
+        pytest.param(PHRASEBOOK, False, id=f"{PHRASEBOOK}-free"),
+        pytest.param(LOOKUP, False, id=f"{LOOKUP}-free", marks=pytest.mark.slow),
+        pytest.param(PHRASEBOOK, True, id=f"{PHRASEBOOK}-constrained", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(
     "method",
     [pytest.param(each, marks=pytest.mark.slow if each in COSTLY else ()) for each in sorted(METHODS)],
