@@ -24,8 +24,11 @@ class SecondsEstimate(BaseModel):
 
     queue: float | None = Field(None, description="Until a worker is free; null before any job has ended.")
     generating: float
+    probing: float = Field(
+        0.0, description="Comparing the single pass with Inseq's loop on a short text, once for each model and method."
+    )
     attributing: float
-    total: float = Field(description="Generating and attributing.")
+    total: float = Field(description="Generating, probing and attributing.")
 
 
 class Estimate(BaseModel):

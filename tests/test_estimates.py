@@ -10,9 +10,11 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import GenerationMixin
 
+from attribution.catalogue.inseq_catalogue import methods, step_scores_only
 from attribution.engine import AttributionEngine
 from attribution.estimates import rates
 from attribution.estimates.passes import Passes, Shape, of_text
+from attribution.estimates.probes import passes_of_missing
 from attribution.estimates.rates import Rates
 from attribution.model_cache.cache import ModelCache
 from attribution.model_cache.loading import ModelKey
@@ -146,6 +148,42 @@ def test_the_single_pass_is_told_where_it_is_taken(engine, method, more, expecte
         assert (estimate.forward_passes, estimate.backward_passes) == expected
         output = stored_form.decode(run(engine, request)[0].content)
         assert output.info["engine"] == estimate.engine
+
+
+PROBED = [
+    ("saliency", {}),
+    ("integrated_gradients", {"n_steps": 8}),
+    ("occlusion", {}),
+    ("layer_deeplift", {}),
+    ("lime", {}),
+]
+
+
+@pytest.mark.parametrize(("method", "arguments"), PROBED)
+@pytest.mark.parametrize("model", [LOOKUP, PHRASEBOOK])
+def test_a_probe_is_counted_until_it_has_run(tmp_path, passes, model, method, arguments):
+    engine = AttributionEngine(Settings(data_dir=tmp_path))
+    text, target = (PROMPT, f"{PROMPT} tea.") if model == LOOKUP else (SENTENCE, "le chat rouge")
+    body = {"model": model, "method": method, "input_text": text, "generated_text": target, **SCORES}
+    request = engine.check(AttributionRequest(**body, attribution_args=arguments))
+    estimate = engine.estimate(request)
+    seconds, (tokens,) = estimate.seconds, estimate.inputs
+    assert seconds.probing > 0
+    assert seconds.total == seconds.generating + seconds.probing + seconds.attributing
+    source, first = (0, tokens.input_tokens) if model == LOOKUP else (tokens.input_tokens, 1)
+    with engine._models.lease(model, device="cpu", dtype="float32") as loaded:
+        probed = step_scores_only() if method == "lime" else methods()[method]
+        shape = Shape(source, first, tokens.target_tokens)
+        expected = list(passes_of_missing(request, loaded, probed, [shape]))
+    forwards = []
+    for _ in range(2):
+        passes[:] = [0, 0]
+        run(engine, request)
+        forwards.append(passes[0])
+    # One more or less: a forward of the unchanged text that an engine can do without, or not.
+    assert abs(forwards[0] - forwards[1] - sum(each.calls for each in expected)) <= 1
+    assert engine.estimate(request).seconds.probing == 0
+    assert engine.estimate(request.model_copy(update={"engine": "inseq"})).seconds.probing == 0
 
 
 def test_reagent_may_end_before_its_passes(engine, passes):

@@ -9,8 +9,8 @@ import transformers as t
 from attribution.catalogue.length_changes import Effect, LengthChange, length_changes
 from attribution.engine import AttributionEngine
 from attribution.estimates.passes import Shape
+from attribution.estimates.probe_shapes import probe_shapes
 from attribution.results import stored_form
-from attribution.run.probe_shapes import probe_shapes
 from models import AttributionRequest
 from problems import InputRejected, UnsupportedByModel
 from settings import Settings

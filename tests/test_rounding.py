@@ -110,7 +110,7 @@ def test_every_family_computes_in_float64(engine, monkeypatch, family):
     """Where a norm or softmax is float32 whatever the dtype, too: the engines agree there as float64 results do."""
     folder = Path(engine._settings.model_dirs[0]) / f"family-{family}"
     build(family, folder)
-    monkeypatch.setattr(engine_probe, "_DOUBTED", -1.0)
+    monkeypatch.setattr(engine_probe, "DOUBTED", -1.0)
     is_encoder_decoder = FAMILIES[family].is_encoder_decoder
     check = info(engine, folder.name, generated_text="fox" if is_encoder_decoder else "12345 fox")["engine_check"]
     assert check["largest_difference_in_float64"] <= SAME
@@ -151,7 +151,7 @@ def test_the_network_is_as_it_was(engine, monkeypatch, error):
     with engine._models.lease("deep", device="cpu", dtype="float32") as loaded:
         before = [*loaded.network.parameters(), *loaded.network.buffers()]
     addresses = [(each.dtype, each.data_ptr()) for each in before]
-    monkeypatch.setattr(engine_probe, "_DOUBTED", -1.0)
+    monkeypatch.setattr(engine_probe, "DOUBTED", -1.0)
     run, seen = engine_probe._ProbeRun.output, []
 
     def output(self, how):

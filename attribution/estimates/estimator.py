@@ -25,7 +25,7 @@ from attribution.catalogue.inseq_catalogue import Method
 from attribution.catalogue.length_changes import length_changes, rescaling_within
 from attribution.catalogue.single_pass_eligibility import obstacle
 from attribution.catalogue.traits import ScoreShape
-from attribution.estimates import passes
+from attribution.estimates import passes, probes
 from attribution.estimates.passes import Passes, Shape
 from attribution.estimates.rates import ModelRates, Rates
 from attribution.isolation import DEFAULT_DTYPE
@@ -168,6 +168,7 @@ class Estimator:
         every = _all_passes(request, loaded, shapes)
         factor = self._rates.factor(loaded.key, route_of(request))
         attributing = rates.seconds(every) * (factor or 1.0)
+        probing = _probing_seconds(request, loaded, rates, shapes)
         generating = sum(
             rates.forward.at(each.prompt * each.beams) + each.new * rates.forward.at(each.beams)
             for each in inputs
@@ -190,7 +191,12 @@ class Estimator:
             forward_passes=sum(each.calls for each in every if each.is_forward),
             backward_passes=sum(each.calls * each.backwards for each in every),
             generation_passes=sum(each.new for each in inputs),
-            seconds=SecondsEstimate(generating=generating, attributing=attributing, total=generating + attributing),
+            seconds=SecondsEstimate(
+                generating=generating,
+                probing=probing,
+                attributing=attributing,
+                total=generating + probing + attributing,
+            ),
             is_calibrated=factor is not None,
             peak_memory_bytes=peak,
             available_memory_bytes=available,
@@ -222,7 +228,8 @@ class Estimator:
 
 def _added_up(request: AttributionRequest, each: list[Estimate]) -> Estimate:
     """The estimate of a comparison: the methods run one after another, on a target that is generated once."""
-    attributing, generating = sum(one.seconds.attributing for one in each), each[0].seconds.generating
+    generating = each[0].seconds.generating
+    probing, attributing = sum(one.seconds.probing for one in each), sum(one.seconds.attributing for one in each)
     largest = max(each, key=lambda one: one.peak_memory_bytes)
     return each[0].model_copy(
         update={
@@ -230,7 +237,12 @@ def _added_up(request: AttributionRequest, each: list[Estimate]) -> Estimate:
             "is_upper_bound": any(one.is_upper_bound for one in each),
             "forward_passes": sum(one.forward_passes for one in each),
             "backward_passes": sum(one.backward_passes for one in each),
-            "seconds": SecondsEstimate(generating=generating, attributing=attributing, total=generating + attributing),
+            "seconds": SecondsEstimate(
+                generating=generating,
+                probing=probing,
+                attributing=attributing,
+                total=generating + probing + attributing,
+            ),
             "is_calibrated": all(one.is_calibrated for one in each),
             "peak_memory_bytes": largest.peak_memory_bytes,
             "fits": all(one.fits for one in each),
@@ -347,6 +359,18 @@ def _takes_single_pass(
     # Each text met the shortest probe, and those of lengths that it reaches.
     reached = max([each.longest for each in shapes] + [min((each.length for each in probed), default=0)])
     return all(verdict.is_trusted for verdict in probed if verdict.length <= reached)
+
+
+def _probing_seconds(
+    request: AttributionRequest, loaded: LoadedModel, rates: ModelRates, shapes: Sequence[Shape]
+) -> float:
+    """Seconds of the probes that the job will run first: of its method, or of step scores beside Inseq's loop."""
+    method = inseq_catalogue.methods()[request.attribution_method]
+    if obstacle(request, method):
+        if not passes.shares_scores(request):
+            return 0.0
+        method = inseq_catalogue.step_scores_only()
+    return probes.expected_seconds(request, loaded, rates, method, shapes)
 
 
 def _all_passes(request: AttributionRequest, loaded: LoadedModel, shapes: Sequence[Shape]) -> list[Passes]:

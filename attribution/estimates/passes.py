@@ -111,6 +111,11 @@ def of_single_pass(request: AttributionRequest, shape: Shape) -> Iterator[Passes
             yield Passes(extra, 1, shape.source + position)
 
 
+def shares_scores(request: AttributionRequest) -> bool:
+    """Whether a trusted single pass computes the step scores of all steps at once, beside Inseq's loop."""
+    return _score_forwards(request, inseq_catalogue.methods()[request.attribution_method], at_once=True)[1]
+
+
 def _final_passes(request: AttributionRequest, method: Method, shape: Shape) -> Iterator[Passes]:
     """The passes of a final-step method: one forward, and for value zeroing its layers on pairs of tokens.
 

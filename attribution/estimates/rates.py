@@ -61,8 +61,10 @@ class ModelRates:
         return self.weights + max((self._bytes(each) for each in passes), default=0)
 
     def _seconds(self, one: Passes) -> float:
-        forward = self.forward.at(one.tokens)
-        return forward + one.backwards * max(0.0, self.with_backward.at(one.tokens) - forward)
+        # The backward passes of one forward run together, as one of so many rows.
+        tokens = one.tokens * one.backwards
+        backward = max(0.0, self.with_backward.at(tokens) - self.forward.at(tokens)) if one.backwards else 0.0
+        return self.forward.at(one.tokens) + backward
 
     def _bytes(self, one: Passes) -> int:
         if not one.is_forward:

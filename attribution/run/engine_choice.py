@@ -19,18 +19,15 @@ from inseq.data import FeatureAttributionOutput
 from attribution.catalogue.inseq_catalogue import Method
 from attribution.catalogue.length_changes import length_changes, rescaling_within
 from attribution.catalogue.single_pass_eligibility import obstacle
+from attribution.estimates import probes
 from attribution.estimates.passes import Shape
 from attribution.model_cache.loading import LoadedModel
 from attribution.run.engine_probe import Verdict, largest_difference, probe, tolerance
-from attribution.run.probe_shapes import probe_shapes
 from models import AttributionRequest, Engine
 from problems import UnsupportedByModel
 
 # Not the process's random generators: methods draw from them.
 _CHANCE = random.SystemRandom()
-_ALWAYS_PROBED = 512  # tokens up to which a probe costs little
-# A longer probe runs if the texts have this many times its steps: Inseq's loop needs as much time and memory for each.
-_WORTH_A_PROBE = 2
 
 
 class EngineChoice:
@@ -124,14 +121,8 @@ class EngineChoice:
             return Verdict(
                 0, reason=f"The text has steps behind {change.tokens} tokens, where the model rescales all positions."
             )
-        shapes = probe_shapes(
-            changes,
-            self.shapes,
-            limit=self._loaded.limit,
-            is_encoder_decoder=bool(self._loaded.model.is_encoder_decoder),
-        )
         verdicts = []
-        for shape in shapes:
+        for shape in probes.shapes_for(self._loaded, changes, self.shapes):
             verdict = self._verdict_at(method, shape)
             if not verdict.is_trusted:
                 return verdict
@@ -140,12 +131,10 @@ class EngineChoice:
         return replace(worst, length=max(each.length for each in verdicts))
 
     def _verdict_at(self, method: Method, shape: Shape) -> Verdict:
-        arguments = self._request.attribution_args if method.is_layer else {}
-        layer = tuple(str(arguments.get(name)) for name in ("target_layer", "multiply_by_inputs"))
-        key = (method.name, shape, self._request.attribute_target, *layer)
+        key = probes.verdict_key(self._request, method, shape)
         if key not in self._loaded.verdicts:
-            length, steps = shape.longest, sum(each.steps for each in self.shapes)
-            if length > _ALWAYS_PROBED and steps < _WORTH_A_PROBE * shape.steps:
+            if not probes.is_worth(shape, self.shapes):
+                length, steps = shape.longest, sum(each.steps for each in self.shapes)
                 return Verdict(
                     0,
                     reason=f"This model's attention or positions change near {length} tokens, and a probe of that "

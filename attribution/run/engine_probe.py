@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from inseq.data import FeatureAttributionOutput
 
-from attribution.catalogue.inseq_catalogue import Method, attributed_function
-from attribution.catalogue.traits import DEFAULT_FUNCTION, Reads
+from attribution.catalogue.inseq_catalogue import Method
 from attribution.corrections.registry import Ledger
 from attribution.estimates.passes import Shape
+from attribution.estimates.probes import DOUBTED, MOST_ROUNDING, probe_request
 from attribution.inseq_loop.engine_calls import EngineCall, by_loop, by_single_pass
 from attribution.inseq_loop.text_attribution import TextAttribution
 from attribution.isolation import RANDOM_DRAWS, RandomState
@@ -26,13 +26,6 @@ from models import AttributionRequest
 # Relative to the largest score; rounding of most models stays far below it.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 _HALF_TOLERANCE = 0.05
-# A float32 difference from a tenth of the tolerance on is looked at in float64 (see `rounding`). No difference above
-# the most is called rounding, in a probe or in a text that is checked again.
-_DOUBTED, _MOST = 1e-5, 5e-4
-_SHORT = 64  # tokens up to which a probe of occlusion moves its window by one token
-_WINDOWS = 4  # of a longer probe of occlusion: the loop runs a forward for each, at each step
-_SMALL = {"n_steps": 3, "n_samples": 2, "internal_batch_size": 2}
-_KEPT = {"method", "multiply_by_inputs", "abs", "stdevs", "target_layer"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +74,8 @@ def probe(
     any other failure is the verdict's reason.
     """
     length = shape.longest
-    run = _ProbeRun(_probe_request(request, loaded, method, shape), loaded, probe_text(loaded, shape), on_progress)
+    probed = probe_request(request, method, shape, loaded.model.get_embedding_layer().embedding_dim)
+    run = _ProbeRun(probed, loaded, probe_text(loaded, shape), on_progress)
     try:
         theirs, ours = run.output(by_loop), run.output(by_single_pass)
     except Exception as error:  # whatever a model raises: if Inseq's loop raises it too, the job fails with it
@@ -90,10 +84,10 @@ def probe(
         return Verdict(length, reason=f"A probe of it failed: {type(error).__name__}: {str(error).strip()[:200]}")
     difference = largest_difference(ours, theirs)
     limit, exact = tolerance(loaded), None
-    if loaded.network.dtype is torch.float32 and _DOUBTED < difference <= _MOST:
+    if loaded.network.dtype is torch.float32 and DOUBTED < difference <= MOST_ROUNDING:
         exact = _difference_in_float64(run)
     if exact is not None and exact <= SAME:
-        limit = max(limit, min(MARGIN * difference, _MOST))  # all of it is rounding
+        limit = max(limit, min(MARGIN * difference, MOST_ROUNDING))  # all of it is rounding
     is_other = difference > limit or (exact is not None and exact > SAME)
     reason = "It gave other numbers than Inseq's loop on a probe." if is_other else None
     return Verdict(length, difference, limit, reason, exact)
@@ -157,38 +151,6 @@ def probe_text(loaded: LoadedModel, shape: Shape) -> Text:
         source, target = ids[:, : shape.first], ids
     encodings = [from_ids(model, each, include_eos_baseline=False) for each in (source, target)]
     return Text(Prompt("", encodings[0]), None, encodings[1], shape.first, shape.end)
-
-
-def _probe_request(
-    request: AttributionRequest, loaded: LoadedModel, method: Method, shape: Shape
-) -> AttributionRequest:
-    arguments = {name: value for name, value in request.attribution_args.items() if name in _KEPT}
-    arguments |= {name: value for name, value in _SMALL.items() if name in method.parameters}
-    if "sliding_window_shapes" in method.parameters and shape.longest > _SHORT:
-        width = loaded.model.get_embedding_layer().embedding_dim
-        sides = [shape.source] if loaded.model.is_encoder_decoder else []
-        sides += [shape.first] if request.attribute_target or not sides else []
-        windows = tuple((-(-each // _WINDOWS), width) for each in sides)
-        strides = tuple(window[0] for window in windows)
-        arguments |= (
-            {"sliding_window_shapes": windows, "strides": strides}
-            if len(sides) > 1
-            else {"sliding_window_shapes": windows[0], "strides": strides[0]}
-        )
-    reads_logits = attributed_function(request).traits.reads is Reads.LOGITS
-    function = request.attributed_fn if reads_logits else None
-    return request.model_copy(
-        update={
-            "method": method.name,
-            "attribution_args": arguments if method.has_scores else {},
-            "attributed_fn": function,
-            "attributed_fn_args": request.attributed_fn_args if function else {},
-            "step_scores": [DEFAULT_FUNCTION],
-            "step_scores_args": {},
-            "output_step_attributions": False,
-            "clean_special_chars": False,
-        }
-    )
 
 
 def _differences(ours: FeatureAttributionOutput, theirs: FeatureAttributionOutput) -> Iterator[float]:
