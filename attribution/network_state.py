@@ -69,11 +69,13 @@ class _NetworkState:
         self._is_open = False  # a forward has begun, and its end was not seen
         self._is_one_call = False
         self._changes: list[Callable[[], None]] = []
+        self._draws: torch.Tensor | None = None  # the random generator's state at the beginning of a forward
         self._record()
 
     @contextmanager
     def one_call(self) -> Iterator[None]:
         self.begin()
+        self._draws = None  # generation may sample
         self._is_one_call = True
         try:
             yield
@@ -87,6 +89,7 @@ class _NetworkState:
         self.undo()
         if self._differs():
             self._record()
+        self._draws = torch.get_rng_state()
         self._is_open = True
 
     def end(self) -> None:
@@ -98,6 +101,8 @@ class _NetworkState:
             self._record()
         elif self._differs():
             self._changes = [*self._changed_contents(), *self._changed_names()]
+            if self._draws is not None and self._has_new_modules():
+                torch.set_rng_state(self._draws)
 
     def undo(self) -> None:
         self.end()  # of a forward that was cancelled
@@ -146,6 +151,12 @@ class _NetworkState:
         if self._versions([value for *_, value in self._tensors]) != self._tensor_versions:
             return True
         return any(starmap(_is_other, self._containers))
+
+    def _has_new_modules(self) -> bool:
+        """Whether the forward built modules, whose first weights were drawn, and drew nothing else."""
+        modules = {id(each) for _, before in self._spaces for each in before.values()}
+        found = list(self._network.modules())[1:]
+        return any(id(each) not in modules for each in found) and not any(each.training for each in found)
 
     def _changed_names(self) -> Iterator[Callable[[], None]]:
         for space, before in self._spaces:

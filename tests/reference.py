@@ -24,16 +24,32 @@ def attribute(
     *,
     seed: int = 0,
     init_args: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+    runs: int = 1,
     **arguments: Any,
 ) -> FeatureAttributionOutput:
-    """Call `inseq.load_model(path, method, **init_args).attribute(text, ...)` after setting the seed."""
+    """Call `inseq.load_model(path, method, **init_args).attribute(text, ...)` after setting the seed; the last of `runs`.
+
+    A first run differs where a model builds modules at its first short text (BigBird-Pegasus): their weights are drawn.
+    """
     if method == "reagent":
         # Inseq would download a tagger to find the word classes; use the service's word classes instead.
         tokenizer = AutoTokenizer.from_pretrained(str(path))
         seed_word_classes(tokenizer, str(path).split("/")[-1])
     model = inseq.load_model(str(path), method, device="cpu", **(init_args or {}))
-    set_seed(seed)
-    return model.attribute(text, show_progress=False, **arguments)
+    model.model.to(dtype)
+    for _ in range(runs):
+        set_seed(seed)
+        output = model.attribute(text, show_progress=False, **arguments)
+    return output
+
+
+def distance(a: FeatureAttributionSequenceOutput, b: FeatureAttributionSequenceOutput) -> float:
+    """The largest difference of two texts' scores."""
+    pairs = [(getattr(a, name), getattr(b, name)) for name in ("source_attributions", "target_attributions")]
+    return max(
+        float((x.double() - y.double()).nan_to_num().abs().max()) for x, y in pairs if x is not None and x.numel()
+    )
 
 
 def assert_same(ours: FeatureAttributionOutput, theirs: FeatureAttributionOutput, *, rtol: float = 1e-5) -> None:

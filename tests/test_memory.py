@@ -10,6 +10,7 @@ import json
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -173,3 +174,39 @@ def test_attention_keeps_the_rows_of_the_steps(tmp_path):
     before, after = json.loads(found.stdout.splitlines()[-1])
     weights = layers * heads * tokens**2 * torch.float32.itemsize
     assert after - before < weights / 2  # Inseq needs three times these weights
+
+
+@pytest.mark.slow
+def test_the_largest_job_that_is_allowed(tmp_path):
+    """A text of as many tokens as may be asked for and as many more generated, and as many such texts as one job may have:
+    the server answers meanwhile, and the memory is what the estimate said.
+    """
+    allowed = Settings()
+    prompt, new, texts = allowed.max_input_tokens, allowed.max_new_tokens, allowed.max_inputs
+    build_small_gpt2(tmp_path / "models" / "long", positions=prompt + new)
+    one = {"model": "long", "method": "attention", "input_text": "1" * prompt,
+           "generation_args": {"max_new_tokens": new, "min_new_tokens": new}}  # fmt: skip
+    many = one | {"method": "dummy", "input_text": ["1" * prompt] * texts, "generation_args": {"max_new_tokens": 1}}
+    with Server(tmp_path / "data", INSEQ_API_MODEL_DIRS=str(tmp_path / "models")) as server:
+        server.run(**one | {"input_text": "1", "generation_args": {"max_new_tokens": 1}})
+        process = psutil.Process(server.pid)
+        before, largest = process.memory_info().rss, 0
+        estimate = server.client.post("/attribution/estimate", json=one).json()
+        assert estimate["fits"]
+        done = []
+        for body in (one, many):
+            done.append(server.submit(**body))
+            while server.job(done[-1])["status"] in {"pending", "running"}:
+                largest = max(largest, process.memory_info().rss)
+                time.sleep(0.05)
+            assert server.job(done[-1])["status"] == "completed", server.job(done[-1])
+        # On SmolLM2, 7.7 GB above the loaded model were measured, where 7.2 were estimated.
+        assert largest - before < 1.5 * estimate["peak_memory_bytes"]
+        one_text, texts_done = (server.result(job)["sequence_attributions"] for job in done)
+        scores = np.array(one_text[0]["target_attributions"], float)
+        assert scores.shape == (prompt + new, new)
+        # The attention of each token sums to 1 over itself and the tokens before it.
+        np.testing.assert_allclose(np.nansum(scores, 0), 1.0, atol=1e-4)
+        assert len(texts_done) == texts
+        assert server.client.get("/health/ready").status_code == 200
+        assert server.stop() == 0

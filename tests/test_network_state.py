@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests import reference
 from tests.families import RELATIVES, build
 from tests.first_principles import Plain
 
@@ -84,3 +85,18 @@ def test_generation_after_other_texts(server, model_dir, name):
         )[0].tolist()  # fmt: skip
         result = server.result(server.run(model=name, method="saliency", input_text=text, generation_args=arguments))
         assert [token["token_id"] for token in result["sequence_attributions"][0]["target"]] == expected
+
+
+def test_modules_that_a_forward_builds_draw_nothing_from_a_job(server, model_dir):
+    """BigBird-Pegasus builds attention modules at a short text. Their first weights are drawn, which must not change LIME's
+    samples: Inseq's own are the same from its second run on.
+    """
+    folder = folder_of(model_dir, "bigbird-pegasus")
+    body = {"method": "lime", "input_text": SHORT, "generated_text": "fox jumps", "attribution_args": {"n_samples": 8}}
+    expected = reference.attribute(
+        folder, SHORT, "lime", generated_texts="fox jumps", attribution_args={"n_samples": 8}, runs=2
+    )
+    result = server.result(server.run(model="bigbird-pegasus", seed=0, **body), granular=True)
+    found = np.array(result["sequence_attributions"][0]["source_attributions"], float)
+    scores = expected.sequence_attributions[0].source_attributions.numpy()
+    np.testing.assert_allclose(found, scores, rtol=0, atol=1e-5 * np.abs(scores).max())

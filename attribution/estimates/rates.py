@@ -20,6 +20,7 @@ from attribution.model_cache.loading import LoadedModel, ModelKey
 
 _SHORT, _LONG = 8, 48  # tokens of the two probes
 _REPEATS = 3
+_SCORES_AT_ONCE = 3  # of eager attention: scaled, masked, and their softmax
 _MOST_KNOWN = 256  # models whose rates are remembered
 # Weight of a new job in the exponential moving average of a method's factor.
 _LEARNING = 0.3
@@ -50,6 +51,7 @@ class ModelRates:
     with_backward: Line  # forward and backward together
     kept_per_token: float  # bytes that a forward stores for its backward, for each token
     kept_per_pair: float  # and for each pair of tokens of one row (attention)
+    attention_per_pair: float  # bytes of one layer's attention in a forward, for each pair of tokens of one row
     logits_per_token: float  # bytes
     weights: int  # bytes
 
@@ -72,7 +74,7 @@ class ModelRates:
         # The logits, and the probabilities computed from them.
         logits = 2 * self.logits_per_token * one.tokens
         if not one.backwards:
-            return int(logits)
+            return int(logits + self.attention_per_pair * one.length**2)  # rows are divided by what is free
         return int(logits + one.rows * (self.kept_per_token * one.length + self.kept_per_pair * one.length**2))
 
 
@@ -123,12 +125,15 @@ def measure(loaded: LoadedModel) -> ModelRates:
     kept = [_kept_bytes(loaded, length) for length in (_SHORT, _LONG)]
     # Solve kept = per_token * n + per_pair * n^2 for both lengths.
     per_pair = max(0.0, (kept[1] / _LONG - kept[0] / _SHORT) / (_LONG - _SHORT))
+    config = loaded.network.config.get_text_config()
+    heads = int(getattr(config, "num_attention_heads", 0) or 0)  # RWKV has none
     return ModelRates(
         forward=Line.through(*(_seconds(loaded, length, backward=False) for length in (_SHORT, _LONG))),
         with_backward=Line.through(*(_seconds(loaded, length, backward=True) for length in (_SHORT, _LONG))),
         kept_per_token=max(0.0, kept[1] / _LONG - per_pair * _LONG),
         kept_per_pair=per_pair,
-        logits_per_token=float(loaded.network.config.get_text_config().vocab_size * 4),
+        attention_per_pair=float(_SCORES_AT_ONCE * heads * loaded.network.dtype.itemsize),
+        logits_per_token=float(config.vocab_size * 4),
         weights=loaded.size,
     )
 
