@@ -15,12 +15,10 @@ from rich.text import Text
 from attribution_client.labels import SIDE_TITLES, label, readable
 from attribution_client.scores import scores_of
 from attribution_reading.number_scale import power_of_ten, scaled
+from attribution_reading.palette import LIGHT, shade
 from attribution_reading.scored_sequence import SIDES, Scores, not_yet_generated
 from attribution_schema.result import AttributionResult, ComparisonResult, SequenceAttribution, Token
 
-# The colours of the service's heatmap; text is white where that has the better contrast.
-_ZERO, _MORE, _LESS = (251, 248, 245), (143, 45, 4), (15, 80, 144)
-_WHITE_FROM = 0.7
 _LABEL, _CELL = 20, 7  # letters
 
 
@@ -117,7 +115,6 @@ def _cell(score: float, largest: float, power: int, width: int) -> Text:
     if not math.isfinite(score):
         return Text("")
     share = abs(score) / largest if largest else 0.0
-    end = _LESS if score < 0 else _MORE
-    mixed = [round(a + (b - a) * share) for a, b in zip(_ZERO, end, strict=True)]
-    ink = "#ffffff" if share > _WHITE_FROM else "#000000"
-    return Text(f"{scaled(score, power)} ".rjust(width), Style(color=ink, bgcolor=f"rgb({','.join(map(str, mixed))})"))
+    # In steps of a hundredth, of which each is mixed once.
+    style = Style(color=LIGHT.text(share), bgcolor=shade(LIGHT.zero, LIGHT.end(score), round(share, 2)))
+    return Text(f"{scaled(score, power)} ".rjust(width), style)

@@ -1,7 +1,7 @@
 """Pictures of a result, fit for a paper: each draws on the `ax` given, or on a new one, and returns it.
 
-Colours are seaborn's perceptually uniform scales, which colour-blind readers can tell apart: `rocket_r` from 0 for
-scores that are not negative, `vlag` around 0 for signed ones. No global style is changed.
+Colours are those of every view of a result (`attribution_reading.palette`): warm for more, blue for less. No global
+style is changed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.ticker import MaxNLocator
 
 from attribution_client.fonts import set_token_font
@@ -19,6 +20,7 @@ from attribution_client.labels import SIDE_TITLES, label, labels
 from attribution_client.scores import scores_of
 from attribution_client.tables import top_tokens
 from attribution_reading.number_scale import power_of_ten
+from attribution_reading.palette import LIGHT, shades
 from attribution_reading.scored_sequence import Scores, not_yet_generated
 from attribution_schema.result import AttributionResult, SequenceAttribution, Token
 
@@ -26,8 +28,8 @@ CELL, MARGIN = 0.42, 1.4  # inches: a cell, and the labels beside the cells
 _ROW = 0.26
 _MOST_NUMBERS = 200  # cells; numbers cannot be read in more
 _LEVEL, _ROOM = 5, 14  # labels are horizontal up to this many letters in the longest one, or in all together
-INK, ACCENT = "#333338", "#b5367a"
-LESS = "#4878b8"  # of negative scores
+INK, ACCENT = "#333338", LIGHT.more
+LESS = LIGHT.less  # of negative scores
 
 
 def plot_attribution_heatmap(
@@ -63,7 +65,7 @@ def plot_attribution_heatmap(
     sns.heatmap(
         scores,
         mask=np.isnan(scores),
-        cmap="vlag" if is_signed else "rocket_r",
+        cmap=ListedColormap(shades(LIGHT, is_signed=is_signed), name="signed_scores" if is_signed else "scores"),
         vmin=-largest if is_signed else 0,
         vmax=largest,
         annot=scores.size <= _MOST_NUMBERS if annotate is None else annotate,

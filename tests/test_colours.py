@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import re
+from io import StringIO
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from attribution.results import heatmap_view
+from attribution_client import AttributionClient
+from attribution_client.heatmap_text import print_result
+from attribution_client.plots import plot_attribution_heatmap
+from attribution_client.scores import scores_of
+from attribution_reading import palette
+from tests.conftest import LOOKUP, PROMPT
 
 LMS = np.array([[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566], [0.0883024619, 0.2817188376, 0.6299787005]])  # fmt: skip
 LAB = np.array([[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099], [0.0259040371, 0.7827717662, -0.8086757660]])  # fmt: skip
@@ -23,22 +29,41 @@ def luminance(lab):
     return np.clip(np.linalg.inv(LMS) @ (np.linalg.inv(LAB) @ lab) ** 3, 0, 1) @ np.array([0.2126, 0.7152, 0.0722])
 
 
-@pytest.mark.parametrize("theme", [0, 1, 2], ids=["light", "dark", "print"])
+@pytest.mark.parametrize("colours", [palette.LIGHT, palette.DARK], ids=["light", "dark"])
 @pytest.mark.parametrize("end", ["more", "less"])
-def test_numbers_can_be_read_on_every_shade(theme, end):
-    style = (heatmap_view._HERE / "heatmap.css").read_text()
-    blocks = re.findall(r":root \{([^}]*--zero[^}]*)\}", style)
-    colors = dict(re.findall(r"--(\w+): (#\w{6})", blocks[theme]))
-    zero, strongest = oklab(colors["zero"]), oklab(colors[end])
+def test_numbers_can_be_read_on_every_shade(colours, end):
+    strongest, steps = getattr(colours, end), 1000
     lightness = []
-    for level in range(heatmap_view._LEVELS + 1):
-        shade = zero + (strongest - zero) * level / heatmap_view._LEVELS
-        lightness.append(shade[0])
-        ink = heatmap_view.ink(level)
-        text = {"low": colors["under"], "middle": "#000000", "high": colors["over"]}[ink]
-        pair = sorted((luminance(shade), luminance(oklab(text))))
-        assert (pair[1] + 0.05) / (pair[0] + 0.05) >= 4.5, (level, ink)
-    # Lightness is linear in the score.
-    steps = np.diff(lightness)
-    assert np.allclose(steps, steps[0])
+    for step in range(steps + 1):
+        drawn = palette.shade(colours.zero, strongest, step / steps)
+        lightness.append(oklab(drawn)[0])
+        pair = sorted((luminance(oklab(drawn)), luminance(oklab(colours.text(step / steps)))))
+        assert (pair[1] + 0.05) / (pair[0] + 0.05) >= 4.5, step
+    # Lightness is linear in the score, up to the rounding of a colour's parts to 1 of 255.
+    assert np.allclose(lightness, np.linspace(lightness[0], lightness[-1], steps + 1), atol=1 / 255)
     assert abs(lightness[-1] - lightness[0]) > 0.4
+
+
+def test_warm_is_more_and_blue_is_less_everywhere(result):
+    """Plots and the terminal; tests/test_page.py compares the page and the heatmap view."""
+    light = palette.LIGHT
+    scores = scores_of(result.sequence_attributions[0], "target")
+    largest, most, least = np.nanmax(np.abs(scores)), np.nanmax(scores), np.nanmin(scores)
+    assert least < 0 < most
+    drawn = plot_attribution_heatmap(result).collections[0]
+    for score in (most, least):
+        expected = np.array(list(bytes.fromhex(palette.shade(light.zero, light.end(score), abs(score) / largest)[1:])))
+        found = np.array(drawn.to_rgba(score / largest * drawn.norm.vmax)[:3]) * 255
+        assert np.abs(found - expected).max() <= 3  # one of 257 shades
+    out = StringIO()
+    print_result(result, Console(file=out, force_terminal=True, color_system="truecolor", width=200))
+    for score in (most, least):
+        share = round(abs(float(score)) / largest, 2)
+        red, green, blue = bytes.fromhex(palette.shade(light.zero, light.end(score), share)[1:])
+        assert f"48;2;{red};{green};{blue}m" in out.getvalue()
+
+
+@pytest.fixture
+def result(server):
+    client = AttributionClient(server.url)
+    return client.attribute(LOOKUP, "input_x_gradient", PROMPT, view={"aggregator": ["sum"]})

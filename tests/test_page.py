@@ -8,6 +8,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
+from attribution_reading.palette import DARK, LIGHT, shade
 from tests.conftest import LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 from tests.page import (
     address,
@@ -131,7 +132,7 @@ def test_signed_scores_have_a_diverging_scale(served, open_page):
     opened_job(page)
     assert_drawn(page, scores)
     signs = page.locator("td[data-value]").evaluate_all(
-        "all => all.map(cell => (Number(cell.dataset.value) < 0) === cell.classList.contains('negative'))"
+        "all => all.map(cell => (Number(cell.dataset.value) < 0) === cell.classList.contains('less'))"
     )
     assert all(signs)
     largest = max(abs(value) for row in scores for value in row if value is not None)
@@ -240,7 +241,7 @@ def test_the_colour_scale_is_the_servers(served, open_page):
     page = open_page(served, f"/#/jobs/{job_id}?agg=sum")
     opened_job(page)
     drawn = page.locator("td[data-row][data-value]").evaluate_all(
-        "all => all.map(cell => [cell.classList.contains('negative'), Number(cell.style.getPropertyValue('--w'))])"
+        "all => all.map(cell => [cell.classList.contains('less'), Number(cell.style.getPropertyValue('--w'))])"
     )
     view = served.client.get(f"/attribution/jobs/{job_id}/results", params={"format": "html", "aggregator": "sum"}).text
     shades = [(sign == "less", int(level)) for sign, level in re.findall(r'class="score (more|less) \w+ s(\d+)"', view)]
@@ -249,6 +250,63 @@ def test_the_colour_scale_is_the_servers(served, open_page):
     # The server rounds a share to one of 50 shades, the page to four decimals: half a unit of each.
     shares = [share for _, share in drawn]
     assert shares == pytest.approx([level / 50 for _, level in shades], abs=0.5 / 50 + 0.5e-4)
+
+
+# The colour that a browser draws, as #rrggbb.
+DRAWN = """all => all.map(each => {
+  const pen = Object.assign(document.createElement('canvas'), {width: 1, height: 1}).getContext('2d');
+  const color = name => {
+    pen.fillStyle = getComputedStyle(each)[name]; pen.fillRect(0, 0, 1, 1);
+    return '#' + [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3).map(part => part.toString(16).padStart(2, '0')).join('');
+  };
+  return [Number(each.dataset.value ?? each.innerText.replace('\u2212', '-')), color('backgroundColor'), color('color')];
+})"""
+
+
+@pytest.mark.parametrize(("scheme", "colours"), [("light", LIGHT), ("dark", DARK)])
+@pytest.mark.parametrize("view", ["page", "html"])
+def test_page_and_view_draw_the_colours_of_the_palette(served, open_page, scheme, colours, view):
+    job_id = served.run(model=LOOKUP, method="input_x_gradient", input_text=PROMPT, reuse=True)
+    results = f"/attribution/jobs/{job_id}/results?format=html&aggregator=sum"
+    page = open_page(served, f"/#/jobs/{job_id}?agg=sum" if view == "page" else results, color_scheme=scheme)
+    cells = page.locator("td[data-row][data-value]" if view == "page" else "td.score")
+    expect(cells.first).to_be_visible()
+    scores = [each for row in attributions(served.result(job_id, aggregator="sum")) for each in row if each is not None]
+    drawn = cells.evaluate_all(DRAWN)
+    assert len(drawn) == len(scores)
+    largest = max(map(abs, scores))
+    for score, (_, background, text) in zip(scores, drawn, strict=True):
+        share = abs(score) / largest if view == "page" else round(50 * abs(score) / largest) / 50
+        expected = shade(colours.zero, colours.end(score), share)
+        assert all(abs(a - b) <= 1 for a, b in zip(parts(background), parts(expected), strict=True)), (
+            score,
+            background,
+        )
+        assert text == colours.text(share)
+
+
+def parts(color):
+    return bytes.fromhex(color.removeprefix("#"))
+
+
+def test_the_legend_is_that_of_the_colours(served, open_page):
+    """Scaled to the chosen token, the legend ends at that token's largest score, and the table has its own."""
+    job_id = served.run(model=LOOKUP, method="input_x_gradient", input_text=PROMPT, reuse=True)
+    scores = attributions(served.result(job_id, aggregator="sum"))
+    whole = max(abs(each) for row in scores for each in row if each is not None)
+    column = min(range(len(scores[0])), key=lambda each: max(abs(row[each] or 0) for row in scores))
+    token = max(abs(row[column] or 0) for row in scores)
+    assert token < whole
+    page = open_page(served, f"/#/jobs/{job_id}?agg=sum&pos={column}&scale=token")
+    opened_job(page)
+    legends = page.locator(".legend").all_inner_texts()
+    assert [legend.split("\n")[0] for legend in legends] == ["this token", "whole text"]
+    ends = [float(legend.split("\n")[-1]) for legend in legends]
+    assert ends == [pytest.approx(token, rel=0.01), pytest.approx(whole, rel=0.01)]
+    strongest = page.locator(".tokens .token.heat").evaluate_all(
+        "all => Math.max(...all.map(each => each.style.getPropertyValue('--w')))"
+    )
+    assert strongest == 1
 
 
 def test_the_same_characters_are_invisible_for_the_page_and_the_server(served, open_page):

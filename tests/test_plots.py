@@ -92,7 +92,7 @@ def test_a_heatmap_shows_the_scores(lookup):
     assert written(ax.get_yticklabels()) == [
         *["Anna", "likes", "tea", ".", "Ben", "likes", "milk", ".", "Anna", "likes", "tea"]
     ]
-    assert ax.collections[0].get_cmap().name == "rocket_r"
+    assert ax.collections[0].get_cmap().name == "scores"
     assert ax.collections[0].get_clim() == (0, pytest.approx(np.nanmax(scores)))
     assert sorted(written(ax.texts)) == sorted(f"{each:.2f}" for each in scores.flat if not math.isnan(each))
 
@@ -101,7 +101,7 @@ def test_signed_scores_diverge_around_zero(client):
     job = client.wait(client.submit(model=LOOKUP, method="input_x_gradient", input_text=PROMPT))
     result = client.results(job, aggregator="sum", normalize=False)
     ax = plot_attribution_heatmap(result)
-    assert ax.collections[0].get_cmap().name == "vlag"
+    assert ax.collections[0].get_cmap().name == "signed_scores"
     low, high = ax.collections[0].get_clim()
     assert low == -high
     # The power of ten of very small scores is only in the label of the colour bar.

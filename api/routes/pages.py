@@ -10,6 +10,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.responses import Response
 from starlette.types import Scope
 
+from attribution_reading import palette
 from settings import PROJECT_ROOT
 
 WEB = PROJECT_ROOT / "web"
@@ -36,6 +37,12 @@ pages = APIRouter(include_in_schema=False)
 @pages.get("/")
 async def index(request: Request) -> Response:
     return await _files.get_response("index.html", request.scope)
+
+
+@pages.get("/static/css/palette.css")
+async def colours() -> Response:
+    """The colours of scores, which the page shares with the views of a result."""
+    return Response(palette.style(), media_type="text/css", headers=_HEADERS)
 
 
 @pages.get("/docs")

@@ -28,6 +28,7 @@ from attribution.results.aggregation import aggregate
 from attribution.results.inseq_fields import token_notes, without_notes
 from attribution.results.scored_sequences import numbers
 from attribution.text.readable_tokens import Note
+from attribution_reading import palette
 from attribution_reading.number_scale import LARGE, SMALL, power_of_ten, scaled
 from attribution_reading.scored_sequence import Scores, not_yet_generated
 from attribution_reading.shown_tokens import CONTROL, EMPTY, code_point, shown_characters
@@ -36,9 +37,6 @@ from problems import InvalidRequest
 
 MOST_CELLS = 100_000  # more cannot be read, and are tens of megabytes for the browser
 _LEVELS = 50  # shades on each side of zero
-# Numbers are black up to the first level on the light page, and from the second level on the dark page; this keeps the
-# contrast at 4.5 or more.
-_BLACK_UNTIL, _BLACK_FROM = 37, 28
 _MINUS = "\u2212"  # as wide as a digit
 _WIDE = 12  # with more columns than this, their tokens are written upwards
 _MATRIX = 2  # dimensions
@@ -53,7 +51,7 @@ def _levels() -> str:
     return "\n".join(shades)
 
 
-_STYLE = (_HERE / "heatmap.css").read_text(encoding="utf-8") + _levels()
+_STYLE = palette.style() + (_HERE / "heatmap.css").read_text(encoding="utf-8") + _levels()
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 POLICY = (
     f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'none'; "
@@ -212,13 +210,8 @@ def _cell(score: float, exact: np.float32, scale: _Scale, places: str) -> Markup
     if not math.isfinite(score):
         return Markup(f'<td class="none" title="{places}: not a number">-</td>')  # noqa: S704
     level = scale.level(score)
-    kind = f"score {'less' if score < 0 else 'more'} {ink(level)} s{level}"
+    kind = f"score {'less' if score < 0 else 'more'} {palette.ink(level / _LEVELS)} s{level}"
     return Markup(f'<td class="{kind}" title="{places}: {exact}">{scale.write(score)}</td>')  # noqa: S704
-
-
-def ink(level: int) -> str:
-    """Return the style class for the colour of a number on the shade of this level."""
-    return "high" if level > _BLACK_UNTIL else "middle" if level >= _BLACK_FROM else "low"
 
 
 def _step_cell(score: np.float32, name: str, column: _Token) -> Markup:

@@ -4,7 +4,7 @@ import { Matrix, StepScores } from "./matrix.js";
 import { scaleOf, short } from "./number_scale.js";
 import { html, useMemo, useState } from "./preact.js";
 import { tableOf } from "./score_table.js";
-import { Legend, PerToken, selectionOf, selectionParameters, Strongest } from "./sequence_view.js";
+import { activeScale, Legend, PerToken, selectionOf, selectionParameters, Strongest } from "./sequence_view.js";
 import { TokenView } from "./token_view.js";
 
 export function Comparison({ result, index, parameters, onShow }) {
@@ -31,6 +31,7 @@ function Column({ method, sequence, parameters, onShow, onHover }) {
   const scale = useMemo(() => scaleOf(table.scores.flat(table.depth)), [table]);
   const selection = selectionOf(parameters, table);
   const shared = { table, scale, selection, onHover, onSelect: (chosen) => onShow(selectionParameters(chosen)) };
+  const active = activeScale(parameters, table, scale, selection);
   const isFlat = table.rows.length > 0 && table.depth === 1;
   return html`
     <section class="column" aria-label=${method}>
@@ -40,8 +41,8 @@ function Column({ method, sequence, parameters, onShow, onHover }) {
           ${table.rows.length ? "These scores have more dimensions. Choose an aggregation." : "This method gives no attributions."}
         </p>`}
       ${isFlat && html`
-        <${Legend} scale=${scale} />
-        <${TokenView} sequence=${sequence} perToken=${parameters.scale === "token"} ...${shared} />
+        <${Legend} ...${active} />
+        <${TokenView} sequence=${sequence} ...${shared} scale=${active.scale} />
         <${Strongest} table=${table} selection=${selection} />
         <${LazyDetails} className="all" summary="Table of all scores">${() => html`<${Matrix} ...${shared} />`}<//>`}
     </section>

@@ -1,8 +1,7 @@
 // How scores are scaled to colours and written as numbers.
 //
-// The colour scale is the same as in the server's heatmap (attribution/results/heatmap_view.py), and
-// tests/test_page.py compares the two: a score's share of the largest absolute score, with a colour per sign if any
-// score is negative. Numbers are written differently: the page writes each with its own power of ten, whereas the
+// A colour shows a score's share of the largest absolute score, warm for more and blue for less, as in every view
+// (attribution_reading/palette.py, from which palette.css comes; tests/test_page.py compares the page with the heatmap view). Numbers are written differently: the page writes each with its own power of ten, whereas the
 // heatmaps of the server and the client write one power of ten for a whole table
 // (attribution_reading/number_scale.py).
 
@@ -18,11 +17,14 @@ export function scaleOf(values) {
   return { largest, isSigned };
 }
 
+const [BLACK_FROM, BLACK_UNTIL] = [0.545, 0.75]; // shares of the largest score, as in the palette
+
 /** The class and style that colour a score: `--w` is its share of the largest one. The style sheet has the colours. */
-export function heat(value, { largest, isSigned }) {
+export function heat(value, { largest }) {
   if (value === null || value === undefined) return { class: "heat none" };
   const weight = largest ? Math.abs(value) / largest : 0;
-  return { class: `heat ${isSigned ? (value < 0 ? "negative" : "positive") : "plain"}`, style: { "--w": weight.toFixed(4) } };
+  const ink = weight < BLACK_FROM ? "low" : weight > BLACK_UNTIL ? "high" : "middle";
+  return { class: `heat ${value < 0 ? "less" : "more"} ${ink}`, style: { "--w": weight.toFixed(4) } };
 }
 
 /** A score in about three digits, in scientific notation where it is very large or small. */

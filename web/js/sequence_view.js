@@ -7,7 +7,7 @@ import { tableOf } from "./score_table.js";
 import { SequenceScores } from "./sequence_scores.js";
 import { quoted } from "./shown_tokens.js";
 import { TokenText } from "./token_text.js";
-import { TokenView } from "./token_view.js";
+import { scaleOfSelection, TokenView } from "./token_view.js";
 
 const STRONGEST_COUNT = 5;
 
@@ -26,6 +26,7 @@ export function SequenceView({ sequence, parameters, onShow }) {
   const scale = useMemo(() => scaleOf(table.scores.flat(table.depth)), [table]);
   const [hovered, setHovered] = useState(""); // the score under the pointer, as a sentence
   const selection = selectionOf(parameters, table);
+  const isPerToken = parameters.scale === "token";
   const shared = { table, scale, selection, onHover: setHovered, onSelect: (chosen) => onShow(selectionParameters(chosen)) };
   if (!table.rows.length) {
     return html`
@@ -44,14 +45,15 @@ export function SequenceView({ sequence, parameters, onShow }) {
   const onToggle = ({ target }) => target.open === (parameters.table !== "no") || onShow({ table: target.open ? "" : "no" });
   return html`
     <div class="bar-of-numbers">
-      <${Legend} scale=${scale} />
+      <${Legend} ...${activeScale(parameters, table, scale, selection)} />
       <${PerToken} parameters=${parameters} onShow=${onShow} />
       <p class="hovered-score" aria-hidden="true">${hovered || "Point at a token or a cell for its score."}</p>
     </div>
-    <${TokenView} sequence=${sequence} perToken=${parameters.scale === "token"} ...${shared} />
+    <${TokenView} sequence=${sequence} ...${shared} scale=${activeScale(parameters, table, scale, selection).scale} />
     <${Strongest} table=${table} selection=${selection} />
     <details class="all" open=${parameters.table !== "no"} onToggle=${onToggle}>
       <summary>Table of all scores</summary>
+      ${isPerToken && html`<${Legend} scale=${scale} of="whole text" />`}
       <${Matrix} ...${shared} />
     </details>
     <${StepScores} sequence=${sequence} columns=${table.columns} onHover=${setHovered} />
@@ -59,9 +61,14 @@ export function SequenceView({ sequence, parameters, onShow }) {
   `;
 }
 
-export function Legend({ scale: { largest, isSigned } }) {
+/** The scale of the tokens' colours, and what it belongs to, for the legend. The table always has the whole text's. */
+export const activeScale = (parameters, table, scale, selection) =>
+  parameters.scale === "token" ? { scale: scaleOfSelection(table, scale, selection), of: "this token" } : { scale, of: "whole text" };
+
+export function Legend({ scale: { largest, isSigned }, of }) {
   return html`
     <div class="legend">
+      <span class="muted">${of}</span>
       <span class="number">${isSigned ? short(-largest) : "0"}</span>
       <span class=${`ramp ${isSigned ? "signed" : ""}`} aria-hidden="true"></span>
       <span class="number">${short(largest)}</span>

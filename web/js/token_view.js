@@ -6,11 +6,15 @@ import { html } from "./preact.js";
 import { directionOf, quoted } from "./shown_tokens.js";
 import { TokenText } from "./token_text.js";
 
-/** `selection` is `{column}` or `{row}`; `perToken` scales the colours to the largest score of the selection. */
-export function TokenView({ sequence, table, scale, selection, perToken, onSelect, onHover }) {
+const scoresOf = (table, { column, row }) => (column !== undefined ? table.scores.map((each) => each[column]) : (table.scores[row] ?? []));
+
+/** The scale of a selection's colours: up to its own largest score, but signed where the whole table is. */
+export const scaleOfSelection = (table, scale, selection) => ({ ...scaleOf(scoresOf(table, selection)), isSigned: scale.isSigned });
+
+/** `selection` is `{column}` or `{row}`; `scale` is that of the colours. */
+export function TokenView({ sequence, table, scale, selection, onSelect, onHover }) {
   const { attr_pos_start: start, attr_pos_end: end } = sequence;
-  const chosen = selection.column !== undefined ? table.scores.map((row) => row[selection.column]) : (table.scores[selection.row] ?? []);
-  const used = perToken ? { ...scaleOf(chosen), isSigned: scale.isSigned } : scale;
+  const chosen = scoresOf(table, selection);
   const rowOf = (side, index) => table.rows.findIndex((row) => row.side === side && row.index === index);
   const entry = (side, index, token) => {
     const row = rowOf(side, index);
@@ -20,7 +24,7 @@ export function TokenView({ sequence, table, scale, selection, perToken, onSelec
     return { token, row, column, value, isShown, isChosen: column !== undefined ? selection.column === column : selection.row === row };
   };
   const hasSource = table.rows.some((row) => row.side === "source");
-  const texts = { selection, table, onSelect, onHover, scale: used };
+  const texts = { selection, table, onSelect, onHover, scale };
   return html`
     <div class="texts">
       ${hasSource && html`<${Line} ...${texts} label="Source" entries=${sequence.source.map((token, index) => entry("source", index, token))} />`}
