@@ -85,8 +85,8 @@ def by_inseq(model: Path) -> Run:
     loaded = inseq.load_model(str(model), "dummy", device="cpu", model_kwargs={"attn_implementation": "eager"})
 
     def run(case: dict[str, Any]) -> torch.Tensor:
-        if case["method"] == "value_zeroing":
-            raise NotImplementedError  # fails on Llama with this Transformers
+        if case["method"] in {"value_zeroing", "reagent"}:  # fails on Llama with this Transformers; downloads a tagger
+            raise NotImplementedError
         length = len(loaded.encode(case["full"]).input_ids[0])
         more: dict[str, Any] = {"attr_pos_start": length - case["last"]} if case["last"] else {}
         if case["method"] != "attention":  # for which Inseq has none

@@ -69,7 +69,7 @@ def picture_notebook(chromium):
     ]
     notebook.cells = notebook.cells[: drawn[0] + 1]
     html, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook)
-    page = chromium.new_page(viewport={"width": 1000, "height": 800}, device_scale_factor=1.5)
+    page = chromium.new_page(viewport={"width": 1000, "height": 800}, device_scale_factor=1.4)
     page.route("**/*", lambda route: route.abort())  # load nothing from the network
     page.set_content(html, wait_until="domcontentloaded")
     save(page.screenshot(full_page=True), PICTURES / "notebook.png")
