@@ -24,11 +24,12 @@ def attribute(
     *,
     seed: int = 0,
     init_args: dict[str, Any] | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     runs: int = 1,
     **arguments: Any,
 ) -> FeatureAttributionOutput:
-    """Call `inseq.load_model(path, method, **init_args).attribute(text, ...)` after setting the seed; the last of `runs`.
+    """Call `inseq.load_model(path, method, **init_args).attribute(text, ...)` after setting the seed; the last of `runs`. In the
+    checkpoint's precision, or in `dtype`.
 
     A first run differs where a model builds modules at its first short text (BigBird-Pegasus): their weights are drawn.
     """
@@ -37,7 +38,8 @@ def attribute(
         tokenizer = AutoTokenizer.from_pretrained(str(path))
         seed_word_classes(tokenizer, str(path).split("/")[-1])
     model = inseq.load_model(str(path), method, device="cpu", **(init_args or {}))
-    model.model.to(dtype)
+    if dtype is not None:
+        model.model.to(dtype)
     for _ in range(runs):
         set_seed(seed)
         output = model.attribute(text, show_progress=False, **arguments)
