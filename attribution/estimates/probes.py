@@ -125,4 +125,4 @@ def _is_doubt_expected(loaded: LoadedModel, method: Method) -> bool:
 
 
 def _rounds_more(method: Method) -> bool:
-    return method.traits.rows != 1 or method.traits.perturbed is not None
+    return isinstance(method.traits.rows, str) or method.traits.perturbed is not None
