@@ -114,7 +114,6 @@ def _add_rows(
 def _cell(score: float, largest: float, power: int, width: int) -> Text:
     if not math.isfinite(score):
         return Text("")
-    share = abs(score) / largest if largest else 0.0
-    # In steps of a hundredth, of which each is mixed once.
-    style = Style(color=LIGHT.text(share), bgcolor=shade(LIGHT.zero, LIGHT.end(score), round(share, 2)))
+    share = round(abs(score) / largest, 2) if largest else 0.0  # in hundredths, of which each is mixed once
+    style = Style(color=LIGHT.text(share), bgcolor=shade(LIGHT.zero, LIGHT.end(score), share))
     return Text(f"{scaled(score, power)} ".rjust(width), style)

@@ -28,10 +28,10 @@ def attribute(
     runs: int = 1,
     **arguments: Any,
 ) -> FeatureAttributionOutput:
-    """Call `inseq.load_model(path, method, **init_args).attribute(text, ...)` after setting the seed; the last of `runs`. In the
-    checkpoint's precision, or in `dtype`.
+    """Call `inseq.load_model(path, method, **init_args).attribute(text, ...)` after setting the seed.
 
-    A first run differs where a model builds modules at its first short text (BigBird-Pegasus): their weights are drawn.
+    In the checkpoint's precision, or in `dtype`. Of several `runs` on the loaded model, the last is returned: the first
+    differs where a model builds modules at its first short text (BigBird-Pegasus), whose weights are drawn.
     """
     if method == "reagent":
         # Inseq would download a tagger to find the word classes; use the service's word classes instead.

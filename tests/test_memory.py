@@ -200,13 +200,14 @@ def test_the_largest_job_that_is_allowed(tmp_path):
                 largest = max(largest, process.memory_info().rss)
                 time.sleep(0.05)
             assert server.job(done[-1])["status"] == "completed", server.job(done[-1])
-        # On SmolLM2, 7.7 GB above the loaded model were measured, where 7.2 were estimated.
+        # Within the factor of estimates of time. On SmolLM2, 7.7 GB above the loaded model were measured, 7.2 estimated.
         assert largest - before < 1.5 * estimate["peak_memory_bytes"]
         one_text, texts_done = (server.result(job)["sequence_attributions"] for job in done)
         scores = np.array(one_text[0]["target_attributions"], float)
         assert scores.shape == (prompt + new, new)
         # The attention of each token sums to 1 over itself and the tokens before it.
-        np.testing.assert_allclose(np.nansum(scores, 0), 1.0, atol=1e-4)
+        # A float32 softmax adds its terms in lanes of at least four numbers, and each addition rounds by at most 2^-24.
+        np.testing.assert_allclose(np.nansum(scores, 0), 1.0, rtol=0, atol=(prompt + new) / 4 * 2**-24)
         assert len(texts_done) == texts
         assert server.client.get("/health/ready").status_code == 200
         assert server.stop() == 0

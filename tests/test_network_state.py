@@ -97,6 +97,5 @@ def test_modules_that_a_forward_builds_draw_nothing_from_a_job(server, model_dir
         folder, SHORT, "lime", generated_texts="fox jumps", attribution_args={"n_samples": 8}, runs=2
     )
     result = server.result(server.run(model="bigbird-pegasus", seed=0, **body), granular=True)
-    found = np.array(result["sequence_attributions"][0]["source_attributions"], float)
-    scores = expected.sequence_attributions[0].source_attributions.numpy()
-    np.testing.assert_allclose(found, scores, rtol=0, atol=1e-5 * np.abs(scores).max())
+    found = torch.tensor(result["sequence_attributions"][0]["source_attributions"])
+    reference.assert_close(found, expected.sequence_attributions[0].source_attributions, "lime")

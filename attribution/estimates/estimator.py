@@ -85,7 +85,13 @@ class Estimator:
         with self._models.in_use(request.model, device=device, dtype=request.dtype) as loaded:
             rates = self._measured(loaded)
             inputs = self._inputs(request, loaded)
-            each = [self._estimate(request.of_method(name), loaded, rates, inputs) for name in request.method_names]
+            requests = [request.of_method(name) for name in request.method_names]
+            probed = [_probed_method(one) for one in requests]
+            each = [
+                # Methods that Inseq's loop runs share the probe of step scores.
+                self._estimate(one, loaded, rates, inputs, None if method in probed[:index] else method)
+                for index, (one, method) in enumerate(zip(requests, probed, strict=True))
+            ]
             return self._in_time(each[0] if request.methods is None else _added_up(request, each))
 
     def expected_seconds(self, request: AttributionRequest, loaded: LoadedModel, shapes: Sequence[Shape]) -> float:
@@ -160,15 +166,21 @@ class Estimator:
             return self._readers[loaded]
 
     def _estimate(
-        self, request: AttributionRequest, loaded: LoadedModel, rates: ModelRates, inputs: list[_Input]
+        self,
+        request: AttributionRequest,
+        loaded: LoadedModel,
+        rates: ModelRates,
+        inputs: list[_Input],
+        probed: Method | None,
     ) -> Estimate:
+        """The cost of one method, with the probe of `probed` if it has not run yet."""
         device, method = loaded.key.device, request.attribution_method
         shapes = [each.shape for each in inputs]
         engine = _engine(request, loaded, shapes)
         every = _all_passes(request, loaded, shapes)
         factor = self._rates.factor(loaded.key, route_of(request))
         attributing = rates.seconds(every) * (factor or 1.0)
-        probing = _probing_seconds(request, loaded, rates, shapes)
+        probing = 0.0 if probed is None else probes.expected_seconds(request, loaded, rates, probed, shapes)
         generating = sum(
             rates.forward.at(each.prompt * each.beams) + each.new * rates.forward.at(each.beams)
             for each in inputs
@@ -361,16 +373,12 @@ def _takes_single_pass(
     return all(verdict.is_trusted for verdict in probed if verdict.length <= reached)
 
 
-def _probing_seconds(
-    request: AttributionRequest, loaded: LoadedModel, rates: ModelRates, shapes: Sequence[Shape]
-) -> float:
-    """Seconds of the probes that the job will run first: of its method, or of step scores beside Inseq's loop."""
+def _probed_method(request: AttributionRequest) -> Method | None:
+    """The method whose probe the job may need: its own, or that of step scores beside Inseq's loop."""
     method = inseq_catalogue.methods()[request.attribution_method]
-    if obstacle(request, method):
-        if not passes.shares_scores(request):
-            return 0.0
-        method = inseq_catalogue.step_scores_only()
-    return probes.expected_seconds(request, loaded, rates, method, shapes)
+    if not obstacle(request, method):
+        return method
+    return inseq_catalogue.step_scores_only() if passes.shares_scores(request) else None
 
 
 def _all_passes(request: AttributionRequest, loaded: LoadedModel, shapes: Sequence[Shape]) -> list[Passes]:
