@@ -6,17 +6,14 @@ are counted by arithmetic (`passes`); seconds and bytes come from rates measured
 
 from __future__ import annotations
 
-import copy
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers import AutoTokenizer
 
 from attribution.catalogue import inseq_catalogue, refinement
 from attribution.catalogue.config_checks import has_embeddings_of_layers
@@ -28,13 +25,12 @@ from attribution.catalogue.traits import ScoreShape
 from attribution.estimates import passes, probes
 from attribution.estimates.passes import Passes, Shape
 from attribution.estimates.rates import ModelRates, Rates
+from attribution.estimates.token_counts import CountedInput, TokenCounter
 from attribution.isolation import DEFAULT_DTYPE
 from attribution.model_cache.cache import ModelCache
 from attribution.model_cache.device_memory import memory_of
 from attribution.model_cache.loading import LoadedModel
 from attribution.model_cache.model_source import ModelSource
-from attribution.text import encoding, languages
-from attribution.text.generation_settings import generation_settings
 from attribution.text.sandbox import Sandboxes, TextSandbox
 from models import AttributionRequest, Engine, Estimate, InputEstimate, SecondsEstimate
 from problems import Cancelled, InputRejected, InvalidRequest, ModelUnavailable, ServerBusy
@@ -43,19 +39,6 @@ from settings import Settings
 _GIB = 1024**3
 _READ_AT_ONCE = 4  # estimates that render and tokenize at the same time; the others wait
 _ALWAYS_TRIED = 256 * 1024**2  # bytes that a job may take whatever is free: estimates are not that exact
-_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
-
-
-@dataclass(frozen=True)
-class _Input:
-    """The token counts of one input."""
-
-    prompt: int
-    shape: Shape
-    target: int
-    new: int  # the most tokens that the model generates; 0 for a given target
-    beams: int = 1
-    warnings: Sequence[str] = ()  # about its generation
 
 
 class Estimator:
@@ -67,7 +50,7 @@ class Estimator:
         self._rates = rates
         self._sandboxes = sandboxes
         self._reading = threading.BoundedSemaphore(_READ_AT_ONCE)
-        self._readers: WeakKeyDictionary[LoadedModel, _Reader] = WeakKeyDictionary()
+        self._counters: WeakKeyDictionary[LoadedModel, TokenCounter] = WeakKeyDictionary()
         self._guard = threading.Lock()
 
     def estimate(self, request: AttributionRequest, device: str) -> Estimate:
@@ -142,16 +125,16 @@ class Estimator:
                     loaded.lock.release()
         return rates
 
-    def _inputs(self, request: AttributionRequest, loaded: LoadedModel) -> list[_Input]:
+    def _inputs(self, request: AttributionRequest, loaded: LoadedModel) -> list[CountedInput]:
         """The token counts of each input, within the time limit: on threads that others wait for."""
         limit = self._settings.estimate_seconds
         deadline = time.monotonic() + limit
         sandbox = TextSandbox(self._sandboxes, loaded.source, should_cancel=lambda: time.monotonic() > deadline)
-        reader = self._reader(loaded)
-        with _held(self._reading, deadline), _held(reader.lock, deadline):
+        counter = self._counter(loaded)
+        with _held(self._reading, deadline), _held(counter.lock, deadline):
             try:
                 limits = GenerationLimits.of(self._settings)
-                return reader.inputs(request, self._settings.max_input_tokens, limits, sandbox)
+                return counter.inputs(request, self._settings.max_input_tokens, limits, sandbox)
             except Cancelled:
                 raise InputRejected(
                     f"An estimate may take {limit:g} seconds to render and tokenize its texts, and these take longer. "
@@ -159,18 +142,18 @@ class Estimator:
                     "(INSEQ_API_ESTIMATE_SECONDS sets the limit)."
                 ) from None
 
-    def _reader(self, loaded: LoadedModel) -> _Reader:
+    def _counter(self, loaded: LoadedModel) -> TokenCounter:
         with self._guard:
-            if loaded not in self._readers:
-                self._readers[loaded] = _Reader(loaded)
-            return self._readers[loaded]
+            if loaded not in self._counters:
+                self._counters[loaded] = TokenCounter(loaded)
+            return self._counters[loaded]
 
     def _estimate(
         self,
         request: AttributionRequest,
         loaded: LoadedModel,
         rates: ModelRates,
-        inputs: list[_Input],
+        inputs: list[CountedInput],
         probed: Method | None,
     ) -> Estimate:
         """The cost of one method, with the probe of `probed` if it has not run yet."""
@@ -277,70 +260,6 @@ def check_weights(source: ModelSource, request: AttributionRequest, device: str,
         )
 
 
-class _Reader:
-    """Encodes a request's texts with a separate tokenizer, so that it can run while a job holds the model."""
-
-    def __init__(self, loaded: LoadedModel) -> None:
-        model = copy.copy(loaded.model)
-        model.tokenizer = AutoTokenizer.from_pretrained(loaded.source.tokenizer_folder(), trust_remote_code=False)
-        for name in _SPECIAL_TOKENS:  # as set by Inseq
-            if (token := getattr(loaded.model.tokenizer, name)) is not None:
-                setattr(model.tokenizer, name, token)
-        self.lock = threading.Lock()
-        self._loaded = replace(loaded, model=model, lock=self.lock)
-
-    def inputs(
-        self, request: AttributionRequest, max_tokens: int, limits: GenerationLimits, sandbox: TextSandbox
-    ) -> list[_Input]:
-        """The token counts of each input. Raises the `JobError` with which the job would fail, and `Cancelled`.
-
-        The caller holds `lock`.
-        """
-        encoding.check_texts(request, sandbox)
-        with languages.spoken(self._loaded.model, request.languages) as spoken:
-            return [self._input(request, index, spoken, max_tokens, limits, sandbox) for index in range(request.count)]
-
-    def _input(
-        self,
-        request: AttributionRequest,
-        index: int,
-        spoken: dict[str, int],
-        max_tokens: int,
-        limits: GenerationLimits,
-        sandbox: TextSandbox,
-    ) -> _Input:
-        loaded, seq2seq = self._loaded, bool(self._loaded.model.is_encoder_decoder)
-        prompt, forced = encoding.read_input(loaded, request, index, max_tokens=max_tokens, sandbox=sandbox)
-        length = prompt.encoding.input_ids.shape[1]
-        source = length if seq2seq else 0
-        if forced is not None:
-            target = encoding.encode_target(loaded, request, prompt, forced, sandbox=sandbox, warnings=[])
-            first, end = encoding.check_positions(
-                loaded.model, prompt.encoding, target, request.attr_pos_start, request.attr_pos_end, generated=False
-            )
-            return _Input(length, Shape(source, first, end), target.input_ids.shape[1], new=0)
-        settings = generation_settings(loaded, request, prompt, spoken, limits)
-        before, new = 1 if seq2seq else length, settings.max_new_tokens
-        first = request.attr_pos_start or before
-        end = min(request.attr_pos_end or before + new, before + new)
-        shape = Shape(source, first, max(end, first))
-        return _Input(length, shape, before + new, new, settings.beams, settings.warnings)
-
-
-@contextmanager
-def _held(lock: threading.Lock | threading.Semaphore, deadline: float) -> Iterator[None]:
-    """Hold the lock within the block. Raises `ServerBusy` if it is not free by the deadline."""
-    if not lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
-        raise ServerBusy(
-            "Other estimates take all the time that this server has for them; ask again in a few seconds.",
-            headers={"Retry-After": "5"},
-        )
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def route_of(request: AttributionRequest) -> str:
     """The key under which measured times are shared: method and requested engine."""
     return f"{request.attribution_method}/{request.engine}"
@@ -419,3 +338,17 @@ def _width(scores: ScoreShape, config: Any) -> int:
     if scores is ScoreShape.HEAD:
         return int(config.num_hidden_layers * config.num_attention_heads)
     return 1 if scores is ScoreShape.TOKEN else 0
+
+
+@contextmanager
+def _held(lock: threading.Lock | threading.Semaphore, deadline: float) -> Iterator[None]:
+    """Hold the lock within the block. Raises `ServerBusy` if it is not free by the deadline."""
+    if not lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        raise ServerBusy(
+            "Other estimates take all the time that this server has for them; ask again in a few seconds.",
+            headers={"Retry-After": "5"},
+        )
+    try:
+        yield
+    finally:
+        lock.release()

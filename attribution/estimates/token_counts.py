@@ -1,0 +1,82 @@
+"""Counts the tokens of a request's texts with the job's own code, beside a job that may hold the model."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from transformers import AutoTokenizer
+
+from attribution.catalogue.generation_catalogue import GenerationLimits
+from attribution.estimates.passes import Shape
+from attribution.model_cache.loading import LoadedModel
+from attribution.text import encoding, languages
+from attribution.text.generation_settings import generation_settings
+from attribution.text.sandbox import TextSandbox
+from models import AttributionRequest
+
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+@dataclass(frozen=True)
+class CountedInput:
+    """The token counts of one input."""
+
+    prompt: int
+    shape: Shape
+    target: int
+    new: int  # the most tokens that the model generates; 0 for a given target
+    beams: int = 1
+    warnings: Sequence[str] = ()  # about its generation
+
+
+class TokenCounter:
+    """Encodes a request's texts with a separate tokenizer, so that it can run while a job holds the model."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        model = copy.copy(loaded.model)
+        model.tokenizer = AutoTokenizer.from_pretrained(loaded.source.tokenizer_folder(), trust_remote_code=False)
+        for name in _SPECIAL_TOKENS:  # as set by Inseq
+            if (token := getattr(loaded.model.tokenizer, name)) is not None:
+                setattr(model.tokenizer, name, token)
+        self.lock = threading.Lock()
+        self._loaded = replace(loaded, model=model, lock=self.lock)
+
+    def inputs(
+        self, request: AttributionRequest, max_tokens: int, limits: GenerationLimits, sandbox: TextSandbox
+    ) -> list[CountedInput]:
+        """The token counts of each input. Raises the `JobError` with which the job would fail, and `Cancelled`.
+
+        The caller holds `lock`.
+        """
+        encoding.check_texts(request, sandbox)
+        with languages.spoken(self._loaded.model, request.languages) as spoken:
+            return [self._input(request, index, spoken, max_tokens, limits, sandbox) for index in range(request.count)]
+
+    def _input(
+        self,
+        request: AttributionRequest,
+        index: int,
+        spoken: dict[str, int],
+        max_tokens: int,
+        limits: GenerationLimits,
+        sandbox: TextSandbox,
+    ) -> CountedInput:
+        loaded, seq2seq = self._loaded, bool(self._loaded.model.is_encoder_decoder)
+        prompt, forced = encoding.read_input(loaded, request, index, max_tokens=max_tokens, sandbox=sandbox)
+        length = prompt.encoding.input_ids.shape[1]
+        source = length if seq2seq else 0
+        if forced is not None:
+            target = encoding.encode_target(loaded, request, prompt, forced, sandbox=sandbox, warnings=[])
+            first, end = encoding.check_positions(
+                loaded.model, prompt.encoding, target, request.attr_pos_start, request.attr_pos_end, generated=False
+            )
+            return CountedInput(length, Shape(source, first, end), target.input_ids.shape[1], new=0)
+        settings = generation_settings(loaded, request, prompt, spoken, limits)
+        before, new = 1 if seq2seq else length, settings.max_new_tokens
+        first = request.attr_pos_start or before
+        end = min(request.attr_pos_end or before + new, before + new)
+        shape = Shape(source, first, max(end, first))
+        return CountedInput(length, shape, before + new, new, settings.beams, settings.warnings)
