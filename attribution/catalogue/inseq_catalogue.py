@@ -26,6 +26,7 @@ from inseq.data.aggregator import Aggregator
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from attribution.catalogue import traits
+from attribution.catalogue.text_units import describe_units
 from attribution.catalogue.traits import (
     DEFAULT_FUNCTION,
     STEP_SCORES_ONLY,
@@ -260,7 +261,8 @@ def describe_aggregators() -> dict[str, Any]:
                 "parameters": [parameter.describe() for parameter in entry.parameters.values()],
             }
             for entry in aggregators().values()
-        ],
+        ]
+        + describe_units(),
         "aggregation_functions": aggregation_functions(),
     }
 
