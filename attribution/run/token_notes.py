@@ -53,11 +53,16 @@ def of_partial_result(known: SideNotes, sequence: FeatureAttributionSequenceOutp
 
 
 def _of_labels(notes: list[Note], tokens: list[TokenWithId]) -> list[Note]:
-    """The notes of these tokens; a contrast's "this → that" has no id, and is its own text."""
+    """The notes of these tokens; a contrast's "that → this" has no id."""
     return [
-        note if readable_tokens.is_id(token.id) else note | {"text": token.token, "label": True}
+        note if readable_tokens.is_id(token.id) else note | {"label": True} | _contrast_of(token.token)
         for note, token in zip(notes, tokens, strict=False)
     ]
+
+
+def _contrast_of(label: str) -> Note:
+    contrast, found, _ = label.partition(readable_tokens.CONTRAST)
+    return {"contrast": readable_tokens.without_marks(contrast)} if found else {}
 
 
 def _tokens(encoding: BatchEncoding) -> list[TokenWithId]:

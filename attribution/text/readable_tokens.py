@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from attribution.text.turns import Turns
 
 Note = dict[str, Any]  # of one token, see `annotate`
+CONTRAST = " → "  # between a contrast's token and the token itself, in Inseq's labels
 _UNREADABLE = "\ufffd"
 # As itself, in the letters of byte-level vocabularies, and in SentencePiece's bytes.
 _REPLACEMENT_SPELLED = (_UNREADABLE, "\u00ef\u00bf\u00bd", "<0xEF><0xBF><0xBD>")
@@ -65,10 +66,10 @@ def annotate(
     turns: Turns | None = None,
 ) -> list[Note]:
     """A note for each token: its `text`; `continues`, if it continues a character (see `readable_texts`); `special`,
-    if it is a special token; and `label`, if it has no id. In tokens that begin with a conversation's prompt also
-    `template`, whether a chat template added it, and the number and the role of its `turn`.
+    if it is a special token; `label`, if it has no id, and then the text of its `contrast`. In tokens that begin with a
+    conversation's prompt also `template`, whether a chat template added it, and the number and the role of its `turn`.
     """
-    notes: list[Note] = [{"text": each.token, "label": True} for each in tokens]  # a contrast's "this → that"
+    notes = [{} if is_id(each.id) else _note_of_label(tokenizer, each.token) for each in tokens]
     for has_id, run in groupby(range(len(tokens)), key=lambda index: is_id(tokens[index].id)):
         positions = list(run)
         if has_id:
@@ -90,6 +91,16 @@ def annotate(
     return notes
 
 
+def _note_of_label(tokenizer: PreTrainedTokenizerBase, label: str) -> Note:
+    """The note of a contrast's "that → this", whose text is that of the token itself."""
+    parts = label.split(CONTRAST)
+    ids = tokenizer.convert_tokens_to_ids(parts)
+    if len(parts) != 2 or None in ids:  # noqa: PLR2004 - a contrast and its token
+        return {"text": label, "label": True}
+    contrast, text = (readable_texts(tokenizer, [each])[0][0] for each in ids)
+    return {"text": text, "label": True, "contrast": contrast}
+
+
 def merge_notes(notes: Sequence[Note], before: Sequence[TokenWithId], after: Sequence[TokenWithId]) -> list[Note]:
     """The notes of the tokens `after` an aggregator merged some of those `before` or left some out."""
     merged = []
@@ -102,6 +113,8 @@ def merge_notes(notes: Sequence[Note], before: Sequence[TokenWithId], after: Seq
         for name in ("continues", "label"):
             if name in members[0]:
                 note[name] = True
+        if len(members) == 1 and "contrast" in members[0]:
+            note["contrast"] = members[0]["contrast"]
         if all("special" in each for each in members):
             note["special"] = True
         if all("template" in each for each in members):
@@ -125,6 +138,11 @@ def _groups(before: Sequence[TokenWithId], after: Sequence[TokenWithId]) -> list
             end += 1
         groups.append(range(start, end))
     return groups
+
+
+def without_marks(token: str) -> str:
+    """A token with spaces and line breaks in the place of its tokenizer's marks, where there is no tokenizer to ask."""
+    return token.replace("Ġ", " ").replace("▁", " ").replace("Ċ", "\n")
 
 
 def is_id(value: object) -> bool:
