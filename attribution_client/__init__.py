@@ -34,10 +34,10 @@ from attribution_client.errors import (
     WaitTimedOut,
 )
 from attribution_client.extras import needs_extra
+from attribution_client.results import AttributionResult, ComparisonResult, Shown
 from attribution_schema.estimate import Estimate
 from attribution_schema.job import Job, JobStatus
 from attribution_schema.request import AttributionRequest
-from attribution_schema.result import AttributionResult, ComparisonResult
 
 if TYPE_CHECKING:
     from attribution_client.comparisons import MethodComparison, compare_methods
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from attribution_client.graphs import attribution_graph, plot_attribution_graph
     from attribution_client.plots import plot_attribution_heatmap, plot_step_scores, plot_top_tokens
     from attribution_client.tables import rank_correlation, top_token_overlap, top_tokens
+    from attribution_client.text_plots import plot_highlighted_text
 
 __all__ = [
     "AsyncAttributionClient",
@@ -68,12 +69,14 @@ __all__ = [
     "ResultExpired",
     "ServerFailed",
     "ServerUnreachable",
+    "Shown",
     "Unauthorized",
     "WaitTimedOut",
     "attribution_graph",
     "compare_methods",
     "plot_attribution_graph",
     "plot_attribution_heatmap",
+    "plot_highlighted_text",
     "plot_step_scores",
     "plot_top_tokens",
     "rank_correlation",
@@ -83,7 +86,7 @@ __all__ = [
 ]
 
 # The modules of the extra `plots`, in the order of their import time: pandas, matplotlib, networkx.
-_PLOTS = ("frames", "tables", "plots", "comparisons", "graphs")
+_PLOTS = ("frames", "tables", "plots", "text_plots", "comparisons", "graphs")
 
 
 def __getattr__(name: str) -> Any:

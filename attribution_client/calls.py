@@ -18,11 +18,11 @@ import httpx
 from pydantic import BaseModel
 
 from attribution_client.errors import Conflict, WaitTimedOut, completed
+from attribution_client.results import AttributionResult, ComparisonResult
 from attribution_schema.estimate import Estimate
 from attribution_schema.job import Job, JobList, JobStatus
 from attribution_schema.open_enum import TOLERANT
 from attribution_schema.request import AttributionRequest
-from attribution_schema.result import AttributionResult, ComparisonResult
 
 JOBS = "/attribution/jobs"
 LONG_POLL = 5.0  # seconds that the server may delay its answer to a poll, which replaces a broken event stream

@@ -11,11 +11,11 @@ from attribution_client import calls
 from attribution_client.errors import naming
 from attribution_client.extras import needs_extra
 from attribution_client.progress import bar, no_bar
+from attribution_client.results import AttributionResult, ComparisonResult
 from attribution_client.transport import RETRY_SECONDS, Sender, http_options
 from attribution_schema.estimate import Estimate
 from attribution_schema.job import Job, JobStatus
 from attribution_schema.request import AttributionRequest
-from attribution_schema.result import AttributionResult, ComparisonResult
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,13 +17,19 @@ def label(token: Token) -> str:
 
     Spaces at the ends are left out, except of a token that has nothing else.
     """
+    text = token_text(token)
+    shown = "".join(each for each, _ in shown_characters(text.strip(" ") or text)) or EMPTY
+    return shown if len(shown) <= _LONGEST else shown[: _LONGEST - 1] + "…"
+
+
+def token_text(token: Token) -> str:
+    """Return a token's decoded text if it has one, or the token with spaces in the place of the marks."""
     text = token.text
     if text is None:
         text = token.token.replace(_NEWLINE_MARK, "\n")
         for mark in _SPACE_MARKS:
             text = text.replace(mark, " ")
-    shown = "".join(each for each, _ in shown_characters(text.strip(" ") or text)) or EMPTY
-    return shown if len(shown) <= _LONGEST else shown[: _LONGEST - 1] + "…"
+    return text
 
 
 def labels(tokens: Iterable[Token]) -> list[str]:

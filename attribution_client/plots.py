@@ -6,6 +6,7 @@ style is changed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -17,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from attribution_client.fonts import set_token_font
 from attribution_client.labels import SIDE_TITLES, label, labels
+from attribution_client.merging import merged
 from attribution_client.scores import scores_of
 from attribution_client.tables import top_tokens
 from attribution_reading.number_scale import power_of_ten
@@ -41,6 +43,10 @@ def plot_attribution_heatmap(
     title: str | None = None,
     colorbar: bool = True,
     limit: float | None = None,
+    rows: slice | Sequence[int] | None = None,
+    top: int | None = None,
+    hide_template: bool = False,
+    merge: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw the scores of one sequence: a row for each attributed token, a column for each generated one.
@@ -49,14 +55,21 @@ def plot_attribution_heatmap(
     scores. Numbers are written into the cells where there are at most 200, or if `annotate` says so. `limit` is the
     score of the darkest colour.
 
+    Of a long text, draw a part: `merge` tokens into words, lines, sentences, paragraphs or messages; `rows` at these
+    positions of the attributed tokens; without what a chat template added (`hide_template`); the `top` rows with the
+    largest absolute scores, in the order of the text.
+
     Raises `ValueError` where there are no such scores, and for granular ones.
     """
     chosen = result.sequence_attributions[sequence]
+    chosen = merged(chosen, merge) if merge else chosen
     side = side or ("source" if chosen.source_attributions is not None else "target")
-    scores, rows = visible_scores(chosen, side)
+    scores, tokens = visible_scores(chosen, side)
+    kept = chosen_rows(scores, tokens, rows=rows, top=top, hide_template=hide_template)
+    scores, attributed = scores[kept], [tokens[each] for each in kept]
     columns = chosen.target[chosen.attr_pos_start : chosen.attr_pos_end]
     if ax is None:
-        ax = new_axes(CELL * len(columns) + MARGIN + (0.9 if colorbar else 0), _ROW * len(rows) + 0.9)
+        ax = new_axes(CELL * len(columns) + MARGIN + (0.9 if colorbar else 0), _ROW * len(attributed) + 0.9)
     largest = limit or (float(np.nanmax(np.abs(scores))) or 1.0)
     is_signed = bool(np.nanmin(scores) < 0)
     power = power_of_ten(largest)
@@ -78,7 +91,7 @@ def plot_attribution_heatmap(
         ax=ax,
     )
     write_columns(ax, columns)
-    ax.set_yticks(np.arange(len(rows)) + 0.5, labels(rows), rotation=0, size=8)
+    ax.set_yticks(np.arange(len(attributed)) + 0.5, labels(attributed), rotation=0, size=8)
     ax.set_ylabel(SIDE_TITLES[side], color=INK, size=8)
     ax.set_xlabel("generated tokens", color=INK, size=8)
     ax.xaxis.set_label_position("top")
@@ -181,6 +194,27 @@ def visible_scores(sequence: SequenceAttribution, side: str) -> tuple[Scores, li
         raise ValueError(f"This result has no {side} scores for this sequence.")
     count = int((~not_yet_generated(scores, side, sequence.attr_pos_start).all(axis=1)).sum())  # they come first
     return scores[:count], getattr(sequence, side)[:count]
+
+
+def chosen_rows(
+    scores: Scores,
+    tokens: list[Token],
+    *,
+    rows: slice | Sequence[int] | None,
+    top: int | None,
+    hide_template: bool,
+) -> list[int]:
+    """Return the positions of the attributed tokens to draw, in order. Raises `ValueError` if none is left."""
+    positions = list(range(len(tokens)))
+    kept = positions if rows is None else positions[rows] if isinstance(rows, slice) else [positions[i] for i in rows]
+    if hide_template:
+        kept = [each for each in kept if not (tokens[each].template or tokens[each].special)]
+    if top is not None:
+        size = np.nan_to_num(np.abs(scores)).max(axis=1)
+        kept = sorted(sorted(kept, key=lambda each: -size[each])[:top])
+    if not kept:
+        raise ValueError("No attributed token is left to draw.")
+    return kept
 
 
 def write_columns(ax: Axes, tokens: list[Token], offset: float = 0.5) -> None:

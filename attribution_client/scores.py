@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from attribution_client.labels import token_text
+from attribution_reading.read_sequence import ReadSequence, ReadToken
 from attribution_reading.scored_sequence import SIDES, ScoredSequence, Scores, Tokens
 from attribution_schema.result import AttributionResult, SequenceAttribution, Token
 
@@ -32,6 +34,27 @@ def scored_sequence(
         scores={side: scores for side in sides if (scores := scores_of(sequence, side)).size},
         step_scores={name: np.array(values, np.float32) for name, values in sequence.step_scores.items()},
         start=sequence.attr_pos_start,
+    )
+
+
+def read_sequence(sequence: SequenceAttribution) -> ReadSequence:
+    """Return a sequence as a reader sees it. Raises `ValueError` for granular scores."""
+    return ReadSequence(
+        tokens={side: [_read_token(each) for each in getattr(sequence, side)] for side in SIDES},
+        scores={side: scores for side in SIDES if (scores := scores_of(sequence, side)).size},
+        start=sequence.attr_pos_start,
+        end=sequence.attr_pos_end,
+    )
+
+
+def _read_token(token: Token) -> ReadToken:
+    return ReadToken(
+        text=token_text(token),
+        continues=bool(token.continues),
+        contrast=token.contrast,
+        is_template=bool(token.template or token.special),
+        turn=token.turn,
+        role=token.role,
     )
 
 

@@ -64,11 +64,12 @@ def shades(palette: Palette, *, is_signed: bool, steps: int = 128) -> list[str]:
 def style() -> str:
     """The palettes as CSS variables (`--score-zero` and so on): dark where the reader prefers it, light in print."""
     return (
-        f"{_variables(LIGHT)}\n"
-        f"@media (prefers-color-scheme: dark) {{ {_variables(DARK)} }}\n"
-        f"@media print {{ {_variables(LIGHT)} }}\n"
+        f":root {{ {variables(LIGHT)} }}\n"
+        f"@media (prefers-color-scheme: dark) {{ :root {{ {variables(DARK)} }} }}\n"
+        f"@media print {{ :root {{ {variables(LIGHT)} }} }}\n"
     )
 
 
-def _variables(palette: Palette) -> str:
-    return f":root {{ {' '.join(f'--score-{name}: {color};' for name, color in asdict(palette).items())} }}"
+def variables(palette: Palette) -> str:
+    """One palette as CSS variables."""
+    return " ".join(f"--score-{name}: {color};" for name, color in asdict(palette).items())

@@ -267,7 +267,9 @@ def test_the_colour_scale_is_the_servers(served, open_page):
         "all => all.map(cell => [cell.classList.contains('less'), Number(cell.style.getPropertyValue('--w'))])"
     )
     view = served.client.get(f"/attribution/jobs/{job_id}/results", params={"format": "html", "aggregator": "sum"}).text
-    shades = [(sign == "less", int(level)) for sign, level in re.findall(r'class="score (more|less) \w+ s(\d+)"', view)]
+    shades = [
+        (sign == "less", int(level)) for sign, level in re.findall(r'class="score heat (more|less) \w+ s(\d+)"', view)
+    ]
     assert len(drawn) == len(shades) > 0
     assert [is_negative for is_negative, _ in drawn] == [is_negative for is_negative, _ in shades]
     # The server rounds a share to one of 50 shades, the page to four decimals: half a unit of each.

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attribution.catalogue.text_units import FUNCTIONS, UNITS
-from attribution.text.text_units import unit_spans
+from attribution_reading.text_units import UNITS, unit_spans
+from attribution_reading.unit_scores import FUNCTIONS
 from tests import chat_models
 from tests.conftest import LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 

@@ -311,7 +311,7 @@ def test_the_heatmap_runs_and_loads_nothing(server, one):
 
 OWN = {
     "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "b", "bdi", "section", "div", "table", "thead",
-    "tbody", "tr", "th", "td", "small", "i", "span", "details", "summary", "pre", "sup",
+    "tbody", "tr", "th", "td", "small", "i", "span", "details", "summary", "pre", "sup", "ol", "li",
 }  # fmt: skip
 
 
@@ -322,7 +322,7 @@ def test_no_token_can_be_anything_but_text(source, target):
     assert page.elements <= OWN
     assert page.attributes <= {
         "lang", "charset", "name", "content", "class", "dir", "title", "scope", "colspan", "tabindex", "role",
-        "aria-label",
+        "aria-label", "data-sign",
     }  # fmt: skip
     assert {f"{token!r} (id {index})" for index, token in enumerate(source)} <= set(page.told)
     plain = Page(inseq_html_view.inseq_html_view(an_output(source, target), ViewOptions()).decode())

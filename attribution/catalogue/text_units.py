@@ -1,6 +1,6 @@
 """The aggregators of this service beside Inseq's: each merges the tokens of a unit of text, and adds their scores up.
 
-`attribution.text.text_units` finds the units, `attribution.results.unit_aggregation` merges.
+`attribution_reading.text_units` finds the units, `attribution.results.unit_aggregation` merges.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ UNITS = {
     "paragraphs": "Merges the tokens between blank lines.",
     "messages": "Merges the tokens of a message; of a text without messages, those of the prompt and of the answer.",
 }
-FUNCTIONS = ("sum", "mean", "max", "min", "absmax")
 
 
 def describe_units() -> list[dict[str, Any]]:

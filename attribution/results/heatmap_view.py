@@ -1,4 +1,5 @@
-"""The heatmap view: one HTML document without scripts or requests, a table for each sequence.
+"""The HTML view: one document without scripts or requests. For each sequence coloured text, the strongest tokens of
+each generated one, and a table of all scores.
 
 Safe for hostile tokens: Jinja escapes every text, each token is isolated from its neighbours' writing direction, and
 invisible characters get a sign or their code. `POLICY` is the page's content security policy: it allows the page's own
@@ -26,17 +27,19 @@ from numpy.typing import NDArray
 
 from attribution.results.aggregation import aggregate
 from attribution.results.inseq_fields import token_notes, without_notes
-from attribution.results.scored_sequences import numbers
+from attribution.results.scored_sequences import numbers, read_sequence
 from attribution.text.readable_tokens import Note
-from attribution_reading import palette
+from attribution_reading import palette, reading_html, reading_style
 from attribution_reading.number_scale import LARGE, SMALL, power_of_ten, scaled
+from attribution_reading.read_sequence import ReadSequence
 from attribution_reading.scored_sequence import Scores, not_yet_generated
 from attribution_reading.shown_tokens import CONTROL, EMPTY, code_point, shown_characters
 from attribution_schema.view_options import ViewOptions
 from problems import InvalidRequest
 
 MOST_CELLS = 100_000  # more cannot be read, and are tens of megabytes for the browser
-_LEVELS = 50  # shades on each side of zero
+_MOST_NUMBERS = 400  # cells; in a table of more, numbers are in the cells' titles
+_DENSE_COLUMNS, _NUMBER_COLUMNS = 40, 12  # that fit on a page of paper; a wider table is split
 _MINUS = "\u2212"  # as wide as a digit
 _WIDE = 12  # with more columns than this, their tokens are written upwards
 _MATRIX = 2  # dimensions
@@ -45,13 +48,15 @@ _SIDES = {"source": "Source", "target": "Target prefix"}
 _HERE = Path(__file__).parent
 
 
-def _levels() -> str:
-    """Return a style class for each shade, so that no cell needs a `style` attribute, which the policy forbids."""
-    shades = (f".s{level}{{--share:{100 * level / _LEVELS:g}%}}" for level in range(_LEVELS + 1))
-    return "\n".join(shades)
-
-
-_STYLE = palette.style() + (_HERE / "heatmap.css").read_text(encoding="utf-8") + _levels()
+_STYLE = "\n".join(
+    (
+        palette.style(),
+        reading_style.style(),
+        (_HERE / "heatmap.css").read_text(encoding="utf-8"),
+        # A class for each shade, so that no cell needs a `style` attribute, which the policy forbids.
+        reading_html.shade_classes(),
+    )
+)
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 POLICY = (
     f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'none'; "
@@ -124,22 +129,25 @@ class _Group:
 
 
 @dataclass(frozen=True)
-class _Picture:
-    """One sequence: its text, its table, and the scale of its colours."""
+class _Table:
+    """Some columns of the table of all scores."""
 
-    before: Markup
-    generated: Markup
     columns: list[_Token]
     groups: list[_Group]
     step_scores: list[tuple[str, list[Markup]]]
-    is_signed: bool
-    low: str
-    high: str
-    power: int
 
-    @property
-    def is_wide(self) -> bool:
-        return len(self.columns) > _WIDE
+
+@dataclass(frozen=True)
+class _Picture:
+    """One sequence: its coloured text, its tables, and the scale of their colours."""
+
+    reading: Markup
+    of_each: Markup
+    tables: list[_Table]
+    legend: Markup
+    power: int
+    is_dense: bool
+    is_wide: bool
 
 
 def _facts(info: dict[str, Any], options: ViewOptions) -> Iterable[str]:
@@ -150,41 +158,76 @@ def _facts(info: dict[str, Any], options: ViewOptions) -> Iterable[str]:
 
 
 def _picture(sequence: FeatureAttributionSequenceOutput, notes: dict[str, list[Note]]) -> _Picture:
-    tokens = {side: _tokens(getattr(sequence, side), notes.get(side, [])) for side in _SIDES}
-    texts = {
-        side: [_text(*each) for each in _with_notes(getattr(sequence, side), notes.get(side, []))] for side in _SIDES
-    }
-    start, end = sequence.attr_pos_start, sequence.attr_pos_end
-    columns = tokens["target"][start:end]
-    matrices = {
-        side: numbers(tensor) for side in _SIDES if (tensor := getattr(sequence, f"{side}_attributions")) is not None
-    }
-    every = np.concatenate([each.reshape(-1) for each in matrices.values()] or [np.zeros(0, np.float32)])
+    read = read_sequence(sequence, notes)
+    every = np.concatenate([each.reshape(-1) for each in read.scores.values()] or [np.zeros(0, np.float32)])
     every = every[np.isfinite(every)]
     scale = _Scale(float(np.abs(every).max(initial=0.0)))
-    is_signed = bool((every < 0).any())
-    groups = [
-        _Group(_SIDES[side], _rows(tokens[side], columns, matrix, scale, not_yet_generated(matrix, side, start)))
-        for side, matrix in matrices.items()
-    ]
+    is_dense = every.size > _MOST_NUMBERS
+    count = sequence.attr_pos_end - sequence.attr_pos_start
+    at_once = _DENSE_COLUMNS if is_dense else max(_NUMBER_COLUMNS, count if count <= 2 * _NUMBER_COLUMNS else 0)
+    tokens = {side: _tokens(getattr(sequence, side), notes.get(side, [])) for side in _SIDES}
+    has_tables = bool(read.scores or sequence.step_scores)
     return _Picture(
-        before=_running(texts["target"][:start] if "source" not in matrices else texts["source"]),
-        generated=_running(texts["target"][start:end]),
-        columns=columns,
-        groups=groups,
-        step_scores=[
-            (name, [_step_cell(value, name, column) for value, column in zip(numbers(scores), columns, strict=False)])
-            for name, scores in (sequence.step_scores or {}).items()
-        ],
-        is_signed=is_signed,
-        low=scale.write(-scale.largest) if is_signed else "0",
-        high=scale.write(scale.largest),
-        power=scale.power,
+        reading=Markup(reading_html.reading(read)),  # noqa: S704 - it escapes tokens
+        of_each=Markup(reading_html.strongest_of_each(read) if read.scores and count > 1 else ""),  # noqa: S704
+        tables=[
+            _table(sequence, read, tokens, range(first, min(first + at_once, count)), scale, is_dense=is_dense)
+            for first in range(0, count, at_once)
+        ]
+        if has_tables
+        else [],
+        legend=Markup(  # noqa: S704
+            reading_html.legend(scale.largest, is_signed=bool((every < 0).any()), of="whole text")
+            if read.scores
+            else ""
+        ),
+        power=0 if is_dense else scale.power,
+        is_dense=is_dense,
+        is_wide=is_dense or count > _WIDE,
     )
 
 
+def _table(
+    sequence: FeatureAttributionSequenceOutput,
+    read: ReadSequence,
+    tokens: dict[str, list[_Token]],
+    chosen: range,
+    scale: _Scale,
+    *,
+    is_dense: bool,
+) -> _Table:
+    start = sequence.attr_pos_start
+    columns = [tokens["target"][start + each] for each in chosen]
+    part = slice(chosen.start, chosen.stop)
+    groups = [
+        _Group(
+            _SIDES[side],
+            _rows(
+                tokens[side],
+                columns,
+                matrix[:, part],
+                scale,
+                not_yet_generated(matrix, side, start)[:, part],
+                is_dense=is_dense,
+            ),
+        )
+        for side, matrix in read.scores.items()
+    ]
+    steps = [
+        (name, [_step_cell(value, name, column) for value, column in zip(numbers(scores)[part], columns, strict=False)])
+        for name, scores in (sequence.step_scores or {}).items()
+    ]
+    return _Table(columns, groups, [] if is_dense else steps)
+
+
 def _rows(
-    tokens: Sequence[_Token], columns: Sequence[_Token], matrix: Scores, scale: _Scale, later: NDArray[np.bool_]
+    tokens: Sequence[_Token],
+    columns: Sequence[_Token],
+    matrix: Scores,
+    scale: _Scale,
+    later: NDArray[np.bool_],
+    *,
+    is_dense: bool,
 ) -> list[_Row]:
     """Return a row for each attributed token, without those that came after every generated token.
 
@@ -195,7 +238,7 @@ def _rows(
         if is_later.all() and is_later.size:
             continue
         cells = [
-            _LATER if skipped else _cell(score, exact, scale, f"{token.exact} → {column.exact}")
+            _LATER if skipped else _cell(score, exact, scale, f"{token.exact} → {column.exact}", is_dense=is_dense)
             for score, exact, skipped, column in zip(scores.tolist(), scores, is_later, columns, strict=True)
         ]
         rows.append(_Row(token, cells))
@@ -206,12 +249,12 @@ def _rows(
 _LATER = Markup('<td class="later"></td>')
 
 
-def _cell(score: float, exact: np.float32, scale: _Scale, places: str) -> Markup:
+def _cell(score: float, exact: np.float32, scale: _Scale, places: str, *, is_dense: bool) -> Markup:
     if not math.isfinite(score):
         return Markup(f'<td class="none" title="{places}: not a number">-</td>')  # noqa: S704
-    level = scale.level(score)
-    kind = f"score {'less' if score < 0 else 'more'} {palette.ink(level / _LEVELS)} s{level}"
-    return Markup(f'<td class="{kind}" title="{places}: {exact}">{scale.write(score)}</td>')  # noqa: S704
+    written = "" if is_dense else scale.write(score)
+    kind = f"score {reading_html.heat(score, scale.largest)}"
+    return Markup(f'<td class="{kind}" title="{places}: {exact}">{written}</td>')  # noqa: S704
 
 
 def _step_cell(score: np.float32, name: str, column: _Token) -> Markup:
@@ -241,9 +284,6 @@ class _Scale:
     def write(self, number: float) -> str:
         return scaled(number, self.power).replace("-", _MINUS)
 
-    def level(self, number: float) -> int:
-        return round(_LEVELS * abs(number) / self.largest) if self.largest else 0
-
 
 # Tokens
 
@@ -252,16 +292,12 @@ def _with_notes(tokens: Sequence[Any], notes: Sequence[Note]) -> Iterable[tuple[
     return zip(tokens, notes or [{}] * len(tokens), strict=True)
 
 
-def _text(token: Any, note: Note) -> str:
-    return "" if "continues" in note else str(note.get("text", token.token))
-
-
 def _tokens(tokens: Sequence[Any], notes: Sequence[Note]) -> list[_Token]:
     found = []
     for position, (token, note) in enumerate(_with_notes(tokens, notes)):
         identity = f" (id {token.id})" if isinstance(token.id, int) and token.id >= 0 else ""
         text = str(note.get("text", token.token))
-        found.append(_Token(position, visible(text), escape(f"{token.token!r}{identity}")))
+        found.append(_Token(position, visible(text.removeprefix(" ") or text), escape(f"{token.token!r}{identity}")))
     return found
 
 
@@ -270,10 +306,6 @@ def visible(text: str) -> Markup:
     if not text:
         return _MARKS["sign"].format(EMPTY)
     return Markup("").join(_MARKS[kind].format(shown) for shown, kind in shown_characters(text))
-
-
-def _running(texts: Sequence[str]) -> Markup:
-    return controls_shown("".join(texts).strip(" "))
 
 
 def controls_shown(text: str) -> Markup:

@@ -11,6 +11,7 @@ from inseq.utils.typing import TokenWithId
 
 from attribution.results.inseq_fields import token_id, token_notes
 from attribution.text.readable_tokens import Note
+from attribution_reading.read_sequence import ReadSequence, ReadToken
 from attribution_reading.scored_sequence import SIDES, ScoredSequence, Scores, Tokens
 
 
@@ -37,6 +38,29 @@ def scored_sequence(
         dimensions={
             side: _dimension_names(sequence, side, tensor.ndim) for side, tensor in found.items() if tensor is not None
         },
+    )
+
+
+def read_sequence(sequence: FeatureAttributionSequenceOutput, notes: dict[str, list[Note]]) -> ReadSequence:
+    """Return one sequence as a reader sees it; `notes` are those of its tokens, by side."""
+    found = {side: getattr(sequence, f"{side}_attributions") for side in SIDES}
+    tokens = {side: (getattr(sequence, side), notes.get(side) or [{}] * len(getattr(sequence, side))) for side in SIDES}
+    return ReadSequence(
+        tokens={side: [_read_token(*each) for each in zip(*pair, strict=True)] for side, pair in tokens.items()},
+        scores={side: numbers(tensor) for side, tensor in found.items() if tensor is not None},
+        start=sequence.attr_pos_start,
+        end=sequence.attr_pos_end,
+    )
+
+
+def _read_token(token: TokenWithId, note: Note) -> ReadToken:
+    return ReadToken(
+        text=str(note.get("text", token.token)),
+        continues="continues" in note,
+        contrast=note.get("contrast"),
+        is_template=bool(note.get("template") or note.get("special")),
+        turn=note.get("turn"),
+        role=note.get("role"),
     )
 
 

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from inseq.data.attribution import FeatureAttributionSequenceOutput
-from numpy.typing import NDArray
 
-from attribution.catalogue.text_units import FUNCTIONS
 from attribution.results import inseq_fields
 from attribution.results.scored_sequences import numbers
 from attribution.text.readable_tokens import Note
-from attribution.text.text_units import Span, unit_spans
-from attribution_reading.scored_sequence import Scores, not_yet_generated
+from attribution_reading.scored_sequence import not_yet_generated
+from attribution_reading.text_units import unit_spans
+from attribution_reading.unit_scores import FUNCTIONS, by_blocks
 from problems import InvalidRequest
 
 _MATRIX = 2  # dimensions
@@ -56,7 +54,7 @@ def merge_units(
         if tensor is not None:
             rows = [each for each in spans[side] if each[1] <= tensor.shape[0]]
             later = not_yet_generated(numbers(tensor), side, start)
-            scores = _by_blocks(numbers(tensor), later, rows, columns, function)
+            scores = by_blocks(numbers(tensor), later, rows, columns, function)
             setattr(merged, f"{side}_attributions", torch.from_numpy(scores))
     return merged
 
@@ -64,26 +62,3 @@ def merge_units(
 def _plain(tokens: Sequence[object]) -> list[Note]:
     """Notes for tokens without any: each is a unit of its own."""
     return [{"text": "", "label": True} for _ in tokens]
-
-
-def _by_blocks(
-    scores: Scores, later: NDArray[np.bool_], rows: Sequence[Span], columns: Sequence[Span], function: str
-) -> Scores:
-    """Return the function of each block of `scores`, [len(rows), len(columns)]; NaN for a block that is `later`."""
-
-    def reduced(values: NDArray[np.float64], by: np.ufunc) -> NDArray[np.float64]:
-        at_rows, at_columns = ([first for first, _ in spans] for spans in (rows, columns))
-        return by.reduceat(by.reduceat(values, at_rows, axis=0), at_columns, axis=1)
-
-    def but(neutral: float) -> NDArray[np.float64]:
-        return np.where(later, neutral, scores.astype(np.float64))
-
-    if not rows or not columns:
-        return np.empty((len(rows), len(columns)), np.float32)
-    counts = reduced((~later).astype(np.float64), np.add)
-    if function in {"sum", "mean"}:
-        found = reduced(but(0.0), np.add) / (np.maximum(counts, 1) if function == "mean" else 1)
-    else:
-        least, most = reduced(but(np.inf), np.minimum), reduced(but(-np.inf), np.maximum)
-        found = {"max": most, "min": least, "absmax": np.where(most >= -least, most, least)}[function]
-    return np.where(counts > 0, found, np.nan).astype(np.float32)

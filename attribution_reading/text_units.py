@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate, groupby, pairwise
+from typing import Any
 
 from uniseg.sentencebreak import sentence_boundaries
 from uniseg.wordbreak import word_boundaries
 
-from attribution.text.readable_tokens import Note
-
+Note = Mapping[str, Any]  # of one token: `text`, and where it has them `continues`, `special`, `label`, `turn`, ...
 Span = tuple[int, int]  # [start, end) of token positions
 
 _LINE_ENDS = re.compile(r"(?:\r\n|[\n\r\u2028\u2029])+")
@@ -34,6 +34,7 @@ def _is_behind_a_space(text: str, place: int) -> bool:
     return before.endswith(" ") and not before[:-1].isspace() and behind.isalnum()
 
 
+UNITS = ("words", "lines", "sentences", "paragraphs", "messages")
 # For each unit, the offsets at which one may end and the next begin.
 _BOUNDARIES: dict[str, Callable[[str], Iterable[int]]] = {
     "words": _words,
@@ -47,7 +48,7 @@ _BOUNDARIES: dict[str, Callable[[str], Iterable[int]]] = {
 def unit_spans(notes: Sequence[Note], unit: str, *, borders: Iterable[int] = ()) -> list[Span]:
     """Return the spans of a side's units in order; together they contain every token once.
 
-    notes: one for each token, see `readable_tokens.annotate`. unit: a name of `attribution.catalogue.text_units`.
+    notes: one for each token, see `attribution.text.readable_tokens.annotate`. unit: a name of `UNITS`.
     borders: further positions at which a unit begins.
     """
     starts = {0, *borders}

@@ -1,0 +1,163 @@
+"""A sequence as highlighted text, as a figure for a paper (SVG, PDF or PNG)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import Rectangle
+from matplotlib.textpath import TextPath
+
+from attribution_client.fonts import set_token_font
+from attribution_client.merging import merged
+from attribution_client.scores import read_sequence
+from attribution_reading.palette import LIGHT, shade
+from attribution_reading.read_sequence import ReadSequence, ReadToken, Row
+from attribution_reading.reading_html import scale_of
+from attribution_reading.shown_tokens import shown_characters
+from attribution_schema.result import AttributionResult
+
+_SIZE, _SMALL = 9.0, 6.5  # points: words, and what a chat template added
+_LINE = 1.75  # of the letters' size
+_POINTS = 72.0  # in an inch
+_INK, _MUTED = "#1b1b1f", "#63636b"
+
+
+def plot_highlighted_text(
+    result: AttributionResult,
+    sequence: int = 0,
+    *,
+    token: int | None = None,
+    hide_template: bool = False,
+    merge: str | None = None,
+    width: float = 6.5,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw one sequence as text in which each token has the colour of its score.
+
+    By default the scores are those for the whole answer, the sum over its tokens; `token` is the index of a generated
+    token, for its scores. Generated tokens are underlined. `hide_template` leaves out what a chat template added, and
+    `merge` colours words, lines, sentences, paragraphs or messages. `width` is in inches; the height follows from the
+    text, unless the figure of `ax` is given.
+
+    Scripts that are written from right to left need another tool: matplotlib does not order them. Raises `ValueError`
+    for granular scores and where there are none.
+    """
+    chosen = result.sequence_attributions[sequence]
+    read = read_sequence(merged(chosen, merge) if merge else chosen)
+    if not read.scores:
+        raise ValueError("This result has no scores of attributed tokens, only step scores.")
+    column = None if token is None else range(len(read.generated))[token]
+    scores = read.of_answer() if column is None else read.of_token(column)
+    if ax is not None:
+        width = ax.get_window_extent().width / ax.figure.dpi
+    pieces, height = _laid_out(
+        read, width, None if column is None else read.start + column, hide_template=hide_template
+    )
+    if ax is None:
+        _, ax = plt.subplots(figsize=(width, height), layout="constrained", dpi=150)
+    _draw(ax, pieces, scores, scale_of(read, scores, hide_template=hide_template))
+    ax.set(xlim=(0, width), ylim=(height, 0))
+    ax.axis("off")
+    return ax
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A part of a token on one line; places and sizes in inches from the upper left corner."""
+
+    text: str
+    left: float
+    base: float
+    width: float
+    size: float  # points
+    row: Row | None  # None for a role's name
+    is_generated: bool = False
+    is_chosen: bool = False
+
+
+def _laid_out(
+    read: ReadSequence, width: float, chosen: int | None, *, hide_template: bool
+) -> tuple[list[_Piece], float]:
+    """Return the pieces of all blocks, and the height of the whole, in inches."""
+    step = _SIZE * _LINE / _POINTS
+    pieces: list[_Piece] = []
+    left, base = 0.0, 0.0
+    for block in read.blocks():
+        base += step
+        pieces.append(_Piece(block.label, 0.0, base, _width(block.label, _SMALL), _SMALL, None))
+        left, base = 0.0, base + step
+        for position, token in enumerate(block.tokens, block.start):
+            if token.continues or (hide_template and token.is_template):
+                continue
+            size = _SMALL if token.is_template else _SIZE
+            place = (block.side, position)
+            is_generated = block.side == "target" and read.start <= position < read.end
+            is_chosen = block.side == "target" and position == chosen
+            for text in _words(token):
+                length = _width(text, size)
+                if left and (left + length > width or text == "\n"):
+                    left, base = 0.0, base + step
+                    text = text.lstrip(" ")  # noqa: PLW2901 - a line begins with its first word
+                    length = _width(text, size)
+                if text == "\n" or not text:
+                    continue
+                pieces.append(_Piece(text, left, base, length, size, place, is_generated, is_chosen))
+                left += length
+        base += 0.3 * step
+    return pieces, base + 0.3 * step
+
+
+def _words(token: ReadToken) -> Iterator[str]:
+    """The parts of a token between which a line may end; a line break is one of its own."""
+    word = ""
+    for character in token.text:
+        if character == "\n":
+            yield from filter(None, (word, "\n"))
+            word = ""
+        elif character == " " and word.strip():
+            yield word
+            word = " "
+        else:
+            shown = character if character == " " else "".join(each for each, _ in shown_characters(character))
+            word += shown
+    if word:
+        yield word
+
+
+def _width(text: str, size: float) -> float:
+    """The width of a text in inches, blanks at its ends included."""
+    if not text:
+        return 0.0
+    font = FontProperties(size=size)
+    edge = TextPath((0, 0), "||", prop=font).get_extents().width
+    return float(TextPath((0, 0), f"|{text}|", prop=font).get_extents().width - edge) / _POINTS
+
+
+def _draw(ax: Axes, pieces: list[_Piece], scores: Mapping[Row, float], largest: float) -> None:
+    drawn = []
+    for piece in pieces:
+        score = None if piece.row is None else scores.get(piece.row)
+        top, height = piece.base - 1.05 * piece.size / _POINTS, 1.4 * piece.size / _POINTS
+        ink = _MUTED if piece.row is None else _INK
+        if score is not None and largest:
+            share = min(1.0, round(abs(score) / largest, 2))
+            ink = LIGHT.text(share)
+            ax.add_patch(
+                Rectangle(
+                    (piece.left, top), piece.width, height, color=shade(LIGHT.zero, LIGHT.end(score), share), lw=0
+                )
+            )
+        if piece.is_chosen:
+            ax.add_patch(Rectangle((piece.left, top), piece.width, height, fill=False, ec=_INK, lw=1))
+        if piece.is_generated:
+            line = piece.base + 0.35 * piece.size / _POINTS
+            ax.plot(
+                [piece.left, piece.left + piece.width], [line, line], color="#848d96", lw=0.9, solid_capstyle="butt"
+            )
+        # Dollar signs are letters here, not mathematics.
+        drawn.append(ax.text(piece.left, piece.base, piece.text, size=piece.size, color=ink, parse_math=False))
+    set_token_font(drawn)
