@@ -7,6 +7,13 @@
  * `source` has no rows for a decoder-only model: its prompt is part of its target.
  */
 export function tableOf(sequence) {
+  if (!tables.has(sequence)) tables.set(sequence, newTable(sequence));
+  return tables.get(sequence);
+}
+
+const tables = new WeakMap(); // by sequence: a selection asks again for the table that it is in
+
+function newTable(sequence) {
   const { source, target, source_attributions, target_attributions, attr_pos_start: start, attr_pos_end: end } = sequence;
   const rowsOf = (side, tokens, scores) =>
     (scores ?? []).map((row, index) => ({ side, index, token: tokens[index], scores: row }));

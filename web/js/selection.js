@@ -88,11 +88,14 @@ export function strongest(table, selection, count, isHidden = () => false) {
 
 /** The generated token that has the largest score of a token before it. */
 export function strongestColumn(table) {
-  let best = { size: -1, column: 0 };
-  table.columns.forEach((_, column) => {
-    for (const { value } of strongest(table, { column }, 1)) {
-      if (Math.abs(value) > best.size) best = { size: Math.abs(value), column };
-    }
-  });
-  return best.column;
+  if (!strongestColumns.has(table)) {
+    let best = { size: -1, column: 0 };
+    table.scores.forEach((scores, row) => scores.forEach((value, column) => {
+      if (Math.abs(value ?? 0) > best.size && !isOwn(table, row, column)) best = { size: Math.abs(value ?? 0), column };
+    }));
+    strongestColumns.set(table, best.column);
+  }
+  return strongestColumns.get(table);
 }
+
+const strongestColumns = new WeakMap(); // by table

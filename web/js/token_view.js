@@ -14,7 +14,12 @@ export function TokenView({ sequence, table, scale, selection, onSelect, onHover
   const blocks = useMemo(() => blocksOf(sequence, table), [sequence, table]);
   // Drawn once: a selection changes the colours of thousands of tokens, which Preact need not compare.
   const drawn = useMemo(() => blocks.map((block) => html`<${Block} key=${block.key} ...${block} />`), [blocks]);
-  useLayoutEffect(() => paint(texts.current, table, scale, selection), [drawn, table, scale, selection.column, selection.row]);
+  const tokens = useRef([]);
+  useLayoutEffect(() => {
+    tokens.current = tokensIn(texts.current, table);
+  }, [drawn, table]);
+  useLayoutEffect(() => paint(tokens.current, table, scale, selection),
+    [drawn, table, scale.largest, scale.isSigned, selection.column, selection.row]);
   const chosen = ({ target }) => target.closest?.("[data-token]")?.dataset;
   const select = (event) => {
     const data = chosen(event);
@@ -25,7 +30,9 @@ export function TokenView({ sequence, table, scale, selection, onSelect, onHover
   };
   const hover = (event) => {
     const data = chosen(event);
-    if (data) onHover(describe(data, table, selection));
+    if (!data) return;
+    onHover(describe(data, table, selection));
+    if (event.type === "focusin") event.target.setAttribute("aria-label", nameOf(data, table));
   };
   const move = arrowKeyNavigation(".token[tabindex]");
   return html`
@@ -42,6 +49,7 @@ function Block({ label, entries }) {
         ${entries.map(({ token, row, column }) => html`
           <span class=${kindOf(token, column)} data-token="" data-row=${row} data-column=${column}
             role=${row !== undefined || column !== undefined ? "button" : undefined}
+            aria-label=${textOf(token).trim() && !token.continues ? undefined : spoken(token)}
             tabindex=${row !== undefined || column !== undefined ? -1 : undefined}><${RunningText} token=${token} /></span>`)}
       </div>
     </section>
@@ -52,43 +60,48 @@ const kindOf = (token, column) =>
   ["token", column !== undefined ? "generated" : "given", token.template || token.special ? "template" : "", token.continues ? "continues" : ""]
     .filter(Boolean).join(" ");
 
+/** What is needed to colour each token, read from the page once after it is drawn. */
+function tokensIn(texts, table) {
+  return [...texts.querySelectorAll("[data-token][role]")].map((element) => {
+    const [row, column] = [element.dataset.row, element.dataset.column].map((each) => (each === undefined ? undefined : Number(each)));
+    const { token } = column !== undefined ? table.columns[column] : table.rows[row];
+    return { element, row, column, kind: kindOf(token, column), painted: null };
+  });
+}
+
 /** Colour the tokens for a selection, without drawing them anew. */
-function paint(texts, table, scale, selection) {
+function paint(tokens, table, scale, selection) {
   const { of, values } = scoresFor(table, selection);
   let stop = null;
-  for (const token of texts.querySelectorAll("[data-token]")) {
-    const { row, column } = token.dataset;
-    if (row === undefined && column === undefined) continue;
+  for (const each of tokens) {
+    const { element, row, column, kind } = each;
     const index = of === "rows" ? row : column;
     const value = index === undefined ? undefined : values[index];
-    const isChosen = column !== undefined ? Number(column) === selection.column : Number(row) === selection.row;
-    colour(token, value, scale);
-    token.setAttribute("aria-pressed", String(isChosen));
-    token.setAttribute("aria-label", nameOf(token, table, value));
-    token.tabIndex = -1;
-    if (isChosen || (!stop && isWhole(selection) && column !== undefined)) stop = token;
+    const isChosen = column !== undefined ? column === selection.column : row === selection.row;
+    const drawn = value === undefined ? { class: "" } : heat(value, scale);
+    const state = `${drawn.class} ${drawn.style?.["--w"]} ${value} ${isChosen}`;
+    if (isChosen || (!stop && isWhole(selection) && column !== undefined)) stop = element;
+    if (element.tabIndex === 0) element.tabIndex = -1;
+    if (each.painted === state) continue;
+    each.painted = state;
+    element.className = `${kind} ${drawn.class}`.trim();
+    if (drawn.style) element.style.setProperty("--w", drawn.style["--w"]);
+    else element.style.removeProperty("--w");
+    if (value === undefined || value === null) delete element.dataset.value;
+    else element.dataset.value = value;
+    element.setAttribute("aria-pressed", String(isChosen));
   }
-  stop ??= texts.querySelector("[data-token][role]");
+  stop ??= tokens[0]?.element;
   if (stop) stop.tabIndex = 0;
 }
 
-function colour(token, value, scale) {
-  const isScored = value !== undefined;
-  const kept = [...token.classList].filter((name) => ["token", "generated", "given", "template", "continues"].includes(name));
-  const drawn = isScored ? heat(value, scale) : { class: "" };
-  token.className = [...kept, drawn.class].filter(Boolean).join(" ");
-  if (drawn.style) token.style.setProperty("--w", drawn.style["--w"]);
-  else token.style.removeProperty("--w");
-  if (value === undefined || value === null) delete token.dataset.value;
-  else token.dataset.value = value;
+/** A token's name for a screen reader, with its score. It is set when the token is reached: thousands would take long. */
+function nameOf({ row, column, value }, table) {
+  const { token } = column !== undefined ? table.columns[column] : table.rows[row];
+  return value === undefined ? spoken(token) : `${spoken(token)}, ${short(Number(value))}`;
 }
 
-function nameOf(element, table, value) {
-  const { row, column } = element.dataset;
-  const { token } = column !== undefined ? table.columns[column] : table.rows[row];
-  const text = piecesOf(textOf(token).trim() || textOf(token)).map(({ text, name }) => text ?? name).join("") || "no text";
-  return value === undefined || value === null ? text : `${text}, ${short(value)}`;
-}
+const spoken = (token) => piecesOf(textOf(token).trim() || textOf(token)).map(({ text, name }) => text ?? name).join("") || "no text";
 
 function describe({ row, column }, table, selection) {
   const { of, values } = scoresFor(table, selection);
