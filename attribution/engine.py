@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from attribution.catalogue import comparison_checks, inseq_catalogue
 from attribution.corrections import registry
+from attribution.estimates import method_costs
 from attribution.estimates.estimator import Estimator, check_weights
 from attribution.estimates.rates import Rates
 from attribution.model_cache import model_listing
@@ -151,7 +152,7 @@ class AttributionEngine:
         return inseq_html_view.POLICY if options.style == "inseq" else heatmap_view.POLICY
 
     def methods(self) -> list[dict[str, Any]]:
-        return inseq_catalogue.describe_methods()
+        return method_costs.describe_methods()
 
     def step_functions(self) -> list[dict[str, Any]]:
         return inseq_catalogue.describe_step_functions()

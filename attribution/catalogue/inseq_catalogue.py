@@ -14,26 +14,32 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cache
 from typing import Any
 
 import torch
 from inseq.attr.feat import FeatureAttribution
 from inseq.attr.feat.gradient_attribution import GradientAttributionRegistry
+from inseq.attr.feat.internals_attribution import InternalsAttributionRegistry
+from inseq.attr.feat.perturbation_attribution import PerturbationAttributionRegistry
 from inseq.attr.step_functions import STEP_SCORES_MAP, StepFunctionDecoderOnlyArgs, StepFunctionEncoderDecoderArgs
 from inseq.data.aggregation_functions import AggregationFunction
 from inseq.data.aggregator import Aggregator
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from attribution.catalogue import traits
+from attribution.catalogue import traits, words
 from attribution.catalogue.traits import (
     DEFAULT_FUNCTION,
+    START_HERE,
+    STEP_COUNTS,
     STEP_SCORES_ONLY,
     MethodTraits,
     Reads,
     ScoreShape,
     StepFunctionTraits,
 )
+from attribution.catalogue.words import Words
 from attribution.corrections.step_functions import is_corrected_name
 from models import AttributionRequest
 
@@ -78,7 +84,15 @@ class Parameter:
         return re.sub(r"\b(typing|collections\.abc)\.", "", text).replace("NoneType", "None")
 
     def describe(self) -> dict[str, Any]:
-        entry: dict[str, Any] = {"name": self.name, "type": self.type_name, "required": self.is_required}
+        known = words.PARAMETERS.get(self.name, Words(words.title_of(self.name), ""))
+        entry: dict[str, Any] = {
+            "name": self.name,
+            "title": known.title,
+            "description": known.description,
+            "type": self.type_name,
+            "required": self.is_required,
+            "multiplies_cost": self.name in STEP_COUNTS,
+        }
         if not self.is_required:
             entry["default"] = self.default
         return entry
@@ -88,16 +102,34 @@ class Parameter:
 _LAYER = {"target_layer": Parameter("target_layer", str | None, None)}
 
 
+class Family(StrEnum):
+    """What a method changes or reads, by Inseq's own registries."""
+
+    GRADIENT = "gradient"  # derivatives with respect to embeddings or activations
+    PERTURBATION = "perturbation"  # runs of changed texts or states
+    INTERNALS = "internals"  # what the model computes anyway
+    NONE = "none"  # attributes nothing
+
+
+# Inseq's registry of a family's methods.
+_FAMILIES = {
+    GradientAttributionRegistry: Family.GRADIENT,
+    PerturbationAttributionRegistry: Family.PERTURBATION,
+    InternalsAttributionRegistry: Family.INTERNALS,
+}
+
+
 @dataclass(frozen=True)
 class Method:
     """An attribution method. `call_parameters` go to its `attribute`, `init_parameters` to its constructor."""
 
     name: str
+    title: str
     description: str
+    family: Family
     reference: str | None
     call_parameters: dict[str, Parameter]
     init_parameters: dict[str, Parameter]
-    is_gradient: bool
     is_layer: bool
     is_final_step: bool  # one pass over the whole sequence: reads weights or states, not one step after another
     ignores_attributed_fn: bool
@@ -109,6 +141,10 @@ class Method:
     @property
     def traits(self) -> MethodTraits:
         return traits.of_method(self.name)
+
+    @property
+    def is_gradient(self) -> bool:
+        return self.family is Family.GRADIENT
 
     @property
     def has_scores(self) -> bool:
@@ -125,6 +161,7 @@ class StepFunction:
     """A function of one generation step's output: reported as a step score, or attributed."""
 
     name: str
+    title: str
     description: str
     parameters: dict[str, Parameter]
     function: Callable[..., torch.Tensor] = field(compare=False)
@@ -164,7 +201,8 @@ def step_functions() -> dict[str, StepFunction]:
     return {
         name: StepFunction(
             name=name,
-            description=_first_sentence(function),
+            title=(known := _words(words.STEP_FUNCTIONS, name, function)).title,
+            description=known.description,
             parameters={k: v for k, v in _parameters(function).items() if k not in reserved},
             function=function,
         )
@@ -227,7 +265,10 @@ def describe_methods() -> list[dict[str, Any]]:
     return [
         {
             "name": method.name,
+            "title": method.title,
             "description": method.description,
+            "family": method.family,
+            "start_here": words.START_HERE if method.name == START_HERE else None,
             "reference": method.reference,
             "parameters": [parameter.describe() for parameter in method.parameters.values()],
             "supports_step_scores": True,
@@ -242,6 +283,7 @@ def describe_step_functions() -> list[dict[str, Any]]:
     return [
         {
             "name": function.name,
+            "title": function.title,
             "description": function.description,
             "parameters": [parameter.describe() for parameter in function.parameters.values()],
             "is_contrastive": function.is_contrastive,
@@ -278,18 +320,16 @@ def _method(name: str, cls: type[FeatureAttribution]) -> Method:
     if operation is not None and hasattr(operation, "perturb_func"):
         # LIME hands what is left over to its perturbation function.
         call_parameters |= _parameters(operation.perturb_func)
-    description = _first_sentence(cls)
-    if operation is not None and operation.__module__.startswith("captum."):
-        # Inseq describes these by their Captum class alone, and one of them by another's name.
-        description = f"{_words(operation.__name__)}, as in Captum."
+    known = _words(words.METHODS, name, cls)
     references = re.findall(r"https?://[^\s>`<]+", inspect.getdoc(cls) or "")
     return Method(
         name=name,
-        description=description,
+        title=known.title,
+        description=known.description,
+        family=next((family for registry, family in _FAMILIES.items() if issubclass(cls, registry)), Family.NONE),
         reference=references[0] if references else None,
         call_parameters=call_parameters,
         init_parameters=_parameters(cls.__init__) | (_LAYER if name.startswith("layer_") else {}),
-        is_gradient=issubclass(cls, GradientAttributionRegistry),
         is_layer=name.startswith("layer_"),
         is_final_step="is_final_step_method" in mentioned and traits.of_method(name).scores is not ScoreShape.NONE,
         ignores_attributed_fn="use_predicted_target" in mentioned or traits.of_method(name).scores is ScoreShape.NONE,
@@ -301,8 +341,8 @@ def with_defaults(parameters: Mapping[str, Parameter], arguments: Mapping[str, A
     return {name: None if each.is_required else each.default for name, each in parameters.items()} | dict(arguments)
 
 
-def _words(class_name: str) -> str:
-    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", class_name)
+def _words(known: Mapping[str, Words], name: str, thing: Any) -> Words:
+    return known.get(name) or Words(words.title_of(name), _first_sentence(thing))
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
