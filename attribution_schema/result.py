@@ -14,7 +14,16 @@ class Token(BaseModel):
     token: str
     token_id: int
     text: str | None = Field(None, description="With `decode_tokens=true`: the token as readable text.")
+    continues: bool | None = Field(
+        None, description="With `decode_tokens=true`: true if it continues a character, whose first token has its text."
+    )
+    contrast: str | None = Field(
+        None, description="With `decode_tokens=true`: where a contrast has another token, that token's text."
+    )
+    special: bool | None = Field(None, description="True for a special token, such as the end of a text.")
     template: bool | None = Field(None, description="In a conversation: whether the chat template added it.")
+    turn: int | None = Field(None, description="In a conversation: the number of its message, counted from 0.")
+    role: str | None = Field(None, description="In a conversation: the role of that message.")
 
 
 class SequenceAttribution(BaseModel):

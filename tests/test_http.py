@@ -239,7 +239,10 @@ def test_the_catalogue_is_inseqs(server):
     theirs = [name for name in inseq.list_step_functions() if ":" not in name]
     assert [function["name"] for function in functions] == sorted(theirs)
     aggregators = server.client.get("/attribution/aggregators").json()
-    assert [each["name"] for each in aggregators["aggregators"]] == sorted({*inseq.list_aggregators()} - {"pair"})
+    of_inseq = [each["name"] for each in aggregators["aggregators"] if not each.get("is_unit")]
+    assert of_inseq == sorted({*inseq.list_aggregators()} - {"pair"})
+    units = [each["name"] for each in aggregators["aggregators"] if each.get("is_unit")]
+    assert units == ["words", "lines", "sentences", "paragraphs", "messages"]
     assert all(entry["description"] for entry in [*methods, *functions, *aggregators["aggregators"]])
     steps = next(method for method in methods if method["name"] == "integrated_gradients")["parameters"][0]
     words = ("title", "description")

@@ -36,18 +36,32 @@ def test_the_first_result_is_one_click_away_and_its_numbers_are_the_servers(serv
     assert_drawn(page, attributions(result))
     (sequence,) = result["sequence_attributions"]
     start = sequence["attr_pos_start"]
-    # The first generated token is selected: each earlier token has a score, coloured by its share of the largest score.
+    # The whole answer is selected: each token of the prompt has the sum of its scores, coloured by its share of the largest.
+    expect(page.get_by_role("button", name="Whole answer")).to_have_attribute("aria-pressed", "true")
+    sums = [sum(row) for row in sequence["target_attributions"][:start]]
+    assert lit(page)[:start] == [(pytest.approx(each), pytest.approx(each / max(sums), abs=1e-4)) for each in sums]
+    expect(page.locator(".strongest")).to_contain_text("The whole answer depended most on")
+    # One key away is the token with the strongest score, with the scores of the tokens before it.
+    page.get_by_role("button", name="Strongest token").click()
+    column = max(
+        range(len(sequence["target_attributions"][0])),
+        key=lambda each: max(row[each] or 0 for row in sequence["target_attributions"]),
+    )
     chosen = page.locator('.tokens .token[aria-pressed="true"]')
-    expect(chosen).to_have_text("tea")
-    lit = page.locator(".tokens .token").evaluate_all(
-        "all => all.map(each => [Number(each.dataset.value), Number(each.style.getPropertyValue('--w'))])"
-    )[:start]
-    scores = [row[0] for row in sequence["target_attributions"][:start]]
-    largest = max(value for row in attributions(result) for value in row if value is not None)
-    assert [value for value, _ in lit] == scores
-    assert [weight for _, weight in lit] == pytest.approx([value / largest for value in scores], abs=1e-4)
-    expect(page.locator(".strongest")).to_contain_text(re.compile(r"depended most on\s*tea\s*0\.\d+"))
+    expect(chosen).to_have_attribute("data-column", str(column))
+    scores = [row[column] for row in sequence["target_attributions"][: start + column]]
+    assert lit(page)[: start + column] == [(each, pytest.approx(each / max(scores), abs=1e-4)) for each in scores]
+    bars = page.locator(".bars .number").evaluate_all("all => all.map(each => Number(each.dataset.value))")
+    assert bars == sorted(scores, reverse=True)[: len(bars)]
     expect_values(page.locator("td.bar"), sequence["step_scores"]["probability"])
+
+
+def lit(page):
+    """The score and the share of the largest one of each token of the text."""
+    found = page.locator(".tokens .token").evaluate_all(
+        "all => all.map(each => [Number(each.dataset.value), Number(each.style.getPropertyValue('--w'))])"
+    )
+    return [tuple(each) for each in found]
 
 
 def test_a_translation_token_by_token(served, open_page):
@@ -58,14 +72,14 @@ def test_a_translation_token_by_token(served, open_page):
     job_id = opened_job(page)
     (sequence,) = served.result(job_id)["sequence_attributions"]
     source, target = page.get_by_label("Source: tokens"), page.get_by_label("Target: tokens")
-    expect(source.locator(".token-text")).to_have_text(["the", "red", "cat", "sees", "a", "dog", "</s>"])
+    expect(source.locator(".token")).to_have_text(["the", "red", "cat", "sees", "a", "dog", "</s>"])
     target.get_by_role("button", name="rosso").click()
     column = [token["token"] for token in sequence["target"]].index("▁rosso") - sequence["attr_pos_start"]
     expect_values(source.locator(".token"), [row[column] for row in sequence["source_attributions"]])
     assert f"pos={column}" in address(page)
     source.get_by_role("button", name="red").hover()
     expect(page.locator(".hovered-score")).to_have_text(
-        f"“·red” → “·rosso”: {sequence['source_attributions'][1][column]}"
+        f"“\u2068red\u2069” → “\u2068rosso\u2069”: {sequence['source_attributions'][1][column]}"
     )
     # The other direction: the generated tokens that a source token contributed to.
     source.get_by_role("button", name="red").click()
@@ -87,10 +101,18 @@ def test_aggregation_and_normalisation_are_the_servers_and_in_the_address(served
     job_id = served.run(model=PHRASEBOOK, method="input_x_gradient", input_text=[SENTENCE, "a dog sees the cat"])
     page = open_page(served, f"/#/jobs/{job_id}")
     assert opened_job(page) == job_id
-    page.get_by_role("button", name="Merge into words").click()
-    expect(page.locator("tbody th.source")).to_have_count(6)
-    merged = served.result(job_id, aggregator="subwords,scores")
-    assert_drawn(page, attributions(merged))
+    page.get_by_role("button", name="Sentences").click()
+    expect(page.locator("tbody th.source")).to_have_count(2)
+    assert_drawn(page, attributions(served.result(job_id, aggregator="sentences")))
+    page.get_by_role("button", name="Custom…").click()
+    page.get_by_role("button", name="Remove step 1").click()
+    page.get_by_role("button", name="Custom…").click()
+    # A step is empty until it has an aggregator, so that the view stays.
+    for number, name in enumerate(("subwords", "scores"), 1):
+        page.get_by_role("button", name="Add a step").click()
+        page.get_by_label(f"Step {number}: aggregator").select_option(name)
+        expect(page.get_by_label(f"Step {number}: function")).to_be_visible()
+    assert_drawn(page, attributions(served.result(job_id, aggregator="subwords,scores")))
     page.get_by_label("Step 1: function").select_option("sum")
     page.get_by_label("Normalise").select_option("false")
     page.get_by_label("Text", exact=True).select_option("1")
@@ -105,6 +127,7 @@ def test_aggregation_and_normalisation_are_the_servers_and_in_the_address(served
     # An aggregation that fails shows the problem and a way back.
     page.get_by_label("Step 2: aggregator").select_option("slices")
     expect(page.get_by_role("alert").first).to_be_visible()
+    expect(page.locator(".shown[inert]")).to_be_visible()  # what was shown stays below the error
     page.get_by_role("button", name="Back to the default view").click()
     expect(page.locator("tbody th.source").last).to_have_text("</s>")
 
@@ -135,7 +158,7 @@ def test_signed_scores_have_a_diverging_scale(served, open_page):
     )
     assert all(signs)
     largest = max(abs(value) for row in scores for value in row if value is not None)
-    low, high = (float(text) for text in page.locator(".legend .number").all_inner_texts())
+    low, high = (float(text) for text in page.locator(".all .legend .number").all_inner_texts())
     assert -low == high == pytest.approx(largest, rel=0.01)
 
 
@@ -188,21 +211,21 @@ def test_hostile_tokens_stay_text_and_scripts_of_all_kinds_are_shown(served, ope
     job_id = served.run(model=LOOKUP, method="saliency", input_text=text, generation_args={"max_new_tokens": 1})
     page = open_page(served, f"/#/jobs/{job_id}?agg=subwords,scores")
     opened_job(page)
-    shown = page.locator(".tokens").last.locator(".token-text")
-    until(lambda: HOSTILE in shown.all_text_contents())
+    shown = page.locator(".tokens").first.locator(".token")
+    until(lambda: f" {HOSTILE}" in shown.all_text_contents())
     words = shown.all_text_contents()
-    assert IMAGE in words
-    assert {"שלום", "עולם", "你好"} <= set(words)
+    assert f" {IMAGE}" in words
+    assert {" שלום", " עולם", " 你好"} <= set(words)
     signs = page.locator(".tokens .sign").evaluate_all("all => all.map(each => each.dataset.sign)")
-    assert {"↵", "⇥", "·", "U+202E"} <= set(signs)
+    assert {"↵", "⇥", "U+202E"} <= set(signs)
     listed = page.locator(".jobs li").first.locator(".job-text")
     expect(listed).to_have_text(re.compile(re.escape(f"Anna {HOSTILE}")))
-    assert page.locator(".tokens").last.get_attribute("dir") == "ltr"
+    assert page.locator(".tokens").first.get_attribute("dir") == "ltr"
     assert page.evaluate("window.harmed") is None
     assert page.locator("script:not([src])").count() == 0
     hebrew = served.run(model=LOOKUP, method="saliency", input_text="שלום עולם", generation_args={"max_new_tokens": 1})
     page.goto(f"{served.url}/#/jobs/{hebrew}?agg=subwords,scores")
-    expect(page.locator(".tokens").last).to_have_attribute("dir", "rtl")
+    expect(page.locator(".tokens").first).to_have_attribute("dir", "rtl")
 
 
 @pytest.mark.parametrize("style", ["heatmap", "inseq"])
@@ -295,7 +318,7 @@ def test_the_legend_is_that_of_the_colours(served, open_page):
     column = min(range(len(scores[0])), key=lambda each: max(abs(row[each] or 0) for row in scores))
     token = max(abs(row[column] or 0) for row in scores)
     assert token < whole
-    page = open_page(served, f"/#/jobs/{job_id}?agg=sum&pos={column}&scale=token")
+    page = open_page(served, f"/#/jobs/{job_id}?agg=sum&pos={column}")
     opened_job(page)
     legends = page.locator(".legend").all_inner_texts()
     assert [legend.split("\n")[0] for legend in legends] == ["this token", "whole text"]
@@ -307,6 +330,12 @@ def test_the_legend_is_that_of_the_colours(served, open_page):
         "all => Math.max(...all.map(each => each.style.getPropertyValue('--w')))"
     )
     assert strongest == 1
+    page.get_by_label("one scale for all tokens").check()
+    expect(page.locator(".legend .muted")).to_have_text("whole text")
+    strongest = page.locator(".tokens .token.heat").evaluate_all(
+        "all => Math.max(...all.map(each => each.style.getPropertyValue('--w')))"
+    )
+    assert strongest == pytest.approx(token / whole, abs=1e-4)
 
 
 def test_the_same_characters_are_invisible_for_the_page_and_the_server(served, open_page):

@@ -10,7 +10,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.responses import Response
 from starlette.types import Scope
 
-from attribution_reading import palette
+from attribution_reading import palette, reading_style
 from settings import PROJECT_ROOT
 
 WEB = PROJECT_ROOT / "web"
@@ -43,6 +43,12 @@ async def index(request: Request) -> Response:
 async def colours() -> Response:
     """The colours of scores, which the page shares with the views of a result."""
     return Response(palette.style(), media_type="text/css", headers=_HEADERS)
+
+
+@pages.get("/static/css/reading.css")
+async def reading() -> Response:
+    """The style of coloured text, which the page shares with them too."""
+    return Response(reading_style.style(), media_type="text/css", headers=_HEADERS)
 
 
 @pages.get("/docs")

@@ -31,8 +31,6 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from attribution.catalogue import traits, words
 from attribution.catalogue.traits import (
     DEFAULT_FUNCTION,
-    START_HERE,
-    STEP_COUNTS,
     STEP_SCORES_ONLY,
     MethodTraits,
     Reads,
@@ -82,20 +80,6 @@ class Parameter:
         """The type for people, e.g. `int` or `list[str] | None`."""
         text = self.annotation.__name__ if isinstance(self.annotation, type) else str(self.annotation)
         return re.sub(r"\b(typing|collections\.abc)\.", "", text).replace("NoneType", "None")
-
-    def describe(self) -> dict[str, Any]:
-        known = words.PARAMETERS.get(self.name, Words(words.title_of(self.name), ""))
-        entry: dict[str, Any] = {
-            "name": self.name,
-            "title": known.title,
-            "description": known.description,
-            "type": self.type_name,
-            "required": self.is_required,
-            "multiplies_cost": self.name in STEP_COUNTS,
-        }
-        if not self.is_required:
-            entry["default"] = self.default
-        return entry
 
 
 # Inseq takes it among other keyword arguments: a module's name, such as `transformer.h.0`; by default the embedding.
@@ -258,53 +242,6 @@ def aggregators() -> dict[str, AggregatorEntry]:
 def aggregation_functions() -> list[str]:
     """The functions an aggregator can apply (`aggregate_fn`), sorted."""
     return sorted(AggregationFunction.available_classes())
-
-
-def describe_methods() -> list[dict[str, Any]]:
-    """The catalogue of methods as plain data, in a stable order."""
-    return [
-        {
-            "name": method.name,
-            "title": method.title,
-            "description": method.description,
-            "family": method.family,
-            "start_here": words.START_HERE if method.name == START_HERE else None,
-            "reference": method.reference,
-            "parameters": [parameter.describe() for parameter in method.parameters.values()],
-            "supports_step_scores": True,
-            "supports_attributed_fn": not method.ignores_attributed_fn,
-        }
-        for method in methods().values()
-    ]
-
-
-def describe_step_functions() -> list[dict[str, Any]]:
-    """The catalogue of step functions as plain data, in a stable order."""
-    return [
-        {
-            "name": function.name,
-            "title": function.title,
-            "description": function.description,
-            "parameters": [parameter.describe() for parameter in function.parameters.values()],
-            "is_contrastive": function.is_contrastive,
-        }
-        for function in step_functions().values()
-    ]
-
-
-def describe_aggregators() -> dict[str, Any]:
-    """The catalogue of aggregators and aggregation functions as plain data, in a stable order."""
-    return {
-        "aggregators": [
-            {
-                "name": entry.name,
-                "description": entry.description,
-                "parameters": [parameter.describe() for parameter in entry.parameters.values()],
-            }
-            for entry in aggregators().values()
-        ],
-        "aggregation_functions": aggregation_functions(),
-    }
 
 
 # Reading Inseq

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from attribution.catalogue import inseq_catalogue
+from attribution.catalogue import inseq_catalogue, plain_data
 from attribution.catalogue.inseq_catalogue import Method
 from attribution.catalogue.traits import UNIT_OF_COST
 from attribution.estimates.passes import Shape, of_single_pass, of_text
@@ -40,7 +40,7 @@ class MethodCost:
 def describe_methods() -> list[dict[str, Any]]:
     """The catalogue of methods as plain data, in a stable order, with the cost of each."""
     methods = inseq_catalogue.methods()
-    return [entry | {"cost": _described(methods[entry["name"]])} for entry in inseq_catalogue.describe_methods()]
+    return [entry | {"cost": _described(methods[entry["name"]])} for entry in plain_data.of_methods()]
 
 
 def cost_of(method: Method) -> MethodCost:

@@ -1,4 +1,4 @@
-"""Aggregation of a result's scores by Inseq's aggregators, and the checks of a view's options.
+"""Aggregation of a result's scores by Inseq's aggregators and by units of text, and the checks of a view's options.
 
 Inseq's `subwords` aggregator leaves out the last piece of a text's last word; here it runs as `spans` over whole words.
 """
@@ -14,7 +14,9 @@ from inseq.data import FeatureAttributionOutput
 from inseq.data.attribution import FeatureAttributionSequenceOutput
 
 from attribution.catalogue import inseq_catalogue
+from attribution.catalogue.text_units import UNITS
 from attribution.results import inseq_fields
+from attribution.results.unit_aggregation import merge_units
 from attribution.text.readable_tokens import Note, merge_notes
 from attribution_schema.view_options import ViewOptions
 from problems import InvalidRequest
@@ -28,13 +30,15 @@ _WORD_STARTS, _WORD_REST = ("Ġ", "Ċ", "▁"), "##"
 def check_options(options: ViewOptions) -> None:
     """Raise `InvalidRequest` for a name or argument that Inseq does not know, or options that exclude each other."""
     functions = inseq_catalogue.aggregation_functions()
-    known = [*inseq_catalogue.aggregators(), *functions]
+    known = [*inseq_catalogue.aggregators(), *UNITS, *functions]
     for name in options.aggregators:
         if name not in known:
             raise InvalidRequest(f"There is no aggregator {name!r}. There are: {', '.join(known)}.")
     for function in options.aggregate_fn:
         if function is not None and function not in functions:
             raise InvalidRequest(f"There is no aggregation function {function!r}. There are: {', '.join(functions)}.")
+    if any(name in UNITS for name in options.aggregators[:-1]):
+        raise InvalidRequest(f"Put one of {', '.join(UNITS)} last, and only one: they merge what the others give.")
     if options.aggregate_fn and len(options.aggregate_fn) != len(options.aggregators):
         raise InvalidRequest("aggregate_fn needs one function for each aggregator, in order.")
     if options.granular and (options.aggregators or options.normalize is not None):
@@ -97,7 +101,10 @@ def _aggregate_sequence(
     # One stage at a time: between two stages, Inseq's own pipeline reads the table that the whole process shares.
     for name, function in _stages(sequence, options):
         before = sequence
-        sequence = _aggregate_once(sequence, name, function, arguments)
+        if name in UNITS:
+            sequence = merge_units(sequence, notes, name, function)
+        else:
+            sequence = _aggregate_once(sequence, name, function, arguments)
         notes = {
             side: merge_notes(entries, getattr(before, side), getattr(sequence, side))
             for side, entries in notes.items()
@@ -106,11 +113,15 @@ def _aggregate_sequence(
 
 
 def _stages(sequence: FeatureAttributionSequenceOutput, options: ViewOptions) -> Iterable[tuple[str, str | None]]:
-    """Return the aggregators in order, each with its function; `None` for the aggregator's own."""
-    if options.aggregators:
-        return zip(options.aggregators, options.aggregate_fn or (None,) * len(options.aggregators), strict=True)
+    """Return the aggregators in order, each with its function; `None` for the aggregator's own.
+
+    A unit of text alone comes behind the method's own aggregators.
+    """
+    asked = list(zip(options.aggregators, options.aggregate_fn or (None,) * len(options.aggregators), strict=True))
+    if any(name not in UNITS for name in options.aggregators):
+        return asked
     default = sequence._aggregator  # noqa: SLF001 - Inseq's own default for the class
-    return [(each, None) for each in ([default] if isinstance(default, str) else default or [])]
+    return [*((each, None) for each in ([default] if isinstance(default, str) else default or [])), *asked]
 
 
 def _aggregate_once(

@@ -74,7 +74,7 @@ def inseq_view(output: FeatureAttributionOutput, options: ViewOptions) -> bytes:
 def _sequence_json(
     sequence: FeatureAttributionSequenceOutput, notes: dict[str, list[Note]], *, with_text: bool
 ) -> dict[str, Any]:
-    written = {"template"} | ({"text"} if with_text else set())
+    written = {"special", "template", "turn", "role"} | ({"text", "continues", "contrast"} if with_text else set())
     tokens = {
         side: [
             entry | {name: value for name, value in note.items() if name in written}

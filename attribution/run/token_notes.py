@@ -17,10 +17,14 @@ SideNotes = dict[str, list[Note]]  # for "source" and "target": one note for eac
 
 def of_text(model: HuggingfaceModel, text: Text) -> SideNotes:
     """The notes of a text's tokens. A decoder-only model's source is the beginning of its target: the same notes."""
-    seq2seq, marks = bool(model.is_encoder_decoder), text.prompt.from_template
-    target = readable_tokens.annotate(model.tokenizer, _tokens(text.target), None if seq2seq else marks)
-    source = readable_tokens.annotate(model.tokenizer, _tokens(text.source), marks) if seq2seq else target
-    return {"source": source, "target": target}
+    prompt = (text.prompt.from_template, text.prompt.turns)
+    if model.is_encoder_decoder:
+        source = readable_tokens.annotate(model.tokenizer, _tokens(text.source), *prompt)
+        return {"source": source, "target": readable_tokens.annotate(model.tokenizer, _tokens(text.target))}
+    target = readable_tokens.annotate(model.tokenizer, _tokens(text.target), *prompt)
+    for note in target[: text.source.input_ids.shape[1]]:
+        note["prompt"] = True
+    return {"source": target, "target": target}
 
 
 def of_result(
@@ -38,8 +42,8 @@ def of_result(
         else:
             # Contrasts have labels of their own; without corrections Inseq may have dropped tokens of the prompt.
             marked = shown_ids[: len(prompt)] == prompt and not (seq2seq and side == "target")
-            mark = text.prompt.from_template if marked else None
-            notes[side] = readable_tokens.annotate(model.tokenizer, shown, mark)
+            of_prompt = (text.prompt.from_template, text.prompt.turns) if marked else ()
+            notes[side] = readable_tokens.annotate(model.tokenizer, shown, *of_prompt)
     return notes
 
 
@@ -49,11 +53,16 @@ def of_partial_result(known: SideNotes, sequence: FeatureAttributionSequenceOutp
 
 
 def _of_labels(notes: list[Note], tokens: list[TokenWithId]) -> list[Note]:
-    """The notes of these tokens; a contrast's "this → that" has no id, and is its own text."""
+    """The notes of these tokens; a contrast's "that → this" has no id."""
     return [
-        note if readable_tokens.is_id(token.id) else note | {"text": token.token}
+        note if readable_tokens.is_id(token.id) else note | {"label": True} | _contrast_of(token.token)
         for note, token in zip(notes, tokens, strict=False)
     ]
+
+
+def _contrast_of(label: str) -> Note:
+    contrast, found, _ = label.partition(readable_tokens.CONTRAST)
+    return {"contrast": readable_tokens.without_marks(contrast)} if found else {}
 
 
 def _tokens(encoding: BatchEncoding) -> list[TokenWithId]:

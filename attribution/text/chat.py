@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from attribution.text.readable_tokens import are_special
 from attribution.text.sandbox import TextSandbox
+from attribution.text.turns import Span, Turns, turns_of
 from problems import InputRejected
 
 Message = dict[str, Any]  # `role`, `content` (a text, or None beside tool calls), `name`, `tool_calls`, `tool_call_id`
-Span = tuple[int, int]  # [start, end) in the rendered text
 
 _PARTS = re.compile(r"""['"]text['"]|\.text\b""")  # in a template that reads parts
 # A part of a message that was printed as data, by a template that knows texts alone.
@@ -31,6 +32,7 @@ class Conversation:
     text: str
     ids: torch.Tensor
     from_template: list[bool] | None  # for each token; None where the template's tokens cannot be identified
+    turns: Turns | None  # None where `from_template` is
     warnings: list[str] = field(default_factory=list)
 
 
@@ -52,13 +54,16 @@ def render(
     fast = bool(tokenizer.is_fast)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
     spans = _spans(text, written, messages) if written is not None else None
-    marks = None
+    marks = turns = None
     if spans is not None and fast:
+        offsets, ids = encoded["offset_mapping"], encoded["input_ids"]
         marks = [
             not any(start < end_written and end > start_written for start_written, end_written in spans)
-            for start, end in encoded["offset_mapping"]
+            for start, end in offsets
         ]
-    return Conversation(text, torch.tensor([encoded["input_ids"]]), marks, _warnings(text, spans, messages, fast=fast))
+        turns = turns_of(messages, text, spans, offsets, are_special(tokenizer, ids))
+    warnings = _warnings(text, spans, messages, fast=fast)
+    return Conversation(text, torch.tensor([encoded["input_ids"]]), marks, turns, warnings)
 
 
 @dataclass(frozen=True)

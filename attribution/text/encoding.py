@@ -17,6 +17,7 @@ from attribution.model_cache.loading import LoadedModel
 from attribution.text import chat, continuation
 from attribution.text.languages import check_target_language
 from attribution.text.sandbox import TextSandbox
+from attribution.text.turns import Turns
 from models import AttributionRequest
 from problems import InputRejected
 
@@ -35,6 +36,7 @@ class Prompt:
     text: str
     encoding: BatchEncoding  # [1, source_len]
     from_template: list[bool] | None = None  # for each token, whether a chat template added it
+    turns: Turns | None = None  # of a conversation
     warnings: list[str] = field(default_factory=list)
 
 
@@ -150,7 +152,7 @@ def _encode_conversation(
     encoding = from_ids(
         loaded.model, conversation.ids.to(loaded.model.device), include_eos_baseline=request.include_eos_baseline
     )
-    prompt = Prompt(conversation.text, encoding, conversation.from_template)
+    prompt = Prompt(conversation.text, encoding, conversation.from_template, conversation.turns)
     _note_change(loaded, prompt, "the rendered conversation")
     prompt.warnings.extend(conversation.warnings)
     return prompt

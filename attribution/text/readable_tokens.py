@@ -1,4 +1,4 @@
-"""The readable text of tokens, and which of them a chat template added: notes beside the raw tokens.
+"""Notes beside the raw tokens: their readable text, which are special, which a chat template added, whose turn it is.
 
 Byte-level vocabularies write a space as `Ġ`, and a letter of another script as several unreadable pieces.
 """
@@ -12,7 +12,10 @@ from typing import Any
 from inseq.utils.typing import TokenWithId
 from transformers import PreTrainedTokenizerBase
 
+from attribution.text.turns import Turns
+
 Note = dict[str, Any]  # of one token, see `annotate`
+CONTRAST = " → "  # between a contrast's token and the token itself, in Inseq's labels
 _UNREADABLE = "\ufffd"
 # As itself, in the letters of byte-level vocabularies, and in SentencePiece's bytes.
 _REPLACEMENT_SPELLED = (_UNREADABLE, "\u00ef\u00bf\u00bd", "<0xEF><0xBF><0xBD>")
@@ -49,24 +52,53 @@ def _decoded(tokenizer: PreTrainedTokenizerBase, sequences: Sequence[Sequence[in
     return found
 
 
+def are_special(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[bool]:
+    """Whether each id is a special token's: one that marks a place in a text, such as its end, and has no words."""
+    added = tokenizer.added_tokens_decoder
+    special = {each for each, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+    return [each in special for each in ids]
+
+
 def annotate(
-    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[TokenWithId], from_template: Sequence[bool] | None
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: Sequence[TokenWithId],
+    from_template: Sequence[bool] | None = None,
+    turns: Turns | None = None,
 ) -> list[Note]:
-    """A note for each token: its `text`; `continues`, if it continues a character (see `readable_texts`); and
-    `template`, whether a chat template added it, if the tokens begin with a conversation's prompt.
+    """A note for each token: its `text`; `continues`, if it continues a character (see `readable_texts`); `special`,
+    if it is a special token; `label`, if it has no id, and then the text of its `contrast`. In tokens that begin with a
+    conversation's prompt also `template`, whether a chat template added it, and the number and the role of its `turn`.
     """
-    notes: list[Note] = [{"text": each.token} for each in tokens]  # a contrast's "this → that" has no id
+    notes = [{} if is_id(each.id) else _note_of_label(tokenizer, each.token) for each in tokens]
     for has_id, run in groupby(range(len(tokens)), key=lambda index: is_id(tokens[index].id)):
         positions = list(run)
         if has_id:
-            texts, rest = readable_texts(tokenizer, [tokens[index].id for index in positions])
+            ids = [tokens[index].id for index in positions]
+            texts, rest = readable_texts(tokenizer, ids)
             continues = set(rest)
-            for offset, text in enumerate(texts):
-                notes[positions[offset]] = {"text": text} | ({"continues": True} if offset in continues else {})
-    if from_template is not None:
-        for index, note in enumerate(notes):
+            for offset, (text, special) in enumerate(zip(texts, are_special(tokenizer, ids), strict=True)):
+                notes[positions[offset]] = {
+                    "text": text,
+                    **({"continues": True} if offset in continues else {}),
+                    **({"special": True} if special else {}),
+                }
+    for index, note in enumerate(notes):
+        if from_template is not None:
             note["template"] = index < len(from_template) and from_template[index]
+        if turns is not None:
+            turn = turns.of_tokens[index] if index < len(turns.of_tokens) else turns.reply
+            note |= {"turn": turn.number, "role": turn.role}
     return notes
+
+
+def _note_of_label(tokenizer: PreTrainedTokenizerBase, label: str) -> Note:
+    """The note of a contrast's "that → this", whose text is that of the token itself."""
+    parts = label.split(CONTRAST)
+    ids = tokenizer.convert_tokens_to_ids(parts)
+    if len(parts) != 2 or None in ids:  # noqa: PLR2004 - a contrast and its token
+        return {"text": label, "label": True}
+    contrast, text = (readable_texts(tokenizer, [each])[0][0] for each in ids)
+    return {"text": text, "label": True, "contrast": contrast}
 
 
 def merge_notes(notes: Sequence[Note], before: Sequence[TokenWithId], after: Sequence[TokenWithId]) -> list[Note]:
@@ -78,10 +110,17 @@ def merge_notes(notes: Sequence[Note], before: Sequence[TokenWithId], after: Seq
         note: Note = {
             "text": "".join(each["text"] for i, each in enumerate(members) if not i or "continues" not in each)
         }
-        if "continues" in members[0]:
-            note["continues"] = True
+        for name in ("continues", "label"):
+            if name in members[0]:
+                note[name] = True
+        if len(members) == 1 and "contrast" in members[0]:
+            note["contrast"] = members[0]["contrast"]
+        if all("special" in each for each in members):
+            note["special"] = True
         if all("template" in each for each in members):
             note["template"] = all(each["template"] for each in members)
+        if len({each.get("turn") for each in members}) == 1 and "turn" in members[0]:
+            note |= {"turn": members[0]["turn"], "role": members[0]["role"]}
         merged.append(note)
     return merged
 
@@ -99,6 +138,11 @@ def _groups(before: Sequence[TokenWithId], after: Sequence[TokenWithId]) -> list
             end += 1
         groups.append(range(start, end))
     return groups
+
+
+def without_marks(token: str) -> str:
+    """A token with spaces and line breaks in the place of its tokenizer's marks, where there is no tokenizer to ask."""
+    return token.replace("Ġ", " ").replace("▁", " ").replace("Ċ", "\n")
 
 
 def is_id(value: object) -> bool:

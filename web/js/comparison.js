@@ -3,18 +3,23 @@ import { LazyDetails } from "./lazy_details.js";
 import { Matrix, StepScores } from "./matrix.js";
 import { scaleOf, short } from "./number_scale.js";
 import { html, useMemo, useState } from "./preact.js";
-import { tableOf } from "./score_table.js";
-import { activeScale, Legend, PerToken, selectionOf, selectionParameters, Strongest } from "./sequence_view.js";
+import { ScoreBars } from "./score_bars.js";
+import { scaledScores, tableOf } from "./score_table.js";
+import { selectionOf, selectionParameters } from "./selection.js";
+import { SelectionControls } from "./selection_controls.js";
+import { activeScale, hiddenRows, Legend, ScaleChoice } from "./sequence_view.js";
 import { TokenView } from "./token_view.js";
 
 export function Comparison({ result, index, parameters, onShow }) {
   const [hovered, setHovered] = useState(""); // the score under the pointer, as a sentence
   const columns = result.comparison.map(({ method, sequence_attributions: sequences }) => ({ method, sequence: sequences[index] }));
   const first = columns[0].sequence;
+  const table = useMemo(() => tableOf(columns.find(({ sequence }) => tableOf(sequence).rows.length)?.sequence ?? first), [result, index]);
   return html`
     <div class="bar-of-numbers">
-      <${PerToken} parameters=${parameters} onShow=${onShow} />
-      <p class="hovered-score" aria-hidden="true">${hovered || "Point at a token or a cell for its score."}</p>
+      <${SelectionControls} table=${table} selection=${selectionOf(parameters, table)} onSelect=${(chosen) => onShow(selectionParameters(chosen))} />
+      <${ScaleChoice} parameters=${parameters} table=${table} onShow=${onShow} />
+      <p class="hovered-score" aria-hidden="true">${hovered || "Point at a token for its score, and click to select it."}</p>
     </div>
     <div class="side-by-side">
       ${columns.map(({ method, sequence }) => html`
@@ -28,10 +33,12 @@ export function Comparison({ result, index, parameters, onShow }) {
 
 function Column({ method, sequence, parameters, onShow, onHover }) {
   const table = useMemo(() => tableOf(sequence), [sequence]);
-  const scale = useMemo(() => scaleOf(table.scores.flat(table.depth)), [table]);
+  const isHidden = useMemo(() => hiddenRows(table, parameters), [table, parameters.template]);
+  const scale = useMemo(() => scaleOf(scaledScores(table, isHidden)), [table, isHidden]);
   const selection = selectionOf(parameters, table);
-  const shared = { table, scale, selection, onHover, onSelect: (chosen) => onShow(selectionParameters(chosen)) };
-  const active = activeScale(parameters, table, scale, selection);
+  const onSelect = (chosen) => onShow(selectionParameters(chosen));
+  const shared = { table, scale, selection, onHover, onSelect };
+  const active = activeScale(parameters, table, scale, selection, isHidden);
   const isFlat = table.rows.length > 0 && table.depth === 1;
   return html`
     <section class="column" aria-label=${method}>
@@ -42,8 +49,10 @@ function Column({ method, sequence, parameters, onShow, onHover }) {
         </p>`}
       ${isFlat && html`
         <${Legend} ...${active} />
-        <${TokenView} sequence=${sequence} ...${shared} scale=${active.scale} />
-        <${Strongest} table=${table} selection=${selection} />
+        <div class=${parameters.template === "no" ? "without-template" : ""}>
+          <${TokenView} sequence=${sequence} ...${shared} scale=${active.scale} />
+        </div>
+        <${ScoreBars} table=${table} selection=${selection} isHidden=${isHidden} onSelect=${onSelect} />
         <${LazyDetails} className="all" summary="Table of all scores">${() => html`<${Matrix} ...${shared} />`}<//>`}
     </section>
   `;

@@ -1,5 +1,6 @@
 // One job: its facts, progress, actions and result.
-import { duration, hasEnded, methodsOf, phaseOf, runTime, titleOf, when } from "./job.js";
+import { duration, hasEnded, phaseOf, runTime, titleOf, when } from "./job.js";
+import { JobQuestion } from "./job_question.js";
 import { html, useEffect, useState } from "./preact.js";
 import { Notice, useReadProblem } from "./problem_notice.js";
 import { ProgressBar } from "./progress.js";
@@ -34,19 +35,21 @@ export function JobView({ id, parameters, store, catalogue }) {
   });
   return html`
     <article class="job-view" aria-labelledby="job-title">
-      <h1 id="job-title" dir="auto">${titleOf(job.request)}</h1>
-      <p class="facts">
-        <span class="status ${job.status}">${job.status}</span>
-        <span>${methodsOf(job.request).join(", ")}</span><span>${job.request?.model}</span>
-        <span>${when(job.created_at)}${runTime(job) !== null && `, ran ${duration(runTime(job))}`}</span>
-      </p>
+      <header class="job-head">
+        <h1 id="job-title" dir="auto" title=${titleOf(job.request)}>${titleOf(job.request)}</h1>
+        <div class="actions">
+          ${!hasEnded(job) && html`
+            <button onClick=${cancel} disabled=${job.cancel_requested}>${job.cancel_requested ? "Stopping…" : "Cancel"}</button>`}
+          ${job.request && html`<a class="button" href=${formHash({ from: job.job_id })}>Edit and run again</a>`}
+          ${hasEnded(job) && html`<${Delete} onDelete=${remove} />`}
+        </div>
+        <p class="facts">
+          <span class="status ${job.status}">${job.status}</span>
+          <span>${when(job.created_at)}${runTime(job) !== null && `, ran ${duration(runTime(job))}`}</span>
+        </p>
+        <${JobQuestion} job=${job} />
+      </header>
       <p class="hidden" role="status">${phaseOf(job)}</p>
-      <div class="actions">
-        ${!hasEnded(job) && html`
-          <button onClick=${cancel} disabled=${job.cancel_requested}>${job.cancel_requested ? "Stopping…" : "Cancel"}</button>`}
-        ${job.request && html`<a class="button" href=${formHash({ from: job.job_id })}>Edit and run again</a>`}
-        ${hasEnded(job) && html`<${Delete} onDelete=${remove} />`}
-      </div>
       ${problem && html`<${Notice} problem=${problem} />`}
       ${!hasEnded(job) && html`<div class="under-way"><${ProgressBar} job=${job} /></div>`}
       ${job.status === "failed" && html`<${Notice} problem=${job.error} />`}

@@ -2,6 +2,7 @@
 import { arrowKeyNavigation } from "./arrow_key_navigation.js";
 import { heat, scaleOf, short } from "./number_scale.js";
 import { html, useMemo, useState } from "./preact.js";
+import { isOwn } from "./score_table.js";
 import { directionOf, quoted } from "./shown_tokens.js";
 import { TokenText } from "./token_text.js";
 import { sentence } from "./token_view.js";
@@ -24,7 +25,7 @@ export function Matrix({ table, scale, selection, onSelect, onHover }) {
     <tr key=${index}>
       <th scope="row" class=${row.side}><${TokenText} token=${row.token} /></th>
       ${row.scores.map((value, column) => {
-        const colour = heat(value, scale);
+        const colour = isOwn(table, index, column) ? { class: "own" } : heat(value, scale);
         return html`<td key=${column} role="gridcell" class=${colour.class} style=${colour.style} tabindex=${index || column ? -1 : 0}
           data-row=${index} data-column=${column} data-value=${value ?? undefined}>${short(value)}</td>`;
       })}

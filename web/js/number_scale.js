@@ -22,7 +22,7 @@ const [BLACK_FROM, BLACK_UNTIL] = [0.545, 0.75]; // shares of the largest score,
 /** The class and style that colour a score: `--w` is its share of the largest one. The style sheet has the colours. */
 export function heat(value, { largest }) {
   if (value === null || value === undefined) return { class: "heat none" };
-  const weight = largest ? Math.abs(value) / largest : 0;
+  const weight = largest ? Math.min(1, Math.abs(value) / largest) : 0;
   const ink = weight < BLACK_FROM ? "low" : weight > BLACK_UNTIL ? "high" : "middle";
   return { class: `heat ${value < 0 ? "less" : "more"} ${ink}`, style: { "--w": weight.toFixed(4) } };
 }

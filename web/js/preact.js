@@ -5,4 +5,4 @@ import "../vendor/preact-signals.js"; // renders a component again when a signal
 
 export const html = htm.bind(h);
 export { render } from "../vendor/preact.js";
-export { useEffect, useId, useMemo, useRef, useState } from "../vendor/preact-hooks.js";
+export { useEffect, useId, useLayoutEffect, useMemo, useRef, useState } from "../vendor/preact-hooks.js";

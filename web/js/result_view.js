@@ -6,6 +6,8 @@ import { methodsOf } from "./job.js";
 import { html, useEffect, useRef, useState } from "./preact.js";
 import { Notice } from "./problem_notice.js";
 import { show } from "./route.js";
+import { tableOf } from "./score_table.js";
+import { selectionOf } from "./selection.js";
 import { SequenceView } from "./sequence_view.js";
 import { queryOf, ViewControls } from "./view_controls.js";
 
@@ -13,6 +15,7 @@ import { queryOf, ViewControls } from "./view_controls.js";
 export function ResultView({ job, parameters, catalogue }) {
   const query = { ...queryOf(parameters), partial: job.status === "completed" ? undefined : true };
   const path = withQuery(job.links.results, { ...query, format: "json", decode_tokens: true });
+  // The last result, the path that it answers (`of`), and the path that was answered last, with a result or a problem.
   const [{ result, ...last }, setAnswer] = useState({});
   const problem = last.path === path ? last.problem : undefined;
   const [tries, setTries] = useState(0);
@@ -27,24 +30,41 @@ export function ResultView({ job, parameters, catalogue }) {
       if (asked.current === path) setAnswer(given);
       if (asked.current === path) asked.current = null;
     };
-    getJson(path).then((result) => answer({ result }), (problem) => answer(({ result }) => ({ result, problem, path })));
+    getJson(path).then((result) => answer({ result, path, of: path }),
+      (problem) => answer(({ result, of }) => ({ result, of, problem, path })));
   }, [path, tries, query.partial && job.progress.steps_done]);
   if (isHidden || (query.partial && !result && !problem)) return null;
   const isComparison = methodsOf(job.request).length > 1 && !query.method; // only JSON holds all methods
   const onShow = (changes) => show(job.job_id, { ...parameters, ...changes });
+  const isOld = Boolean(result) && last.of !== path; // it answers what was asked before
   return html`
     <section class="result" aria-label="Result">
-      <${Downloads} job=${job} query=${query} formats=${isComparison ? ["json"] : catalogue.formats} />
-      <${ViewControls} resultsPath=${withQuery(job.links.results, { method: query.method, partial: query.partial })}
-        methods=${methodsOf(job.request)} parameters=${parameters} catalogue=${catalogue} onShow=${onShow} />
+      <h2 class="hidden">Result</h2>
+      <div class="result-tools">
+        <${ViewControls} methods=${methodsOf(job.request)} parameters=${parameters} chosen=${chosenIn(result, parameters)}
+          catalogue=${catalogue} onShow=${onShow} />
+        <${Downloads} job=${job} query=${query} formats=${isComparison ? ["json"] : catalogue.formats} />
+      </div>
       ${problem && html`<${Notice} problem=${problem}>
         <button onClick=${() => onShow({ agg: "", fn: "", args: "", norm: "", method: "" })}>Back to the default view</button>
       <//>`}
       ${!result && !problem && html`<p class="muted" role="status">Reading the result…</p>`}
-      ${result && !problem && html`<${Shown} result=${result} parameters=${parameters} onShow=${onShow} />`}
+      ${result && html`
+        <div class="shown" aria-busy=${isOld && !problem} inert=${isOld && Boolean(problem)}>
+          <${Shown} result=${result} parameters=${parameters} onShow=${onShow} />
+        </div>`}
     </section>
   `;
 }
+
+/** The table and selection that are shown, so that a merge of tokens can keep the place; undefined for a comparison. */
+function chosenIn(result, parameters) {
+  if (!result || result.comparison) return undefined;
+  const table = tableOf(sequenceAt(result, parameters));
+  return { table, selection: selectionOf(parameters, table) };
+}
+
+const sequenceAt = ({ sequence_attributions: sequences }, { seq }) => sequences[Math.min(Number(seq) || 0, sequences.length - 1)];
 
 function Shown({ result, parameters, onShow }) {
   const info = result.comparison ? Object.fromEntries(result.comparison.map(({ method, info }) => [method, info])) : result.info;
@@ -53,7 +73,7 @@ function Shown({ result, parameters, onShow }) {
     : (result.info.warnings ?? []);
   const sequences = (result.comparison?.[0] ?? result).sequence_attributions;
   const index = Math.min(Number(parameters.seq) || 0, sequences.length - 1);
-  const choose = (seq) => onShow({ seq: seq ? String(seq) : "", pos: "", row: "" });
+  const choose = (seq) => onShow({ seq: seq ? String(seq) : "", pos: "", row: "", at: "" });
   return html`
     ${sequences.length > 1 && html`<${SequenceSwitch} sequences=${sequences} index=${index} onChange=${choose} />`}
     ${info.partial && html`<p class="muted">Tokens attributed so far: ${info.partial.steps_done} of ${info.partial.steps_total}.</p>`}
@@ -73,6 +93,7 @@ function SequenceSwitch({ sequences, index, onChange }) {
   return html`
     <div class="switch">
       <label for="sequence">Text</label>
+      <span class="muted">${sequences.length} texts</span>
       <select id="sequence" value=${index} onChange=${(event) => onChange(Number(event.target.value))}>
         ${sequences.map((sequence, each) => html`<option value=${each}>${each + 1}: ${textOf(sequence)}</option>`)}
       </select>

@@ -19,4 +19,17 @@ export function tableOf(sequence) {
   };
 }
 
+/**
+ * Whether a row is the very token of a column. Tokens do not depend on themselves; a word of several tokens, or another
+ * unit of text, has the score of its later tokens for its earlier ones there.
+ */
+export const isOwn = (table, row, column) => {
+  const { side, index } = table.rows[row] ?? {};
+  return side === "target" && index === table.columns[column]?.position;
+};
+
+/** All scores that colours are scaled to, without those of `isHidden` rows and of tokens for themselves. */
+export const scaledScores = (table, isHidden = () => false) =>
+  table.depth === 1 ? table.scores.flatMap((scores, row) => (isHidden(row) ? [] : scores.filter((_, column) => !isOwn(table, row, column)))) : [];
+
 const depthOf = (value) => (Array.isArray(value) ? 1 + depthOf(value[0]) : 0);

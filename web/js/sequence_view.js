@@ -1,33 +1,27 @@
 // One sequence of a result: its text with coloured tokens, the score under the pointer, the strongest scores, the table
 // of all scores and the step scores.
+import { isUnit } from "./granularity.js";
 import { Matrix, StepScores } from "./matrix.js";
 import { scaleOf, short } from "./number_scale.js";
+import { PixelMatrix } from "./pixel_matrix.js";
 import { html, useMemo, useState } from "./preact.js";
-import { tableOf } from "./score_table.js";
+import { ScoreBars } from "./score_bars.js";
+import { scaledScores, tableOf } from "./score_table.js";
+import { isWhole, scaleOfSelection, selectionOf, selectionParameters } from "./selection.js";
+import { SELECTION_KEYS, SelectionControls, stepTo } from "./selection_controls.js";
 import { SequenceScores } from "./sequence_scores.js";
-import { quoted } from "./shown_tokens.js";
-import { TokenText } from "./token_text.js";
-import { scaleOfSelection, TokenView } from "./token_view.js";
+import { TokenView } from "./token_view.js";
 
-const STRONGEST_COUNT = 5;
-
-/** The selection in the address: `{pos}` is a generated token (a column), `{row}` an attributed token. */
-export function selectionOf({ pos, row }, table) {
-  const within = (text, length) => (/^\d+$/.test(text ?? "") && Number(text) < length ? Number(text) : undefined);
-  const chosen = within(row, table.rows.length);
-  return chosen !== undefined ? { row: chosen } : { column: within(pos, table.columns.length) ?? 0 };
-}
-
-export const selectionParameters = ({ column, row }) =>
-  row !== undefined ? { row: String(row), pos: "" } : { pos: String(column), row: "" };
+const MOST_NUMBERS = 400; // cells of a table that are written as numbers; more are drawn as pixels
 
 export function SequenceView({ sequence, parameters, onShow }) {
   const table = useMemo(() => tableOf(sequence), [sequence]);
-  const scale = useMemo(() => scaleOf(table.scores.flat(table.depth)), [table]);
+  const isHidden = useMemo(() => hiddenRows(table, parameters), [table, parameters.template]);
+  const scale = useMemo(() => scaleOf(scaledScores(table, isHidden)), [table, isHidden]);
   const [hovered, setHovered] = useState(""); // the score under the pointer, as a sentence
   const selection = selectionOf(parameters, table);
-  const isPerToken = parameters.scale === "token";
-  const shared = { table, scale, selection, onHover: setHovered, onSelect: (chosen) => onShow(selectionParameters(chosen)) };
+  const onSelect = (chosen) => onShow(selectionParameters(chosen));
+  const shared = { table, scale, selection, onHover: setHovered, onSelect };
   if (!table.rows.length) {
     return html`
       <p class="muted">This method gives no attributions, only step scores.</p>
@@ -42,28 +36,58 @@ export function SequenceView({ sequence, parameters, onShow }) {
       </p>
     `;
   }
-  const onToggle = ({ target }) => target.open === (parameters.table !== "no") || onShow({ table: target.open ? "" : "no" });
+  const active = activeScale(parameters, table, scale, selection, isHidden);
+  const onKeyDown = (event) => {
+    const step = !event.ctrlKey && !event.metaKey && !event.altKey && SELECTION_KEYS[event.key];
+    if (step) onSelect(stepTo(step, table, selection));
+  };
   return html`
     <div class="bar-of-numbers">
-      <${Legend} ...${activeScale(parameters, table, scale, selection)} />
-      <${PerToken} parameters=${parameters} onShow=${onShow} />
-      <p class="hovered-score" aria-hidden="true">${hovered || "Point at a token or a cell for its score."}</p>
+      <${SelectionControls} table=${table} selection=${selection} onSelect=${onSelect} />
+      <${Legend} ...${active} />
+      <${ScaleChoice} parameters=${parameters} table=${table} onShow=${onShow} />
+      <p class="hovered-score" aria-hidden="true">${hovered || "Point at a token for its score, and click to select it."}</p>
     </div>
-    <${TokenView} sequence=${sequence} ...${shared} scale=${activeScale(parameters, table, scale, selection).scale} />
-    <${Strongest} table=${table} selection=${selection} />
-    <details class="all" open=${parameters.table !== "no"} onToggle=${onToggle}>
-      <summary>Table of all scores</summary>
-      ${isPerToken && html`<${Legend} scale=${scale} of="whole text" />`}
-      <${Matrix} ...${shared} />
-    </details>
+    <div class="reading ${parameters.template === "no" ? "without-template" : ""}" onKeyDown=${onKeyDown}>
+      <${TokenView} sequence=${sequence} ...${shared} scale=${active.scale} />
+      <${ScoreBars} table=${table} selection=${selection} isHidden=${isHidden} onSelect=${onSelect} />
+    </div>
+    <${AllScores} table=${table} scale=${scale} isPerToken=${active.of !== "whole text"} selection=${selection} parameters=${parameters}
+      onHover=${setHovered} onSelect=${onSelect} onShow=${onShow} />
     <${StepScores} sequence=${sequence} columns=${table.columns} onHover=${setHovered} />
     ${!parameters.agg && html`<${SequenceScores} sequence=${sequence} onHover=${setHovered} />`}
   `;
 }
 
+/** The table of all scores: with numbers where they can be read, else as pixels. */
+export function AllScores({ isPerToken, parameters, onShow, ...shared }) {
+  const { table, scale } = shared;
+  const isLarge = table.rows.length * table.columns.length > MOST_NUMBERS;
+  const isOpen = parameters.table ? parameters.table !== "no" : !isLarge;
+  const onToggle = ({ target }) => target.open === isOpen || onShow({ table: target.open ? "yes" : "no" });
+  return html`
+    <details class="all" open=${isOpen} onToggle=${onToggle}>
+      <summary>Table of all scores</summary>
+      ${isOpen && html`
+        ${isPerToken && html`<${Legend} scale=${scale} of="whole text" />`}
+        ${isLarge && parameters.table !== "numbers"
+          ? html`<${PixelMatrix} ...${shared} onNumbers=${() => onShow({ table: "numbers" })} />`
+          : html`<${Matrix} ...${shared} />`}`}
+    </details>
+  `;
+}
+
+/** Whether a row is left out of colours and lists: the template's, where the reader hides it. */
+export const hiddenRows = (table, parameters) =>
+  parameters.template === "no" ? (row) => Boolean(table.rows[row].token.template || table.rows[row].token.special) : () => false;
+
 /** The scale of the tokens' colours, and what it belongs to, for the legend. The table always has the whole text's. */
-export const activeScale = (parameters, table, scale, selection) =>
-  parameters.scale === "token" ? { scale: scaleOfSelection(table, scale, selection), of: "this token" } : { scale, of: "whole text" };
+export function activeScale(parameters, table, scale, selection, isHidden) {
+  if (parameters.scale === "text" && !isWhole(selection)) return { scale, of: "whole text" };
+  const unit = isUnit(parameters) && parameters.agg ? parameters.agg : "tokens";
+  const of = isWhole(selection) ? `sum of ${table.columns.length} ${unit}` : `this ${unit.slice(0, -1)}`;
+  return { scale: scaleOfSelection(table, scale, selection, isHidden), of };
+}
 
 export function Legend({ scale: { largest, isSigned }, of }) {
   return html`
@@ -76,26 +100,16 @@ export function Legend({ scale: { largest, isSigned }, of }) {
   `;
 }
 
-export function PerToken({ parameters, onShow }) {
-  const change = (event) => onShow({ scale: event.target.checked ? "token" : "" });
+export function ScaleChoice({ parameters, table, onShow }) {
+  const change = (name, on, off = "") => ({ target }) => onShow({ [name]: target.checked ? on : off });
+  const hasTemplate = table?.rows.some(({ token }) => token.template);
   return html`
     <label class="per-token">
-      <input type="checkbox" checked=${parameters.scale === "token"} onChange=${change} /> scale colours to the chosen token
+      <input type="checkbox" checked=${parameters.scale === "text"} onChange=${change("scale", "text")} /> one scale for all tokens
     </label>
-  `;
-}
-
-export function Strongest({ table, selection }) {
-  const isColumn = selection.column !== undefined;
-  const chosen = isColumn ? table.columns[selection.column]?.token : table.rows[selection.row].token;
-  const others = isColumn ? table.rows.map((row) => [row.token, row.scores[selection.column]])
-    : table.columns.map(({ token }, column) => [token, table.rows[selection.row].scores[column]]);
-  const top = others.filter(([, value]) => value !== null).sort((a, b) => Math.abs(b[1]) - Math.abs(a[1])).slice(0, STRONGEST_COUNT);
-  if (!chosen) return null;
-  return html`
-    <p class="strongest" aria-live="polite">
-      <span>${quoted(chosen)} ${isColumn ? "depended most on" : "contributed most to"}</span>
-      ${top.map(([token, value]) => html`<span class="token-score"><${TokenText} token=${token} /> <span class="number">${short(value)}</span></span>`)}
-    </p>
+    ${hasTemplate && html`
+      <label class="per-token">
+        <input type="checkbox" checked=${parameters.template === "no"} onChange=${change("template", "no")} /> hide the chat template
+      </label>`}
   `;
 }

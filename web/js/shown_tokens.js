@@ -22,8 +22,8 @@ export function directionOf(tokens) {
 }
 
 /**
- * The pieces of a text, in order: `{text}` for a run of visible characters, `{sign, name}` for an invisible one.
- * Joiners between other characters count as visible.
+ * The pieces of a text, in order: `{text}` for a run of visible characters, `{sign, name, character}` for an invisible one.
+ * Spaces and joiners between other characters count as visible.
  */
 export function piecesOf(text) {
   const characters = [...text];
@@ -31,10 +31,10 @@ export function piecesOf(text) {
   const last = characters.findLastIndex((character) => character !== " ");
   const pieces = [];
   characters.forEach((character, index) => {
-    const isInnerJoiner = JOINERS.has(character) && first < index && index < last;
-    if (INVISIBLE.test(character) && !isInnerJoiner) {
+    const isInner = (character === " " || JOINERS.has(character)) && first < index && index < last;
+    if (INVISIBLE.test(character) && !isInner) {
       const code = codePoint(character);
-      pieces.push({ sign: SIGNS[character] ?? code, name: NAMES[character] ?? code });
+      pieces.push({ sign: SIGNS[character] ?? code, name: NAMES[character] ?? code, character });
     } else if (pieces.at(-1)?.text) pieces.at(-1).text += character;
     else pieces.push({ text: character });
   });
@@ -46,5 +46,10 @@ const codePoint = (character) => `U+${character.codePointAt(0).toString(16).toUp
 /** A text on one line, without invisible characters except spaces and joiners. */
 export const oneLine = (text) => text.replace(/\s+/g, " ").replace(/(?![\u200c\u200d])[\p{Cc}\p{Cf}]/gu, "");
 
-/** A token in quotation marks, for a sentence. */
-export const quoted = (token) => `“${piecesOf(textOf(token)).map(({ text, sign }) => text ?? sign).join("")}”`;
+const shown = (text) => piecesOf(text.replace(/^ +(?=\S)/, "")).map(({ text, sign, character }) => text ?? (character === " " ? " " : sign)).join("");
+// Each part of a sentence has its own writing direction.
+const isolated = (text) => `\u2068${text}\u2069`;
+
+/** A token in quotation marks, for a sentence, with what it is contrasted with. */
+export const quoted = (token) =>
+  `“${isolated(shown(textOf(token)))}”${token.contrast === undefined ? "" : ` rather than “${isolated(shown(token.contrast))}”`}`;

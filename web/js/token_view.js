@@ -1,69 +1,105 @@
 // A sequence as running text. Selecting a generated token colours the tokens by their scores for it; selecting an
-// attributed token colours the generated tokens by its scores for them.
+// attributed token colours the generated tokens by its scores for them; the whole answer colours its prompt.
 import { arrowKeyNavigation } from "./arrow_key_navigation.js";
-import { heat, scaleOf, short } from "./number_scale.js";
-import { html } from "./preact.js";
-import { directionOf, quoted } from "./shown_tokens.js";
-import { TokenText } from "./token_text.js";
+import { heat, short } from "./number_scale.js";
+import { html, useLayoutEffect, useMemo, useRef } from "./preact.js";
+import { blocksOf } from "./reading_blocks.js";
+import { isWhole, scoresFor } from "./selection.js";
+import { directionOf, piecesOf, quoted, textOf } from "./shown_tokens.js";
+import { RunningText } from "./token_text.js";
 
-const scoresOf = (table, { column, row }) => (column !== undefined ? table.scores.map((each) => each[column]) : (table.scores[row] ?? []));
-
-/** The scale of a selection's colours: up to its own largest score, but signed where the whole table is. */
-export const scaleOfSelection = (table, scale, selection) => ({ ...scaleOf(scoresOf(table, selection)), isSigned: scale.isSigned });
-
-/** `selection` is `{column}` or `{row}`; `scale` is that of the colours. */
+/** `selection` is `{column}`, `{row}` or `{}`; `scale` is that of the colours. */
 export function TokenView({ sequence, table, scale, selection, onSelect, onHover }) {
-  const { attr_pos_start: start, attr_pos_end: end } = sequence;
-  const chosen = scoresOf(table, selection);
-  const rowOf = (side, index) => table.rows.findIndex((row) => row.side === side && row.index === index);
-  const entry = (side, index, token) => {
-    const row = rowOf(side, index);
-    const column = side === "target" && index >= start && index < end ? index - start : undefined;
-    const isShown = selection.column !== undefined ? row >= 0 : column !== undefined;
-    const value = !isShown ? undefined : selection.column !== undefined ? chosen[row] : chosen[column];
-    return { token, row, column, value, isShown, isChosen: column !== undefined ? selection.column === column : selection.row === row };
+  const texts = useRef(null);
+  const blocks = useMemo(() => blocksOf(sequence, table), [sequence, table]);
+  // Drawn once: a selection changes the colours of thousands of tokens, which Preact need not compare.
+  const drawn = useMemo(() => blocks.map((block) => html`<${Block} key=${block.key} ...${block} />`), [blocks]);
+  useLayoutEffect(() => paint(texts.current, table, scale, selection), [drawn, table, scale, selection.column, selection.row]);
+  const chosen = ({ target }) => target.closest?.("[data-token]")?.dataset;
+  const select = (event) => {
+    const data = chosen(event);
+    if (!data || (data.row === undefined && data.column === undefined)) return;
+    if (event.type === "keydown" && ![" ", "Enter"].includes(event.key)) return;
+    event.preventDefault();
+    onSelect(data.column !== undefined ? { column: Number(data.column) } : { row: Number(data.row) });
   };
-  const hasSource = table.rows.some((row) => row.side === "source");
-  const texts = { selection, table, onSelect, onHover, scale };
+  const hover = (event) => {
+    const data = chosen(event);
+    if (data) onHover(describe(data, table, selection));
+  };
+  const move = arrowKeyNavigation(".token[tabindex]");
   return html`
-    <div class="texts">
-      ${hasSource && html`<${Line} ...${texts} label="Source" entries=${sequence.source.map((token, index) => entry("source", index, token))} />`}
-      <${Line} ...${texts} label=${hasSource ? "Target" : "Prompt and generated text"}
-        entries=${sequence.target.map((token, index) => entry("target", index, token))} />
-    </div>
+    <div class="texts" ref=${texts} onClick=${select} onPointerOver=${hover} onFocusIn=${hover}
+      onKeyDown=${(event) => { select(event); move(event); }}>${drawn}</div>
   `;
 }
 
-function Line({ label, entries, ...shared }) {
-  const stop = Math.max(0, entries.findIndex(({ isChosen, row, column }) => isChosen && (row >= 0 || column !== undefined)));
+function Block({ label, entries }) {
   return html`
-    <section class="line">
-      <h3>${label}</h3>
-      <div class="tokens" role="group" aria-label=${`${label}: tokens`} dir=${directionOf(entries.map(({ token }) => token))}
-        onKeyDown=${arrowKeyNavigation(".token")}>
-        ${entries.map((entry, index) => html`<${Token} key=${index} ...${entry} ...${shared} isStop=${index === stop} />`)}
+    <section class="block ${label}">
+      <h3 class="role">${label}</h3>
+      <div class="tokens" role="group" aria-label=${`${label}: tokens`} dir=${directionOf(entries.map(({ token }) => token))}>
+        ${entries.map(({ token, row, column }) => html`
+          <span class=${kindOf(token, column)} data-token="" data-row=${row} data-column=${column}
+            role=${row !== undefined || column !== undefined ? "button" : undefined}
+            tabindex=${row !== undefined || column !== undefined ? -1 : undefined}><${RunningText} token=${token} /></span>`)}
       </div>
     </section>
   `;
 }
 
-function Token({ token, row, column, value, isShown, isChosen, isStop, scale, selection, table, onSelect, onHover }) {
-  const isChoice = row >= 0 || column !== undefined;
-  const colour = isShown ? heat(value, scale) : { class: "" };
-  const kind = column !== undefined ? "generated" : "given";
-  const hover = () => onHover(!isShown ? quoted(token)
-    : selection.column !== undefined ? sentence(token, table.columns[selection.column].token, value)
-    : sentence(table.rows[selection.row].token, token, value));
-  const number = isShown && value !== null && value !== undefined && html`<span class="hidden">, ${short(value)}</span>`;
-  const content = html`<${TokenText} token=${token} />${number}`;
-  if (!isChoice) return html`<span class="token ${kind}" data-kind=${kind} tabindex="-1">${content}</span>`;
-  return html`
-    <button type="button" class="token ${kind} ${colour.class}" style=${colour.style} tabindex=${isStop ? 0 : -1} aria-pressed=${isChosen}
-      data-kind=${kind} data-value=${value ?? undefined}
-      onClick=${() => onSelect(column !== undefined ? { column } : { row })} onPointerEnter=${hover} onFocus=${hover}>${content}</button>
-  `;
+const kindOf = (token, column) =>
+  ["token", column !== undefined ? "generated" : "given", token.template || token.special ? "template" : "", token.continues ? "continues" : ""]
+    .filter(Boolean).join(" ");
+
+/** Colour the tokens for a selection, without drawing them anew. */
+function paint(texts, table, scale, selection) {
+  const { of, values } = scoresFor(table, selection);
+  let stop = null;
+  for (const token of texts.querySelectorAll("[data-token]")) {
+    const { row, column } = token.dataset;
+    if (row === undefined && column === undefined) continue;
+    const index = of === "rows" ? row : column;
+    const value = index === undefined ? undefined : values[index];
+    const isChosen = column !== undefined ? Number(column) === selection.column : Number(row) === selection.row;
+    colour(token, value, scale);
+    token.setAttribute("aria-pressed", String(isChosen));
+    token.setAttribute("aria-label", nameOf(token, table, value));
+    token.tabIndex = -1;
+    if (isChosen || (!stop && isWhole(selection) && column !== undefined)) stop = token;
+  }
+  stop ??= texts.querySelector("[data-token][role]");
+  if (stop) stop.tabIndex = 0;
+}
+
+function colour(token, value, scale) {
+  const isScored = value !== undefined;
+  const kept = [...token.classList].filter((name) => ["token", "generated", "given", "template", "continues"].includes(name));
+  const drawn = isScored ? heat(value, scale) : { class: "" };
+  token.className = [...kept, drawn.class].filter(Boolean).join(" ");
+  if (drawn.style) token.style.setProperty("--w", drawn.style["--w"]);
+  else token.style.removeProperty("--w");
+  if (value === undefined || value === null) delete token.dataset.value;
+  else token.dataset.value = value;
+}
+
+function nameOf(element, table, value) {
+  const { row, column } = element.dataset;
+  const { token } = column !== undefined ? table.columns[column] : table.rows[row];
+  const text = piecesOf(textOf(token).trim() || textOf(token)).map(({ text, name }) => text ?? name).join("") || "no text";
+  return value === undefined || value === null ? text : `${text}, ${short(value)}`;
+}
+
+function describe({ row, column }, table, selection) {
+  const { of, values } = scoresFor(table, selection);
+  const index = of === "rows" ? row : column;
+  const own = column !== undefined ? table.columns[column].token : table.rows[row]?.token;
+  if (!own) return "";
+  if (index === undefined || values[index] === undefined) return quoted(own);
+  if (isWhole(selection)) return `${quoted(own)} → the whole answer: ${values[index] ?? "no score"}`;
+  return of === "rows" ? sentence(own, table.columns[selection.column].token, values[index])
+    : sentence(table.rows[selection.row].token, own, values[index]);
 }
 
 /** A score between two tokens as a sentence. */
-export const sentence = (from, to, value) =>
-  value === null || value === undefined ? `${quoted(from)} → ${quoted(to)}: no score` : `${quoted(from)} → ${quoted(to)}: ${value}`;
+export const sentence = (from, to, value) => `${quoted(from)} → ${quoted(to)}: ${value ?? "no score"}`;
