@@ -15,8 +15,9 @@ import orjson
 import torch
 from transformers.utils import logging as transformers_logging
 
-from attribution.catalogue import comparison_checks, inseq_catalogue
+from attribution.catalogue import comparison_checks, plain_data
 from attribution.corrections import registry
+from attribution.estimates import method_costs
 from attribution.estimates.estimator import Estimator, check_weights
 from attribution.estimates.rates import Rates
 from attribution.model_cache import model_listing
@@ -151,13 +152,13 @@ class AttributionEngine:
         return inseq_html_view.POLICY if options.style == "inseq" else heatmap_view.POLICY
 
     def methods(self) -> list[dict[str, Any]]:
-        return inseq_catalogue.describe_methods()
+        return method_costs.describe_methods()
 
     def step_functions(self) -> list[dict[str, Any]]:
-        return inseq_catalogue.describe_step_functions()
+        return plain_data.of_step_functions()
 
     def aggregators(self) -> dict[str, Any]:
-        return inseq_catalogue.describe_aggregators()
+        return plain_data.of_aggregators()
 
     def model_cache_numbers(self) -> dict[str, float]:
         return self._models.numbers()

@@ -245,7 +245,11 @@ def test_the_catalogue_is_inseqs(server):
     assert units == ["words", "lines", "sentences", "paragraphs", "messages"]
     assert all(entry["description"] for entry in [*methods, *functions, *aggregators["aggregators"]])
     steps = next(method for method in methods if method["name"] == "integrated_gradients")["parameters"][0]
-    assert steps == {"name": "n_steps", "type": "int", "required": False, "default": 50}
+    words = ("title", "description")
+    assert {name: value for name, value in steps.items() if name not in words} == {
+        "name": "n_steps", "type": "int", "required": False, "default": 50, "multiplies_cost": True,
+    }  # fmt: skip
+    assert steps["title"] == "Steps"
 
 
 def test_the_catalogue_names_the_operation_that_inseq_runs(server):

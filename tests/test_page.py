@@ -67,7 +67,6 @@ def lit(page):
 def test_a_translation_token_by_token(served, open_page):
     page = open_page(served)
     page.get_by_role("button", name="English to Italian").click()
-    page.get_by_role("button", name="Estimate").click()
     expect(page.locator(".estimate")).to_have_text(re.compile(r"on cpu: \d+ passes, \d+ MB"))
     page.get_by_role("button", name="Attribute", exact=True).click()
     job_id = opened_job(page)
@@ -204,7 +203,6 @@ def test_methods_are_compared_side_by_side(served, open_page):
     page.get_by_role("link", name="Edit and run again").click()
     expect(field(page, "/attribution_args/integrated_gradients/n_steps")).to_have_value("10")
     expect(page.locator("details.compare").get_by_label("occlusion")).to_be_checked()
-    page.get_by_role("button", name="Estimate").click()
     expect(page.locator(".estimate")).to_have_text(re.compile(r"on cpu: \d+ passes"))
 
 
@@ -385,7 +383,7 @@ def test_axe_finds_nothing_serious(served, open_page, scheme):
     opened_job(page)
     scans = [Axe().run(page)]
     page.goto(f"{served.url}/#/")
-    page.get_by_text("Advanced options").click()
+    page.get_by_text("Seed, limits and tags").click()
     field(page, "/seed").fill("x")
     page.get_by_role("button", name="Attribute", exact=True).click()
     expect(field(page, "/seed")).to_have_attribute("aria-invalid", "true")

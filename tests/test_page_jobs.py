@@ -79,14 +79,15 @@ def test_an_error_is_shown_at_its_field(served, open_page):
     page = open_page(served)
     field(page, "/method").select_option("integrated_gradients")
     field(page, "/attribution_args/n_steps").fill("many")
-    page.get_by_text("Advanced options").click()
+    generated = page.locator(".generation > summary")
+    generated.click()
     field(page, "/generation_args/max_new_tokens").fill("0")
-    page.get_by_text("Advanced options").click()
+    generated.click()
     page.get_by_role("button", name="Attribute", exact=True).click()
     steps = field(page, "/attribution_args/n_steps")
     expect(steps).to_have_attribute("aria-invalid", "true")
     expect(steps).to_be_focused()
-    described = steps.get_attribute("aria-describedby")
+    described = steps.get_attribute("aria-describedby").split()[-1]  # behind the help
     expect(page.locator(f"[id='{described}']")).to_have_text(re.compile("valid integer"))
     tokens = field(page, "/generation_args/max_new_tokens")
     expect(tokens).to_be_visible()  # the `<details>` around it is open

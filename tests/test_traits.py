@@ -7,14 +7,17 @@ import ast
 import inseq
 import pytest
 
-from attribution.catalogue import inseq_catalogue, traits
+from attribution.catalogue import inseq_catalogue, traits, words
+from attribution.catalogue.inseq_catalogue import Family
 from attribution.catalogue.traits import Reads, ScoreShape
+from attribution.estimates.method_costs import cost_of, describe_methods
 from tests.serving import ROOT
 
 # Modules that may contain names of methods: the table, implementations, and the request's alias and examples.
 MAY_NAME_METHODS = {
     "api/uvicorn_server.py",  # the first job that a started server prints
     "attribution/catalogue/traits.py",
+    "attribution/catalogue/words.py",  # what they are called
     "attribution/single_pass/method_dispatch.py",  # maps methods to implementations
     "attribution_client/options.py",  # the terminal's default method
     "attribution_client/plots.py",  # the axis of a probability
@@ -25,6 +28,42 @@ MAY_NAME_METHODS = {
 def test_every_method_and_step_function_of_inseq_is_described():
     assert set(traits.METHODS) == set(inseq.list_feature_attribution_methods())
     assert set(traits.STEP_FUNCTIONS) == set(inseq_catalogue.step_functions())
+
+
+def test_every_method_function_and_argument_is_called_something():
+    methods, functions = inseq_catalogue.methods(), inseq_catalogue.step_functions()
+    assert set(words.METHODS) == set(methods)
+    assert set(words.STEP_FUNCTIONS) == set(functions)
+    owners = [*methods.values(), *functions.values()]
+    assert set(words.PARAMETERS) == {name for owner in owners for name in owner.parameters}
+    for known in (words.METHODS, words.STEP_FUNCTIONS):
+        assert len({each.title for each in known.values()}) == len(known)
+
+
+def test_methods_are_grouped_as_inseq_registers_them():
+    families = {name: method.family for name, method in inseq_catalogue.methods().items()}
+    named = {family: {name for name, each in families.items() if each is family} for family in Family}
+    assert named[Family.PERTURBATION] == {"lime", "occlusion", "reagent", "value_zeroing"}
+    assert named[Family.INTERNALS] == {"attention"}
+    assert named[Family.NONE] == {traits.STEP_SCORES_ONLY}
+    assert len(named[Family.GRADIENT]) == 10
+    starts = [each for each in describe_methods() if each["start_here"]]
+    assert [(each["name"], each["family"]) for each in starts] == [(traits.START_HERE, Family.GRADIENT)]
+
+
+def test_a_methods_cost_is_that_of_its_passes():
+    costs = {name: cost_of(method) for name, method in inseq_catalogue.methods().items()}
+    # 119 tokens run once and back for 20 of them; each point of a path does the same, and one forward is the baseline's.
+    assert costs["input_x_gradient"].relative == costs["saliency"].relative == 1
+    assert costs["integrated_gradients"].relative == pytest.approx(50 + 2 / 21)
+    assert costs["attention"].relative == pytest.approx(1 / 21)
+    assert costs["occlusion"].relative == pytest.approx((119 + 1) / 21)
+    told = {each["name"]: each["cost"]["words"] for each in describe_methods()}
+    assert told["saliency"] == "one forward pass, and a backward pass for each generated token"
+    assert told["input_x_gradient"] == "as much as saliency"
+    assert told["integrated_gradients"] == "about 50 times saliency"
+    assert told["attention"] == "a fraction of saliency"
+    assert told["reagent"] == "at most 84,000 times saliency"
 
 
 @pytest.mark.parametrize("name", sorted(traits.METHODS))

@@ -23,7 +23,7 @@ catalogue = APIRouter(
 
 @catalogue.get("/methods")
 def list_methods(engine: EngineDep) -> dict[str, list[dict[str, Any]]]:
-    """List the attribution methods with their parameters."""
+    """List the attribution methods by family, with the cost of each beside the others, and their parameters."""
     return {"methods": engine.methods()}
 
 

@@ -14,19 +14,21 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cache
 from typing import Any
 
 import torch
 from inseq.attr.feat import FeatureAttribution
 from inseq.attr.feat.gradient_attribution import GradientAttributionRegistry
+from inseq.attr.feat.internals_attribution import InternalsAttributionRegistry
+from inseq.attr.feat.perturbation_attribution import PerturbationAttributionRegistry
 from inseq.attr.step_functions import STEP_SCORES_MAP, StepFunctionDecoderOnlyArgs, StepFunctionEncoderDecoderArgs
 from inseq.data.aggregation_functions import AggregationFunction
 from inseq.data.aggregator import Aggregator
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from attribution.catalogue import traits
-from attribution.catalogue.text_units import describe_units
+from attribution.catalogue import traits, words
 from attribution.catalogue.traits import (
     DEFAULT_FUNCTION,
     STEP_SCORES_ONLY,
@@ -35,6 +37,7 @@ from attribution.catalogue.traits import (
     ScoreShape,
     StepFunctionTraits,
 )
+from attribution.catalogue.words import Words
 from attribution.corrections.step_functions import is_corrected_name
 from models import AttributionRequest
 
@@ -78,15 +81,26 @@ class Parameter:
         text = self.annotation.__name__ if isinstance(self.annotation, type) else str(self.annotation)
         return re.sub(r"\b(typing|collections\.abc)\.", "", text).replace("NoneType", "None")
 
-    def describe(self) -> dict[str, Any]:
-        entry: dict[str, Any] = {"name": self.name, "type": self.type_name, "required": self.is_required}
-        if not self.is_required:
-            entry["default"] = self.default
-        return entry
-
 
 # Inseq takes it among other keyword arguments: a module's name, such as `transformer.h.0`; by default the embedding.
 _LAYER = {"target_layer": Parameter("target_layer", str | None, None)}
+
+
+class Family(StrEnum):
+    """What a method changes or reads, by Inseq's own registries."""
+
+    GRADIENT = "gradient"  # derivatives with respect to embeddings or activations
+    PERTURBATION = "perturbation"  # runs of changed texts or states
+    INTERNALS = "internals"  # what the model computes anyway
+    NONE = "none"  # attributes nothing
+
+
+# Inseq's registry of a family's methods.
+_FAMILIES = {
+    GradientAttributionRegistry: Family.GRADIENT,
+    PerturbationAttributionRegistry: Family.PERTURBATION,
+    InternalsAttributionRegistry: Family.INTERNALS,
+}
 
 
 @dataclass(frozen=True)
@@ -94,11 +108,12 @@ class Method:
     """An attribution method. `call_parameters` go to its `attribute`, `init_parameters` to its constructor."""
 
     name: str
+    title: str
     description: str
+    family: Family
     reference: str | None
     call_parameters: dict[str, Parameter]
     init_parameters: dict[str, Parameter]
-    is_gradient: bool
     is_layer: bool
     is_final_step: bool  # one pass over the whole sequence: reads weights or states, not one step after another
     ignores_attributed_fn: bool
@@ -110,6 +125,10 @@ class Method:
     @property
     def traits(self) -> MethodTraits:
         return traits.of_method(self.name)
+
+    @property
+    def is_gradient(self) -> bool:
+        return self.family is Family.GRADIENT
 
     @property
     def has_scores(self) -> bool:
@@ -126,6 +145,7 @@ class StepFunction:
     """A function of one generation step's output: reported as a step score, or attributed."""
 
     name: str
+    title: str
     description: str
     parameters: dict[str, Parameter]
     function: Callable[..., torch.Tensor] = field(compare=False)
@@ -165,7 +185,8 @@ def step_functions() -> dict[str, StepFunction]:
     return {
         name: StepFunction(
             name=name,
-            description=_first_sentence(function),
+            title=(known := _words(words.STEP_FUNCTIONS, name, function)).title,
+            description=known.description,
             parameters={k: v for k, v in _parameters(function).items() if k not in reserved},
             function=function,
         )
@@ -223,50 +244,6 @@ def aggregation_functions() -> list[str]:
     return sorted(AggregationFunction.available_classes())
 
 
-def describe_methods() -> list[dict[str, Any]]:
-    """The catalogue of methods as plain data, in a stable order."""
-    return [
-        {
-            "name": method.name,
-            "description": method.description,
-            "reference": method.reference,
-            "parameters": [parameter.describe() for parameter in method.parameters.values()],
-            "supports_step_scores": True,
-            "supports_attributed_fn": not method.ignores_attributed_fn,
-        }
-        for method in methods().values()
-    ]
-
-
-def describe_step_functions() -> list[dict[str, Any]]:
-    """The catalogue of step functions as plain data, in a stable order."""
-    return [
-        {
-            "name": function.name,
-            "description": function.description,
-            "parameters": [parameter.describe() for parameter in function.parameters.values()],
-            "is_contrastive": function.is_contrastive,
-        }
-        for function in step_functions().values()
-    ]
-
-
-def describe_aggregators() -> dict[str, Any]:
-    """The catalogue of aggregators and aggregation functions as plain data, in a stable order."""
-    return {
-        "aggregators": [
-            {
-                "name": entry.name,
-                "description": entry.description,
-                "parameters": [parameter.describe() for parameter in entry.parameters.values()],
-            }
-            for entry in aggregators().values()
-        ]
-        + describe_units(),
-        "aggregation_functions": aggregation_functions(),
-    }
-
-
 # Reading Inseq
 
 
@@ -280,18 +257,16 @@ def _method(name: str, cls: type[FeatureAttribution]) -> Method:
     if operation is not None and hasattr(operation, "perturb_func"):
         # LIME hands what is left over to its perturbation function.
         call_parameters |= _parameters(operation.perturb_func)
-    description = _first_sentence(cls)
-    if operation is not None and operation.__module__.startswith("captum."):
-        # Inseq describes these by their Captum class alone, and one of them by another's name.
-        description = f"{_words(operation.__name__)}, as in Captum."
+    known = _words(words.METHODS, name, cls)
     references = re.findall(r"https?://[^\s>`<]+", inspect.getdoc(cls) or "")
     return Method(
         name=name,
-        description=description,
+        title=known.title,
+        description=known.description,
+        family=next((family for registry, family in _FAMILIES.items() if issubclass(cls, registry)), Family.NONE),
         reference=references[0] if references else None,
         call_parameters=call_parameters,
         init_parameters=_parameters(cls.__init__) | (_LAYER if name.startswith("layer_") else {}),
-        is_gradient=issubclass(cls, GradientAttributionRegistry),
         is_layer=name.startswith("layer_"),
         is_final_step="is_final_step_method" in mentioned and traits.of_method(name).scores is not ScoreShape.NONE,
         ignores_attributed_fn="use_predicted_target" in mentioned or traits.of_method(name).scores is ScoreShape.NONE,
@@ -303,8 +278,8 @@ def with_defaults(parameters: Mapping[str, Parameter], arguments: Mapping[str, A
     return {name: None if each.is_required else each.default for name, each in parameters.items()} | dict(arguments)
 
 
-def _words(class_name: str) -> str:
-    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", class_name)
+def _words(known: Mapping[str, Words], name: str, thing: Any) -> Words:
+    return known.get(name) or Words(words.title_of(name), _first_sentence(thing))
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, Parameter]:

@@ -13,6 +13,9 @@ from enum import Enum, auto
 # Inseq's method that computes step scores and attributes nothing, and its default attributed function.
 STEP_SCORES_ONLY = "dummy"
 DEFAULT_FUNCTION = "probability"
+# The method whose passes are the unit of what others cost, and the one to start with: see `words.START_HERE`.
+UNIT_OF_COST = "saliency"
+START_HERE = "input_x_gradient"
 # Arguments that bound the rows of one forward pass; a smaller value gives the same numbers in less memory.
 BATCH_SIZES = ("internal_batch_size", "perturbations_per_eval")
 # Arguments that multiply the forward passes of a step; the server limits each (`max_n_steps`).

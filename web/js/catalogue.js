@@ -17,6 +17,7 @@ export async function loadCatalogue() {
     aggregators: byName(aggregators.aggregators),
     aggregationFunctions: aggregators.aggregation_functions,
     models,
+    loadedAt: performance.now(),
     request: openapi.components.schemas.AttributionRequest.properties,
     schemas: openapi.components.schemas,
     canEstimate: "/attribution/estimate" in openapi.paths,

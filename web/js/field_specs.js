@@ -1,10 +1,13 @@
 // Specs of form fields, made from Inseq's type names and from JSON Schema; and the conversion of a field's text to
 // JSON.
 //
-// A spec is {pointer, name, kind, type, default, choices?, help?, isRequired?}. A text that does not fit its type is
-// sent to the server unchanged, because the server's error explains best which values it accepts.
+// A spec is {pointer, name, label, kind, type, default, choices?, help?, isRequired?, multipliesCost?}. A text that does
+// not fit its type is sent to the server unchanged, because the server's error explains best which values it accepts.
 
 const KINDS = { int: "integer", float: "number", bool: "boolean", str: "text" };
+
+/** An identifier in words. */
+export const inWords = (name) => name.charAt(0).toUpperCase() + name.slice(1).replaceAll("_", " ");
 
 /** The spec of a parameter in the catalogue. `pointer` is its place in the request. */
 export function specOfParameter(parameter, pointer) {
@@ -15,11 +18,14 @@ export function specOfParameter(parameter, pointer) {
   return {
     pointer,
     name: parameter.name,
+    label: parameter.title ?? inWords(parameter.name),
+    help: parameter.description || undefined,
     type: type.replace(/Union\[(.+)\]/, (_, inner) => inner),
     kind: literal ? "choice" : (core.length === 1 && KINDS[core[0]]) || (/\bstr\b/.test(type) ? "texts" : "json"),
     choices: literal ? literal[1].split(",").map((each) => each.trim().replace(/^'|'$/g, "")) : undefined,
     default: parameter.default ?? null,
     isRequired: parameter.required,
+    multipliesCost: parameter.multiplies_cost,
   };
 }
 
@@ -39,6 +45,7 @@ export function specsOfProperty(name, property, schemas, pointer = `/${name}`) {
     {
       pointer,
       name,
+      label: inWords(name),
       kind,
       type: isSimple ? only.type : [...new Set(options.map((each) => each.type ?? "object"))].join(" or "),
       choices: only?.enum,
@@ -50,6 +57,17 @@ export function specsOfProperty(name, property, schemas, pointer = `/${name}`) {
 
 function resolve(schema, schemas) {
   return schema.$ref ? { ...schemas[schema.$ref.split("/").at(-1)], default: schema.default } : schema;
+}
+
+/** What a field takes, in words; empty where the control itself shows it. */
+export function typeInWords({ kind, type, isRequired }) {
+  const words = {
+    integer: "A whole number.",
+    number: "A number.",
+    texts: "A text, or a JSON list with one for each input.",
+    json: type === "object" ? "A JSON object." : `JSON: \`${type.replace(/ \| None$/, "")}\`.`,
+  };
+  return [isRequired && "Required.", words[kind]].filter(Boolean).join(" ");
 }
 
 /** The value of a field that the user has not changed. */
@@ -72,12 +90,18 @@ export function parse(spec, raw) {
   const text = raw.trim();
   if (text === "") return undefined;
   if (spec.kind === "integer" || spec.kind === "number") return Number.isFinite(Number(text)) ? Number(text) : text;
-  if (spec.kind === "json" || (spec.kind === "texts" && /^[[{]/.test(text))) {
-    try {
-      return JSON.parse(text);
-    } catch {
-      return text;
-    }
+  if (spec.kind !== "json" && spec.kind !== "texts") return raw;
+  const value = parsed(text);
+  // A text that happens to be JSON, such as "[1]" or "2024", stays a text.
+  if (spec.kind === "texts") return Array.isArray(value) && value.every((each) => typeof each === "string") ? value : raw;
+  return value === undefined ? text : value;
+}
+
+/** The value of a JSON text, or undefined if it is none. */
+export function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
   }
-  return raw;
 }

@@ -1,43 +1,56 @@
 // The form that submits a job. Its fields are made from the catalogue of the server.
 import { getJson } from "./api.js";
+import { CopyAs } from "./copy_as.js";
 import { Estimate } from "./estimate.js";
-import { COMPARISON, EXAMPLES } from "./examples.js";
-import { errorsAmong, errorsAt, Field, Labelled } from "./form_field.js";
-import { Inputs } from "./form_inputs.js";
-import { Methods } from "./form_methods.js";
-import { FormProblems } from "./form_problems.js";
-import { LazyDetails } from "./lazy_details.js";
+import { examplesFor, firstRequest } from "./examples.js";
+import { Examples } from "./form_examples.js";
+import { errorsAmong, Field } from "./form_field.js";
+import { Fold, setAmong } from "./form_fold.js";
+import { AttributedFunction, StepScores } from "./form_functions.js";
+import { Generation } from "./form_generation.js";
+import { AddInput, Inputs, KindOfInput } from "./form_inputs.js";
+import { Comparison, Method, MethodArguments } from "./form_methods.js";
+import { Model } from "./form_model.js";
+import { FormProblems, showErrors } from "./form_problems.js";
+import { GROUPS } from "./field_words.js";
+import { modelNamed } from "./model_facts.js";
 import { html, useEffect, useRef, useState } from "./preact.js";
-import {
-  advancedSpecs, attributedFnSpecs, draftOf, maxNewTokensSpec, requestOf, stepScoreSpecs,
-} from "./request_draft.js";
+import { draftOf, errorsOf, groupSpecs, isPlausible, requestOf, withModel } from "./request_draft.js";
 import { go, jobHash } from "./route.js";
 
-export function JobForm({ from, store, catalogue }) {
-  const examples = examplesFor(catalogue);
-  const [draft, setDraft] = useState(() => draftOf((examples[0] ?? EXAMPLES[0]).request, catalogue));
+const MODELS_ARE_NEW = 5000; // milliseconds
+const SUBMIT_KEYS = /Mac|iPhone|iPad/.test(navigator.platform) ? "⌘ Enter" : "Ctrl+Enter";
+export function JobForm({ from, store, catalogue: loaded }) {
+  const catalogue = useNewestModels(loaded);
+  const [draft, setDraft] = useState(() => draftOf(firstRequest(catalogue), catalogue));
   const [problem, setProblem] = useState(null);
   const [isSending, setSending] = useState(false);
   const [isReady, setReady] = useState(!from); // until then there is no form, so that nothing typed is replaced
+  const [isChoosing, setChoosing] = useState(false); // a model, in the open list
   const form = useRef(null);
   useEffect(() => {
     if (!from) return;
     getJson(`/attribution/jobs/${encodeURIComponent(from)}`)
-      .then((job) => job.request && setDraft(draftOf(job.request, catalogue)), setProblem)
+      .then((job) => job.request && setDraft({ ...draftOf(job.request, catalogue), isKindChosen: true }), setProblem)
       .then(() => setReady(true));
   }, [from]);
   const errors = problem?.errors ?? [];
-  const change = (changes) => setDraft((draft) => ({ ...draft, ...changes }));
-  const fields = (specs) => specs.map((spec) => html`
+  const change = (changes) => setDraft((draft) => (typeof changes === "function" ? changes(draft) : { ...draft, ...changes }));
+  // `extras` has what is drawn below a field, by its pointer.
+  const fields = (specs, extras = {}) => specs.map((spec) => html`
     <${Field} key=${spec.pointer} spec=${spec} value=${draft.values[spec.pointer]}
       errors=${errorsAmong(errors, spec.pointer, specs.map(({ pointer }) => pointer))}
-      onChange=${(value) => setDraft((draft) => ({ ...draft, values: { ...draft.values, [spec.pointer]: value } }))} />`);
+      onChange=${(value) => setDraft((draft) => ({ ...draft, values: { ...draft.values, [spec.pointer]: value } }))}>${extras[spec.pointer]}<//>`);
   const fillIn = (request) => {
     setProblem(null);
     setDraft(draftOf(request, catalogue));
+    scrollTo(0, 0);
   };
   const submit = async (event) => {
     event.preventDefault();
+    if (isSending) return;
+    const own = errorsOf(draft);
+    if (own.length) return setProblem({ title: "The request is not complete", errors: own });
     setSending(true);
     try {
       const job = await getJson("/attribution/jobs", { method: "POST", body: requestOf(draft, catalogue) });
@@ -49,94 +62,66 @@ export function JobForm({ from, store, catalogue }) {
       setProblem(problem);
     }
   };
+  const submitByKey = (event) => {
+    if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+    event.preventDefault();
+    form.current.requestSubmit();
+  };
   useEffect(() => problem && form.current && showErrors(form.current), [problem, isReady]);
   if (!isReady) return html`<p class="muted" role="status">Loading…</p>`;
+  const parts = { draft, catalogue, errors, change, fields };
+  const request = requestOf(draft, catalogue);
+  const model = modelNamed(catalogue.models, draft.model);
+  const canEstimate = catalogue.canEstimate && model && !model.problem && !isChoosing && isPlausible(draft, catalogue);
   return html`
-    <form class="job-form" ref=${form} onSubmit=${submit} novalidate aria-labelledby="form-title">
+    <form class="job-form" ref=${form} onSubmit=${submit} onKeyDown=${submitByKey} novalidate aria-labelledby="form-title">
       <h1 id="form-title">Which input tokens did each generated token depend on?</h1>
-      <div class="examples" role="group" aria-label="Examples">
-        <span class="muted">Examples</span>
-        ${examples.map(({ name, request }) => html`<button type="button" class="chip" onClick=${() => fillIn(request)}>${name}</button>`)}
-      </div>
       ${problem && html`<${FormProblems} problem=${problem} form=${form} />`}
-      <${Model} draft=${draft} catalogue=${catalogue} errors=${errors} change=${change} />
-      <${Inputs} draft=${draft} errors=${errors} change=${change} />
-      <${Methods} draft=${draft} catalogue=${catalogue} errors=${errors} change=${change} fields=${fields} />
-      <${Functions} draft=${draft} catalogue=${catalogue} errors=${errors} change=${change} fields=${fields} />
-      <details class="advanced">
-        <summary>Advanced options</summary>
-        <div class="grid">${fields([maxNewTokensSpec(), ...advancedSpecs(catalogue)])}</div>
-      </details>
-      <div class="actions">
-        <button class="primary" type="submit" disabled=${isSending}>${isSending ? "Sending…" : "Attribute"}</button>
-        ${catalogue.canEstimate && html`<${Estimate} request=${requestOf(draft, catalogue)} onProblem=${setProblem} />`}
+      <div class="essentials">
+        <div class="subject">
+          <${Model} model=${draft.model} models=${catalogue.models} errors=${errors} onOpen=${setChoosing}
+            onChange=${(name) => change((draft) => withModel(draft, name, catalogue))} />
+          <${KindOfInput} ...${parts} />
+        </div>
+        <${Inputs} ...${parts} />
+        <${Method} ...${parts} />
       </div>
-      <${AsJson} draft=${draft} catalogue=${catalogue} />
+      <div class="submit">
+        <button class="primary" type="submit" disabled=${isSending} aria-keyshortcuts="Control+Enter Meta+Enter">${isSending ? "Sending…" : "Attribute"}</button>
+        <kbd class="muted" aria-hidden="true">${SUBMIT_KEYS}</kbd>
+        <${Estimate} request=${canEstimate ? request : null} isCold=${!model?.loaded} />
+      </div>
+      <${Examples} examples=${examplesFor(catalogue)} onChoose=${fillIn} />
+      <section class="options" aria-labelledby="options-title">
+        <h2 id="options-title">Options</h2>
+        <${Generation} ...${parts} />
+        <${MethodArguments} ...${parts} />
+        <${Comparison} ...${parts} />
+        <${AttributedFunction} ...${parts} />
+        <${StepScores} ...${parts} />
+        <${Fold} title=${draft.isChat ? "Several conversations" : "Several texts"} state=${draft.inputs.length > 1 ? String(draft.inputs.length) : ""}>
+          <p class="muted">Each is attributed by itself, in one job and with the same options.</p>
+          <${AddInput} ...${parts} />
+        <//>
+        ${GROUPS.map(({ name, title }) => {
+          const specs = groupSpecs(draft, name, catalogue);
+          return specs.length > 0 && html`
+            <${Fold} key=${name} title=${title} state=${setAmong(specs, draft.values)}><div class="grid">${fields(specs)}</div><//>`;
+        })}
+        <${CopyAs} request=${request} />
+      </section>
     </form>
   `;
 }
 
-function examplesFor(catalogue) {
-  const known = catalogue.request.methods ? [...EXAMPLES, COMPARISON] : EXAMPLES;
-  return known.filter(({ request }) => catalogue.models.bundled.includes(request.model));
-}
-
-/** Open the `<details>` around invalid fields, and focus the first such field. */
-function showErrors(form) {
-  const invalid = [...form.querySelectorAll("[aria-invalid=true]")];
-  for (const each of invalid) {
-    const folded = each.closest("details");
-    if (folded) folded.open = true;
-  }
-  (invalid[0] ?? form.querySelector(".notice"))?.focus();
-}
-
-function Model({ draft, catalogue, errors, change }) {
-  const { bundled, loaded } = catalogue.models;
-  const names = [...new Set([...bundled, ...loaded.map(({ name }) => name)])];
-  return html`
-    <${Labelled} label="Model" pointer="/model" errors=${errorsAt(errors, "/model")}
-      help="A bundled model, or one from the Hugging Face Hub: name, org/name or org/name@revision."
-      control=${(attributes) => html`
-        <input ...${attributes} type="text" list="models" autocomplete="off" spellcheck=${false} value=${draft.model}
-          onInput=${(event) => change({ model: event.target.value })} />
-        <datalist id="models">${names.map((name) => html`<option value=${name} />`)}</datalist>`} />
-  `;
-}
-
-function Functions({ draft, catalogue, errors, change, fields }) {
-  const functions = Object.values(catalogue.stepFunctions);
-  const names = functions.sort((a, b) => a.is_contrastive - b.is_contrastive).map(({ name }) => name);
-  const own = errorsAt(errors, "/step_scores");
-  const toggle = (name) => change({
-    stepScores: draft.stepScores.includes(name) ? draft.stepScores.filter((each) => each !== name) : [...draft.stepScores, name],
-  });
-  return html`
-    <div class="pair">
-      <${Labelled} label="Attributed function" pointer="/attributed_fn" errors=${errorsAt(errors, "/attributed_fn")}
-        help=${catalogue.stepFunctions[draft.attributedFn || "probability"]?.description}
-        control=${(attributes) => html`
-          <select ...${attributes} value=${draft.attributedFn} onChange=${(event) => change({ attributedFn: event.target.value })}>
-            <option value="">probability (default)</option>
-            ${names.filter((name) => name !== "probability").map((name) => html`<option value=${name}>${name}</option>`)}
-          </select>`} />
-      <div class="grid arguments">${fields(attributedFnSpecs(draft, catalogue))}</div>
-    </div>
-    <fieldset class="scores">
-      <legend>Step scores</legend>
-      <div class="checks">
-        ${names.map((name) => html`
-          <label><input type="checkbox" checked=${draft.stepScores.includes(name)} onChange=${() => toggle(name)} /> ${name}</label>`)}
-      </div>
-      ${own.length > 0 && html`<p class="error">${own.map((error) => error.detail).join(" ")}</p>`}
-      <div class="grid arguments">${fields(stepScoreSpecs(draft, catalogue))}</div>
-    </fieldset>
-  `;
-}
-
-function AsJson({ draft, catalogue }) {
-  const text = () => JSON.stringify(requestOf(draft, catalogue), null, 2);
-  return html`
-    <${LazyDetails} className="as-json" summary="Request as JSON">${() => html`<pre tabindex="0" aria-label="Request">${text()}</pre>`}<//>
-  `;
+/** The catalogue with the models as they are now: others may have been loaded since the page was opened. */
+function useNewestModels(catalogue) {
+  const [models, setModels] = useState(catalogue.models);
+  useEffect(() => {
+    if (performance.now() - catalogue.loadedAt < MODELS_ARE_NEW) return undefined;
+    const reading = new AbortController();
+    getJson("/attribution/models", { signal: reading.signal }).then(setModels, () => {}); // the older list will do
+    return () => reading.abort();
+  }, []);
+  return { ...catalogue, models };
 }

@@ -1,5 +1,5 @@
 // One field of a form, with its label, help and errors. field_specs.js describes the specs that fields are made from.
-import { shownDefault } from "./field_specs.js";
+import { shownDefault, typeInWords } from "./field_specs.js";
 import { html, useId } from "./preact.js";
 
 /** The errors at a field's pointer or inside its value. */
@@ -15,8 +15,11 @@ export function errorsAmong(errors, pointer, pointers) {
 /** A description in which text between backticks becomes code. */
 export const prose = (text) => text.split("`").map((part, index) => (index % 2 ? html`<code>${part}</code>` : part));
 
-/** A label, a control and messages. `control(attributes)` draws the control with the ids that connect the three. */
-export function Labelled({ label, type, help, errors = [], pointer, control, isInline = false }) {
+/**
+ * A label, a control and messages. `control(attributes)` draws the control with the ids that connect the three.
+ * `identifier` is the field's name in a request, shown beside its name in words.
+ */
+export function Labelled({ label, identifier, hint, help, errors = [], pointer, control, isInline = false, children }) {
   const id = useId();
   const described = [help && `${id}-help`, errors.length && `${id}-error`].filter(Boolean).join(" ") || undefined;
   const attributes = {
@@ -25,19 +28,22 @@ export function Labelled({ label, type, help, errors = [], pointer, control, isI
     "aria-describedby": described,
     "aria-invalid": errors.length ? "true" : undefined,
   };
-  const name = html`<label for=${id}>${label} ${type && html`<span class="type">${type}</span>`}</label>`;
+  const name = html`
+    <label for=${id}>${label}${identifier && html` <code class="identifier">${identifier}</code>`}${hint && html` <span class="hint">${hint}</span>`}</label>`;
   return html`
     <div class=${`field ${isInline ? "inline" : ""} ${errors.length ? "invalid" : ""}`}>
       ${isInline ? html`${control(attributes)} ${name}` : html`${name} ${control(attributes)}`}
       ${help && html`<p class="help" id=${`${id}-help`}>${typeof help === "string" ? prose(help) : help}</p>`}
+      ${children}
       ${errors.length > 0 && html`<p class="error" id=${`${id}-error`}>${errors.map((error) => error.detail).join(" ")}</p>`}
     </div>
   `;
 }
 
-export function Field({ spec, value, errors, onChange }) {
+export function Field({ spec, value, errors, onChange, children }) {
   const shown = value ?? shownDefault(spec);
-  const common = { pointer: spec.pointer, label: spec.name, help: spec.help, errors };
+  const help = [spec.help, typeInWords(spec)].filter(Boolean).join(" ");
+  const common = { pointer: spec.pointer, label: spec.label, identifier: spec.name, help, errors, children };
   if (spec.kind === "boolean") {
     return html`<${Labelled} ...${common} isInline=${true} control=${(attributes) =>
       html`<input type="checkbox" ...${attributes} checked=${shown} onChange=${(event) => onChange(event.target.checked)} />`} />`;
@@ -48,9 +54,12 @@ export function Field({ spec, value, errors, onChange }) {
         ${spec.choices.map((choice) => html`<option value=${choice}>${choice}</option>`)}
       </select>`} />`;
   }
+  if (spec.kind === "texts") {
+    return html`<${Labelled} ...${common} control=${(attributes) => html`
+      <textarea ...${attributes} rows="1" dir="auto" value=${shown} onInput=${(event) => onChange(event.target.value)} />`} />`;
+  }
   const isNumber = spec.kind === "integer" || spec.kind === "number";
-  const type = spec.isRequired ? `${spec.type}, required` : spec.type;
-  return html`<${Labelled} ...${common} type=${type} control=${(attributes) => html`
+  return html`<${Labelled} ...${common} control=${(attributes) => html`
     <input ...${attributes} type="text" class=${isNumber ? "short" : ""} inputmode=${isNumber ? "decimal" : undefined}
       autocomplete="off" spellcheck=${false} dir="auto" value=${shown} onInput=${(event) => onChange(event.target.value)} />`} />`;
 }

@@ -4,8 +4,7 @@ import { html } from "./preact.js";
 export function FormProblems({ problem, form }) {
   const visit = (pointer) => {
     const field = fieldAt(form.current, pointer);
-    const folded = field?.closest("details");
-    if (folded) folded.open = true;
+    unfold(field);
     field?.focus();
   };
   return html`
@@ -25,10 +24,22 @@ export function FormProblems({ problem, form }) {
 
 const nameOf = (pointer) => pointer.slice(1).replaceAll("/", " › ");
 
-/** The field at a pointer, or the nearest field that contains it. */
+/** Open the `<details>` around invalid fields, and focus the first such field. */
+export function showErrors(form) {
+  const invalid = [...form.querySelectorAll("[aria-invalid=true]")];
+  invalid.forEach(unfold);
+  (invalid[0] ?? form.querySelector(".notice"))?.focus();
+}
+
+function unfold(field) {
+  for (let folded = field?.closest("details"); folded; folded = folded.parentElement.closest("details")) folded.open = true;
+}
+
+/** The field at a pointer, or the nearest one that contains it or is in it. */
 function fieldAt(form, pointer) {
   for (let path = pointer; path; path = path.slice(0, path.lastIndexOf("/"))) {
-    const field = form.querySelector(`[data-pointer="${CSS.escape(path)}"]`);
+    const own = CSS.escape(path);
+    const field = form.querySelector(`[data-pointer="${own}"]`) ?? form.querySelector(`[data-pointer^="${own}\\/"]`);
     if (field) return field;
   }
   return null;
