@@ -34,10 +34,12 @@ from attribution_client.errors import (
     WaitTimedOut,
 )
 from attribution_client.extras import needs_extra
+from attribution_client.webhooks import WebhookRejected, verify_webhook
 from attribution_schema.estimate import Estimate
-from attribution_schema.job import Job, JobStatus
+from attribution_schema.job import Job, JobEvent, JobStatus
 from attribution_schema.request import AttributionRequest
 from attribution_schema.result import AttributionResult, ComparisonResult
+from attribution_schema.share import NewShare, Share
 
 if TYPE_CHECKING:
     from attribution_client.comparisons import MethodComparison, compare_methods
@@ -61,15 +63,19 @@ __all__ = [
     "InvalidRequest",
     "Job",
     "JobEndedWithoutResult",
+    "JobEvent",
     "JobStatus",
     "MethodComparison",
+    "NewShare",
     "NotFound",
     "RequestFailed",
     "ResultExpired",
     "ServerFailed",
     "ServerUnreachable",
+    "Share",
     "Unauthorized",
     "WaitTimedOut",
+    "WebhookRejected",
     "attribution_graph",
     "compare_methods",
     "plot_attribution_graph",
@@ -80,6 +86,7 @@ __all__ = [
     "to_frame",
     "top_token_overlap",
     "top_tokens",
+    "verify_webhook",
 ]
 
 # The modules of the extra `plots`, in the order of their import time: pandas, matplotlib, networkx.
