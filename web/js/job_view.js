@@ -5,6 +5,7 @@ import { Notice, useReadProblem } from "./problem_notice.js";
 import { ProgressBar } from "./progress.js";
 import { ResultView } from "./result_view.js";
 import { formHash, go } from "./route.js";
+import { ShareButton } from "./share_dialog.js";
 
 export function JobView({ id, parameters, store, catalogue }) {
   const open = () => store.open(id).catch(setReadProblem);
@@ -17,7 +18,7 @@ export function JobView({ id, parameters, store, catalogue }) {
   }, [id]);
   const job = store.get(id);
   useTitle(job);
-  if (problem && !job) return html`<${Notice} problem=${problem}><p><a href=${formHash()}>Submit a job</a></p><//>`;
+  if (problem && !job) return html`<${Notice} problem=${problem}>${!store.isReadOnly && html`<p><a href=${formHash()}>Submit a job</a></p>`}<//>`;
   if (!job) return html`<p class="muted" role="status">Loading…</p>`;
   const attempt = (action) => async () => {
     setActionProblem(null);
@@ -41,12 +42,13 @@ export function JobView({ id, parameters, store, catalogue }) {
         <span>${when(job.created_at)}${runTime(job) !== null && `, ran ${duration(runTime(job))}`}</span>
       </p>
       <p class="hidden" role="status">${phaseOf(job)}</p>
-      <div class="actions">
+      ${!store.isReadOnly && html`<div class="actions">
         ${!hasEnded(job) && html`
           <button onClick=${cancel} disabled=${job.cancel_requested}>${job.cancel_requested ? "Stopping…" : "Cancel"}</button>`}
         ${job.request && html`<a class="button" href=${formHash({ from: job.job_id })}>Edit and run again</a>`}
+        <${ShareButton} job=${job} />
         ${hasEnded(job) && html`<${Delete} onDelete=${remove} />`}
-      </div>
+      </div>`}
       ${problem && html`<${Notice} problem=${problem} />`}
       ${!hasEnded(job) && html`<div class="under-way"><${ProgressBar} job=${job} /></div>`}
       ${job.status === "failed" && html`<${Notice} problem=${job.error} />`}
