@@ -10,7 +10,7 @@ from fastapi import Depends, Request, Security
 from api.engine_protocol import AttributionEngineProtocol
 from api.job_watch import JobWatch, MayContinue
 from api.metrics import ServiceMetrics
-from api.security_schemes import API_KEY, METRICS_KEY
+from api.security_schemes import API_KEY
 from api.services import Services, services_of
 from job_manager import JobManager
 from jobs.store.api_keys import ANYBODY
@@ -65,7 +65,7 @@ def owner_of_header(store: JobStore, authorization: str | None) -> str:
 
 
 async def check_metrics_key(
-    request: Request, store: Annotated[JobStore, Depends(_store)], _: Annotated[object, Security(METRICS_KEY)]
+    request: Request, store: Annotated[JobStore, Depends(_store)], _: Annotated[object, Security(API_KEY)]
 ) -> None:
     """Raise `Unauthorized` unless the request has the key of the metrics, or any API key if there is no such key."""
     authorization = request.headers.get("Authorization")

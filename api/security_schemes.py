@@ -12,12 +12,8 @@ from fastapi.security import HTTPBearer
 
 API_KEY = HTTPBearer(
     scheme_name="ApiKey",
-    description="The API key, if the server has keys: the operator makes one with `python main.py keys create NAME`.",
-    auto_error=False,
-)
-METRICS_KEY = HTTPBearer(
-    scheme_name="MetricsKey",
-    description="The key of the metrics (`INSEQ_API_METRICS_KEY`), or any API key if the server has none.",
+    description="The API key, if the server has keys: the operator makes one with `python main.py keys create NAME`. "
+    "`/metrics` takes the key of the metrics instead, if there is one (`INSEQ_API_METRICS_KEY`).",
     auto_error=False,
 )
 

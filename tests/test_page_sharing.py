@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
@@ -49,9 +48,9 @@ def test_a_link_made_on_the_page_shows_one_job_to_a_reader_without_a_key(served,
     expect(dialog.get_by_role("listitem")).to_have_count(1)
     assert serious(page) == []
 
-    asked = []
+    asked = []  # the requests of the reader's page
     reader = open_page(served, url.removeprefix(served.url))
-    reader.on("request", lambda request: asked.append(request))
+    reader.on("request", lambda request: asked.append(request))  # noqa: PLW0108 - Playwright marks the function
     reader.reload()
     expect(reader.locator(".facts .status")).to_have_text("completed")
     assert_drawn(reader, attributions(result))
@@ -131,33 +130,30 @@ def test_a_key_is_taken_over_from_another_tab_and_forgotten_in_all(served, keys,
         expect(page.get_by_role("dialog")).to_be_visible()
 
 
-@pytest.mark.parametrize("with_page", [True, False])
-def test_the_documentation_takes_the_page_s_key_or_asks_for_one(served, keys, open_page, with_page):
+def test_the_documentation_takes_the_page_s_key_or_asks_for_one(served, keys, open_page):
     secret = keys.create("ann")[1]
     job_id, _ = run_as(served, secret)
-    page = open_page(served, "/" if with_page else "/docs")
-    docs = page
-    if with_page:
-        enter_key(page, secret)
-        expect(page.get_by_role("button", name="Forget API key")).to_be_visible()
-        docs = page.context.new_page()
-        docs.goto(f"{served.url}/docs")
-    else:
-        docs.get_by_role("button", name="Authorize").first.click()
-        form = docs.locator(".auth-container", has_text="ApiKey")
-        form.get_by_role("textbox").fill(secret)
-        form.get_by_role("button", name="Apply credentials").click()
-        form.get_by_role("button", name="Close").click()
+    page = open_page(served)
+    enter_key(page, secret)
+    expect(page.get_by_role("button", name="Forget API key")).to_be_visible()
+    docs = page.context.new_page()
+    docs.goto(f"{served.url}/docs")
     call = docs.locator("#operations-attribution-list_jobs_attribution_jobs_get")
     call.locator(".opblock-summary-control").click()
     call.get_by_role("button", name="Try it out").click()
-    with docs.expect_response("**/attribution/jobs*") as answered:
-        call.get_by_role("button", name="Execute").click()
-    assert answered.value.status == 200
-    assert [job["job_id"] for job in answered.value.json()["jobs"]] == [job_id]
-    if with_page:  # what is forgotten on the page is forgotten here
-        page.get_by_role("button", name="Forget API key").click()
-        expect(docs.locator(".authorize.unlocked")).to_be_visible()
+
+    def answer():
         with docs.expect_response("**/attribution/jobs*") as answered:
             call.get_by_role("button", name="Execute").click()
-        assert answered.value.status == 401
+        return answered.value
+
+    expect(docs.locator(".authorize.locked")).to_be_visible()
+    assert [job["job_id"] for job in answer().json()["jobs"]] == [job_id]
+    page.get_by_role("button", name="Forget API key").click()
+    expect(docs.locator(".authorize.unlocked")).to_be_visible()
+    assert answer().status == 401
+    docs.get_by_role("button", name="Authorize").first.click()
+    docs.locator(".auth-container").get_by_role("textbox").fill(secret)
+    docs.get_by_role("button", name="Apply credentials").click()
+    docs.get_by_role("button", name="Close", exact=True).click()
+    assert answer().status == 200

@@ -61,7 +61,7 @@ function ShareDialog({ path, onClose }) {
         <ul class="links" aria-labelledby="share-list">
           ${shares.map((share) => html`
             <li key=${share.share_id}>
-              <span>made ${when(share.created_at)}, expires ${when(share.expires_at)}</span>
+              <span>${made?.share_id === share.share_id && html`<strong>This link</strong>, `}made ${when(share.created_at)}, expires ${when(share.expires_at)}</span>
               <button type="button" class="quiet" aria-label=${`Revoke the link made ${when(share.created_at)}`} onClick=${() => revoke(share)}>Revoke</button>
             </li>`)}
         </ul>`}
