@@ -102,7 +102,8 @@ class WebhookSender(JobListener):
                 with suppress(TimeoutError):
                     async with asyncio.timeout(min(max(seconds, _PAUSE), _LOOK_INTERVAL)):
                         await self._wake.wait()
-                await asyncio.sleep(_PAUSE)
+                if not self._stopping:
+                    await asyncio.sleep(_PAUSE)
             if self._sending:
                 await asyncio.wait(list(self._sending), timeout=_STOP_PATIENCE)
             for task in self._sending:

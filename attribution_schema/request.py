@@ -21,7 +21,7 @@ from pydantic import (
 from attribution_schema.json_values import check_json
 from attribution_schema.messages import ChatMessage, Messages
 from attribution_schema.open_enum import TOLERANT, OpenEnum, keep_unknown
-from attribution_schema.webhook import WEBHOOK_ENDS, WebhookEnd, WebhookUrl
+from attribution_schema.webhook import WebhookEnd, WebhookUrl
 
 # `name`, `org/name` or a `.gguf` file in either, optionally `@revision`, and optionally `+` and the same for an
 # adapter: never a path. Each part starts with a letter or digit and has no two dots in a row, so neither `..` nor a
@@ -171,8 +171,8 @@ class AttributionRequest(BaseModel):
         "operator says to which hosts.",
         examples=["https://hooks.example.com/attribution"],
     )
-    webhook_events: list[WebhookEnd] = Field(
-        list(WEBHOOK_ENDS), min_length=1, max_length=8, description="The ends of the job that are posted to `webhook`."
+    webhook_events: Annotated[list[WebhookEnd], Field(min_length=1, max_length=8)] | None = Field(
+        None, description="The ends of the job that are posted to `webhook`: all by default."
     )
     seed: int = Field(
         0,
@@ -210,7 +210,7 @@ class AttributionRequest(BaseModel):
 
     @model_validator(mode="after")
     def _has_a_webhook_for_its_events(self) -> AttributionRequest:
-        if self.webhook is None and self.webhook_events != list(WEBHOOK_ENDS):
+        if self.webhook is None and self.webhook_events is not None:
             raise ValueError("webhook_events is for webhook, which is missing")
         return self
 

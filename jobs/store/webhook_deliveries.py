@@ -12,7 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from attribution_schema.webhook import address_of
+from attribution_schema.webhook import WEBHOOK_ENDS, address_of
 from jobs.store.kept_results import Connections
 from jobs.store.records import JobRecord, WebhookState
 from jobs.store.rows import LATEST, integer, is_number, record, text
@@ -42,7 +42,7 @@ def new_row(seq: int, request: AttributionRequest) -> dict[str, Any]:
     assert request.webhook is not None
     host, port = address_of(request.webhook)
     values = {"seq": seq, "url": request.webhook, "host": f"{host}:{port}"[:300]}
-    return values | {"events": ",".join(request.webhook_events), "state": OPEN, "attempts": 0}
+    return values | {"events": ",".join(request.webhook_events or WEBHOOK_ENDS), "state": OPEN, "attempts": 0}
 
 
 class WebhookDeliveries:

@@ -54,7 +54,7 @@ export async function call(path, { method = "GET", body, headers = {}, signal } 
     throw new Problem({ title: "No answer", detail: "The server cannot be reached. Is it running?" }, 0);
   }
   for (const listener of [...answerListeners]) listener();
-  if (key && response.status !== 401) apiKey.accepted(key);
+  if (key && response.status !== 401 && path.startsWith("/attribution/")) apiKey.accepted(key); // others are open to all
   if (response.ok) return response;
   if (response.status === 401 && !key && !isOpen && (apiKey.get() || (await apiKey.takeOver()))) {
     return call(path, { method, body, headers, signal });
