@@ -128,7 +128,8 @@ class JobManager:
             return self._current(job)
         if job.reused_from:
             log.info("job_reused", job_id=job.job_id, reused_from=job.reused_from)
-            return job
+            self._listener.job_changed(job.job_id)
+            return self._current(job)
         self._workers.announce_job()
         log.info("job_accepted", job_id=job.job_id, model=request.model, method=",".join(request.method_names))
         return self._current(job)
@@ -175,7 +176,12 @@ class JobManager:
 
     def page(self, filters: Filters, *, limit: int, before: int | None) -> list[JobRecord]:
         """Return up to `limit` jobs, newest first; `before`: only those with a smaller `seq`."""
-        return [self._current(job) for job in self._store.page(filters, limit=limit, before=before)]
+        jobs = self._with_webhooks(self._store.page(filters, limit=limit, before=before))
+        return [self._with_progress(job) for job in jobs]
+
+    def shared(self, token: str) -> JobRecord:
+        """Return the job that the token of a link opens. Raises `ShareNotFound` and `ShareExpired`."""
+        return self._with_progress(self._store.shares.job(token))
 
     def partial(self, job: JobRecord) -> Sequence[ResultPart]:
         """Return the unfinished result of a running job as the parts of a result; empty before the first step."""
@@ -186,6 +192,19 @@ class JobManager:
         return self._eta.until_start(self._store.place_of_next(owner, priority))
 
     def _current(self, job: JobRecord) -> JobRecord:
+        """Add what is not in the job's row."""
+        (job,) = self._with_webhooks([job])
+        return self._with_progress(job)
+
+    def _with_webhooks(self, jobs: Sequence[JobRecord]) -> Sequence[JobRecord]:
+        """Add the deliveries of the jobs' webhooks."""
+        wanted = [job.seq for job in jobs if job.request and job.request.webhook]
+        if not wanted:
+            return jobs
+        states = self._store.webhooks.states(wanted)
+        return [replace(job, webhook=states.get(job.seq)) for job in jobs]
+
+    def _with_progress(self, job: JobRecord) -> JobRecord:
         """Add what the store does not know: the latest progress, the place in the queue, the ETA."""
         if job.status is JobStatus.PENDING:
             place = self._store.queue_position(job) if job.queue_position is None else job.queue_position

@@ -27,7 +27,12 @@ from api.routes.jobs import job_document, jobs
 from api.routes.pages import add_pages
 from api.routes.results import results
 from api.routes.service import meta
+from api.routes.shared import shared
+from api.routes.shares import shares
+from api.security_schemes import make_keys_optional
 from api.services import Services
+from api.webhook_hosts import WebhookHosts
+from api.webhook_sender import WebhookSender
 from attribution_schema import __version__
 from job_manager import JobLimits, JobManager
 from jobs.retention import Retention
@@ -55,6 +60,7 @@ def create_app(settings: Settings | None = None, engine: AttributionEngineProtoc
         services.install(app)
         services.manager.start()
         services.freed_memory.start()
+        services.webhooks.start()
         retention.start()
         devices = list(services.engine.devices())
         workers = len(devices) * settings.workers_per_device
@@ -63,6 +69,7 @@ def create_app(settings: Settings | None = None, engine: AttributionEngineProtoc
             yield
         finally:
             await run_in_threadpool(services.manager.stop, settings.shutdown_grace_seconds)
+            await run_in_threadpool(services.webhooks.stop)
             retention.stop()
             services.freed_memory.stop()
             services.store.close()
@@ -77,8 +84,9 @@ def create_app(settings: Settings | None = None, engine: AttributionEngineProtoc
         redoc_url=None,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
-    for router in (jobs, results, catalogue, meta):
+    for router in (jobs, results, shares, shared, catalogue, meta):
         app.include_router(router)
+    make_keys_optional(app)
     add_pages(app)
     install_error_handlers(app)
     # The last one added sees a request first: what refuses requests is counted, and every response has id and headers.
@@ -115,11 +123,13 @@ def _services(settings: Settings, engine: AttributionEngineProtocol, http_regist
         watchers=lambda: watch.watchers,
     )
     freed_memory = FreedMemory()
+    webhook_hosts = WebhookHosts(settings.webhook_hosts)
+    webhooks = WebhookSender(store.webhooks, webhook_hosts, settings, metrics.webhook_attempted)
     manager = JobManager(
         store,
         engine.run,
         devices=devices,
-        listeners=[watch, metrics, freed_memory],
+        listeners=[watch, metrics, freed_memory, webhooks],
         limits=JobLimits(
             max_attempts=settings.max_attempts,
             max_seconds=settings.max_job_seconds,
@@ -128,7 +138,8 @@ def _services(settings: Settings, engine: AttributionEngineProtocol, http_regist
         ),
         prepare_worker=lambda: engine.prepare_worker(threads),
     )
-    return Services(engine, store, manager, watch, metrics, freed_memory)
+    share_max_seconds = settings.share_max_days * 86400
+    return Services(engine, store, manager, watch, metrics, freed_memory, webhook_hosts, webhooks, share_max_seconds)
 
 
 def _cores() -> int:

@@ -1,7 +1,7 @@
 """What crosses the wire, as one import for the server; the content is `attribution_schema`'s."""
 
 from attribution_schema.estimate import Estimate, InputEstimate, SecondsEstimate
-from attribution_schema.job import Job, JobList, JobStatus, Links, Progress, Stage
+from attribution_schema.job import Job, JobEvent, JobList, JobStatus, Links, Progress, Stage
 from attribution_schema.messages import ChatMessage
 from attribution_schema.open_enum import TOLERANT, OpenEnum
 from attribution_schema.problem import Problem, ProblemItem
@@ -21,7 +21,9 @@ from attribution_schema.result import (
     SequenceAttribution,
     Token,
 )
+from attribution_schema.share import NewShare, Share, SharedJob, SharedLinks, ShareList, ShareRequest
 from attribution_schema.view_options import ViewOptions
+from attribution_schema.webhook import WebhookDelivery, WebhookStatus
 
 __all__ = [
     "METHOD_ALIASES",
@@ -37,10 +39,12 @@ __all__ = [
     "Estimate",
     "InputEstimate",
     "Job",
+    "JobEvent",
     "JobList",
     "JobStatus",
     "Links",
     "MethodResult",
+    "NewShare",
     "OpenEnum",
     "Problem",
     "ProblemItem",
@@ -48,7 +52,14 @@ __all__ = [
     "ResultPart",
     "SecondsEstimate",
     "SequenceAttribution",
+    "Share",
+    "ShareList",
+    "ShareRequest",
+    "SharedJob",
+    "SharedLinks",
     "Stage",
     "Token",
     "ViewOptions",
+    "WebhookDelivery",
+    "WebhookStatus",
 ]

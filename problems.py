@@ -10,6 +10,8 @@ raised errors into responses.
     │   └── ModelNotAllowed     422  this server does not serve that model
     ├── Unauthorized            401  the API key is missing or unknown
     ├── JobNotFound             404  also if it belongs to another key
+    ├── ShareNotFound           404  a link for others that was revoked, or never was
+    ├── ShareExpired            410  a link for others after its time
     ├── ResultNotReady          409  the job has not ended
     ├── NoResult                409  the job failed or was cancelled; `cause` is its error
     ├── ResultExpired           410  retention removed the result
@@ -160,6 +162,18 @@ class JobNotFound(ServiceError):
     """There is no such job."""
 
     slug, status = "job-not-found", HTTPStatus.NOT_FOUND
+
+
+class ShareNotFound(ServiceError):
+    """There is no such link."""
+
+    slug, status = "share-not-found", HTTPStatus.NOT_FOUND
+
+
+class ShareExpired(ServiceError):
+    """The link has expired."""
+
+    slug, status = "share-expired", HTTPStatus.GONE
 
 
 class ResultNotReady(ServiceError):

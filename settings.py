@@ -5,22 +5,40 @@ Imports no other module of the service. Options on the command line of `main.py`
 
 from __future__ import annotations
 
+import base64
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PROJECT_ROOT = Path(__file__).resolve().parent
 
 CommaList = Annotated[tuple[str, ...], NoDecode]
+CommaNumbers = Annotated[tuple[Annotated[float, Field(gt=0, le=30 * 86400)], ...], NoDecode]
+_HOST_PATTERN = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.*?_-]+)(?::(?:\d{1,5}|\*))?")
+_SECRET_BYTES = range(24, 65)  # of a webhook's secret, as Standard Webhooks asks
+
+
+def _is_webhook_secret(text: str) -> bool:
+    try:
+        key = base64.b64decode(text.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        return False
+    return text.startswith("whsec_") and len(key) in _SECRET_BYTES
 
 
 class Settings(BaseSettings):
     """The settings, frozen once read, so that no request can change them for another one."""
 
     model_config = SettingsConfigDict(
-        env_prefix="INSEQ_API_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+        env_prefix="INSEQ_API_",
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,  # some are secrets
     )
 
     # Address, and who may connect
@@ -154,12 +172,79 @@ class Settings(BaseSettings):
         2000, ge=1, description="Limit of interpolation steps, samples or probes per generated token."
     )
 
-    @field_validator("allowed_hosts", "model_dirs", "allowed_models", "devices", mode="before")
+    # Sharing
+    webhook_hosts: CommaList = Field(
+        (),
+        description="Glob patterns of the hosts to which webhooks are sent; without one, none are. `host` is its "
+        "scheme's own port, `host:8443` that port, `host:*` any. Name no host to which not every user may post.",
+    )
+    webhook_secret: SecretStr | None = Field(
+        None,
+        description="The secret that signs webhooks: `whsec_` and 24 to 64 random bytes in base64. Several, separated "
+        "by commas, each sign, so that receivers can change from one to the next.",
+    )
+    webhook_retry_seconds: CommaNumbers = Field(
+        (5, 25, 125, 625, 3125, 15625, 78125),
+        description="Seconds to wait after each failed attempt to deliver a webhook, with up to 20 % of random jitter. "
+        "After one attempt more than there are pauses, it is given up.",
+    )
+    webhook_timeout_seconds: float = Field(
+        10.0, gt=0, le=300, description="How long one attempt to deliver a webhook may take, in seconds."
+    )
+    share_max_days: float = Field(
+        90.0,
+        ge=0,
+        le=36500,
+        description="Longest time for which a link may open a job to readers without a key, in days; 0: no links.",
+    )
+
+    @field_validator(
+        "allowed_hosts",
+        "model_dirs",
+        "allowed_models",
+        "devices",
+        "webhook_hosts",
+        "webhook_retry_seconds",
+        mode="before",
+    )
     @classmethod
     def _split_commas(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("webhook_hosts")
+    @classmethod
+    def _are_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for each in value:
+            if not _HOST_PATTERN.fullmatch(each):
+                raise ValueError(f"{each!r} is no host, host:port or host:*, each without a scheme and a path")
+        return value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _are_secrets(cls, value: SecretStr | None) -> SecretStr | None:
+        for each in value.get_secret_value().split(",") if value else ():
+            if not _is_webhook_secret(each.strip()):
+                raise ValueError(
+                    "a secret is whsec_ and 24 to 64 random bytes in base64; to make one: "
+                    'echo "whsec_$(openssl rand -base64 32)"'
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _signs_what_it_sends(self) -> Settings:
+        if self.webhook_hosts and not self.webhook_secrets:
+            raise ValueError(
+                "INSEQ_API_WEBHOOK_HOSTS allows webhooks, and there is no INSEQ_API_WEBHOOK_SECRET to sign them with"
+            )
+        return self
+
+    @property
+    def webhook_secrets(self) -> tuple[str, ...]:
+        """The secrets that sign webhooks."""
+        text = self.webhook_secret.get_secret_value() if self.webhook_secret else ""
+        return tuple(part.strip() for part in text.split(",") if part.strip())
 
     @property
     def is_loopback(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 from fastapi import FastAPI
+from pydantic import ValidationError
 
 from api.uvicorn_server import configure_logging, serve
 from jobs.store import backup
@@ -65,7 +66,10 @@ def _serve(context: click.Context, /, **options: Any) -> None:
     """Serve feature attribution jobs over HTTP, unless a command is given."""
     invocation: _Invocation = context.obj
     given = {name: value for name, value in options.items() if value is not None}
-    settings = invocation.settings = Settings(**given)
+    try:
+        settings = invocation.settings = Settings(**given)
+    except ValidationError as error:
+        raise click.UsageError("\n".join(map(_fault, error.errors(include_input=False)))) from None
     if context.invoked_subcommand is not None:
         return
     store = JobStore(settings.data_dir)  # fails here, before anything starts, if the directory cannot be used
@@ -79,6 +83,12 @@ def _serve(context: click.Context, /, **options: Any) -> None:
         )
     configure_logging()
     serve(invocation.create_app(settings), settings)
+
+
+def _fault(error: Any) -> str:
+    """Return what is wrong with a setting, without its value, which may be a secret."""
+    variable = f"INSEQ_API_{error['loc'][0].upper()}: " if error["loc"] else ""
+    return f"{variable}{error['msg'].removeprefix('Value error, ')}"
 
 
 @_serve.group("keys")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import secrets
 from typing import Annotated
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Request, Security
 
 from api.engine_protocol import AttributionEngineProtocol
 from api.job_watch import JobWatch, MayContinue
 from api.metrics import ServiceMetrics
+from api.security_schemes import API_KEY
 from api.services import Services, services_of
 from job_manager import JobManager
 from jobs.store.api_keys import ANYBODY
@@ -43,11 +44,10 @@ async def _metrics(request: Request) -> ServiceMetrics:
 
 
 async def owner_of(
-    store: Annotated[JobStore, Depends(_store)],
-    authorization: Annotated[str | None, Header(description="`Bearer KEY`, if the server has API keys.")] = None,
+    request: Request, store: Annotated[JobStore, Depends(_store)], _: Annotated[object, Security(API_KEY)]
 ) -> str:
     """Return the id of the request's API key, or `ANYBODY` if the server has no keys. Raises `Unauthorized`."""
-    return owner_of_header(store, authorization)
+    return owner_of_header(store, request.headers.get("Authorization"))
 
 
 def owner_of_header(store: JobStore, authorization: str | None) -> str:
@@ -65,11 +65,10 @@ def owner_of_header(store: JobStore, authorization: str | None) -> str:
 
 
 async def check_metrics_key(
-    request: Request,
-    store: Annotated[JobStore, Depends(_store)],
-    authorization: Annotated[str | None, Header(description="`Bearer KEY`, if the server has keys.")] = None,
+    request: Request, store: Annotated[JobStore, Depends(_store)], _: Annotated[object, Security(API_KEY)]
 ) -> None:
     """Raise `Unauthorized` unless the request has the key of the metrics, or any API key if there is no such key."""
+    authorization = request.headers.get("Authorization")
     key = services_of(request).metrics.key
     if key is None:
         owner_of_header(store, authorization)
@@ -88,11 +87,10 @@ def bearer(authorization: str | None) -> str:
 
 
 async def may_continue(
-    store: Annotated[JobStore, Depends(_store)],
-    owner: Annotated[str, Depends(owner_of)],
-    authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
+    request: Request, store: Annotated[JobStore, Depends(_store)], owner: Annotated[str, Depends(owner_of)]
 ) -> MayContinue:
     """Return a function that says whether the request's key still stands for the same owner."""
+    authorization = request.headers.get("Authorization")
 
     def check() -> bool:
         try:

@@ -7,8 +7,23 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jobs.store.records import JobRecord
-from models import Job, JobStatus, Links
+from jobs.store.shares import StoredShare
+from jobs.store.webhook_deliveries import OPEN
+from models import (
+    AttributionRequest,
+    Job,
+    JobStatus,
+    Links,
+    Share,
+    SharedJob,
+    SharedLinks,
+    WebhookDelivery,
+    WebhookStatus,
+)
 from problems import InvalidRequest, NoResult, ResultExpired, ResultNotReady, ServiceError
+
+# Of a request, what its owner wrote for himself, and where he has its end posted.
+_PRIVATE_FIELDS = ("tags", "webhook", "webhook_events")
 
 
 def job_document_of(record: JobRecord) -> Job:
@@ -28,12 +43,55 @@ def job_document_of(record: JobRecord) -> Job:
         cancel_requested=record.cancel_requested,
         reused_from=record.reused_from,
         expired_at=_utc(record.expired_at),
+        webhook=_webhook_of(record),
         links=Links(
             self=location,
             results=f"{location}/results",
             events=f"{location}/events",
             cancel=f"{location}/cancel",
         ),
+    )
+
+
+def _webhook_of(record: JobRecord) -> WebhookDelivery | None:
+    found = record.webhook
+    if found is None:
+        return None
+    if found.state == OPEN:
+        status = WebhookStatus.PENDING if record.status.is_terminal else WebhookStatus.WAITING
+    else:  # a damaged row may have any
+        status = WebhookStatus(found.state) if found.state in list(WebhookStatus) else WebhookStatus.FAILED
+    return WebhookDelivery(
+        status=status,
+        attempts=found.attempts,
+        last_error=found.error,
+        next_attempt_at=_utc(found.due_at),
+        ended_at=_utc(found.ended_at),
+    )
+
+
+def share_document_of(share: StoredShare) -> Share:
+    """Return the wire document of a link."""
+    return Share(share_id=share.share_id, created_at=_utc(share.created_at), expires_at=_utc(share.expires_at))
+
+
+def shared_document_of(record: JobRecord, location: str) -> SharedJob:
+    """Return a job as the reader of a link sees it. location: the path of the link."""
+    request = record.request and record.request.model_copy(
+        update={name: AttributionRequest.model_fields[name].default for name in _PRIVATE_FIELDS}
+    )
+    error = record.error and record.error.model_copy(update={"instance": None})
+    return SharedJob(
+        job_id=record.job_id,
+        status=record.status,
+        progress=record.progress,
+        created_at=_utc(record.created_at),
+        started_at=_utc(record.started_at),
+        finished_at=_utc(record.finished_at),
+        expired_at=_utc(record.expired_at),
+        request=request,
+        error=error,
+        links=SharedLinks(self=f"{location}/job", results=f"{location}/results", aggregators=f"{location}/aggregators"),
     )
 
 

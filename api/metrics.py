@@ -114,6 +114,9 @@ class ServiceMetrics(JobListener):
             buckets=_JOB_SECONDS,
             registry=self._registry,
         )
+        self._webhooks = Counter(
+            "inseq_api_webhook_attempts", "Attempts to deliver a webhook.", ["outcome"], registry=self._registry
+        )
         waiting = Gauge("inseq_api_watchers", "Clients that wait for a job or watch it.", registry=self._registry)
         waiting.set_function(watchers)
         self._registry.register(_ActiveJobsAndModelCache(active_jobs, model_cache))
@@ -122,6 +125,10 @@ class ServiceMetrics(JobListener):
         """Count a job that ran."""
         method = job.method if len(job.method_names) == 1 else "comparison"
         self._jobs.labels(method, self._model_label(job, status), status.value).observe(seconds)
+
+    def webhook_attempted(self, outcome: str) -> None:
+        """Count an attempt to deliver a webhook: `delivered`, `postponed` or `given_up`."""
+        self._webhooks.labels(outcome).inc()
 
     def _model_label(self, job: JobRecord, status: JobStatus) -> str:
         """Return the model's name if its jobs may be counted under it: at most so many names, and none of another key.

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.problem_responses import problem_response
+from api.problem_responses import loggable_path, problem_response
 from problems import MalformedRequest, ServiceError, WrongHost
 
 log = structlog.get_logger(__name__)
@@ -71,7 +71,7 @@ class RequestIdMiddleware:
             try:
                 await self._app(scope, receive, send_with_id)
             except Exception:
-                log.exception("request_failed", path=scope["path"])
+                log.exception("request_failed", path=loggable_path(scope["path"]))
                 if started:
                     raise
                 failure = ServiceError(

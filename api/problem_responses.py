@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
@@ -50,6 +51,11 @@ def problem_responses(*errors: type[ServiceError]) -> dict[int | str, dict[str, 
 _PROBLEM_SCHEMA = "#/components/schemas/Problem"
 
 
+def loggable_path(path: str) -> str:
+    """Return a path without the token of a link for others, which must not be in a log."""
+    return re.sub(r"^/shared/[^/]*", "/shared/…", path)
+
+
 def problem_response(problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
     """Return the problem as a response."""
     return JSONResponse(
@@ -63,7 +69,7 @@ def problem_response(problem: Problem, headers: dict[str, str] | None = None) ->
 async def _service_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ServiceError)
     if error.status >= 500:  # noqa: PLR2004
-        log.error("request_failed", path=request.url.path, problem=error.slug, detail=error.detail)
+        log.error("request_failed", path=loggable_path(request.url.path), problem=error.slug, detail=error.detail)
     return problem_response(error.to_problem(request.url.path), error.headers)
 
 
@@ -130,6 +136,6 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     elif error.status_code == HTTPStatus.BAD_REQUEST:
         found = MalformedRequest(error.detail)
     else:
-        log.error("request_failed", path=path, status=error.status_code, detail=error.detail)
+        log.error("request_failed", path=loggable_path(path), status=error.status_code, detail=error.detail)
         found = ServiceError()
     return problem_response(found.to_problem(path), headers)

@@ -12,6 +12,8 @@ from api.engine_protocol import AttributionEngineProtocol
 from api.freed_memory import FreedMemory
 from api.job_watch import JobWatch
 from api.metrics import ServiceMetrics
+from api.webhook_hosts import WebhookHosts
+from api.webhook_sender import WebhookSender
 from api.work_threads import WorkThreads
 from job_manager import JobManager
 from jobs.store.job_store import JobStore
@@ -27,6 +29,9 @@ class Services:
     watch: JobWatch
     metrics: ServiceMetrics
     freed_memory: FreedMemory
+    webhook_hosts: WebhookHosts
+    webhooks: WebhookSender
+    share_max_seconds: float  # 0: no links for others
     # Few at a time: they compute in Python, and would take the interpreter from the event loop.
     views: WorkThreads = field(default_factory=lambda: WorkThreads(2))
     estimates: WorkThreads = field(default_factory=lambda: WorkThreads(2))

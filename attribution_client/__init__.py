@@ -35,9 +35,11 @@ from attribution_client.errors import (
 )
 from attribution_client.extras import needs_extra
 from attribution_client.results import AttributionResult, ComparisonResult, Shown
+from attribution_client.webhooks import WebhookRejected, verify_webhook
 from attribution_schema.estimate import Estimate
-from attribution_schema.job import Job, JobStatus
+from attribution_schema.job import Job, JobEvent, JobStatus
 from attribution_schema.request import AttributionRequest
+from attribution_schema.share import NewShare, Share
 
 if TYPE_CHECKING:
     from attribution_client.comparisons import MethodComparison, compare_methods
@@ -62,16 +64,20 @@ __all__ = [
     "InvalidRequest",
     "Job",
     "JobEndedWithoutResult",
+    "JobEvent",
     "JobStatus",
     "MethodComparison",
+    "NewShare",
     "NotFound",
     "RequestFailed",
     "ResultExpired",
     "ServerFailed",
     "ServerUnreachable",
+    "Share",
     "Shown",
     "Unauthorized",
     "WaitTimedOut",
+    "WebhookRejected",
     "attribution_graph",
     "compare_methods",
     "plot_attribution_graph",
@@ -83,6 +89,7 @@ __all__ = [
     "to_frame",
     "top_token_overlap",
     "top_tokens",
+    "verify_webhook",
 ]
 
 # The modules of the extra `plots`, in the order of their import time: pandas, matplotlib, networkx.

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import httpx
@@ -23,6 +24,7 @@ from attribution_schema.estimate import Estimate
 from attribution_schema.job import Job, JobList, JobStatus
 from attribution_schema.open_enum import TOLERANT
 from attribution_schema.request import AttributionRequest
+from attribution_schema.share import NewShare, Share, ShareList
 
 JOBS = "/attribution/jobs"
 LONG_POLL = 5.0  # seconds that the server may delay its answer to a poll, which replaces a broken event stream
@@ -110,6 +112,30 @@ def results(job: Job | str, options: dict[str, Any]) -> Call:
 def comparison(job: Job | str, options: dict[str, Any]) -> Call:
     """Reads the results of all methods of a comparison."""
     return replace(view(job, "json", options), read=_read(ComparisonResult))
+
+
+def share(job: Job | str, expires_in: float | timedelta | None, server: httpx.URL) -> Call:
+    """Makes a link for readers without a key, as an absolute URL."""
+    seconds = expires_in.total_seconds() if isinstance(expires_in, timedelta) else expires_in
+
+    def read(answer: httpx.Response) -> NewShare:
+        made = read_as(NewShare, answer.content)
+        return made.model_copy(update={"url": str(server).rstrip("/") + made.url})
+
+    return Call(
+        "POST", f"{_path(job)}/shares", read, body={} if seconds is None else {"expires_in_seconds": int(seconds)}
+    )
+
+
+def shares(job: Job | str) -> Call:
+    """Lists the links of a job."""
+    return Call("GET", f"{_path(job)}/shares", lambda answer: read_as(ShareList, answer.content).shares)
+
+
+def revoke_share(job: Job | str, share: Share | str) -> Call:
+    """Revokes a link; a retry that finds none has succeeded."""
+    share_id = share if isinstance(share, str) else share.share_id
+    return Call("DELETE", f"{_path(job)}/shares/{share_id}", lambda _: None, done_if_repeated=httpx.codes.NOT_FOUND)
 
 
 def estimate(request: AttributionRequest | None, fields: dict[str, Any]) -> Call:

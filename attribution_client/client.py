@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
@@ -16,6 +17,7 @@ from attribution_client.transport import RETRY_SECONDS, Sender, http_options
 from attribution_schema.estimate import Estimate
 from attribution_schema.job import Job, JobStatus
 from attribution_schema.request import AttributionRequest
+from attribution_schema.share import NewShare, Share
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -190,6 +192,23 @@ class AttributionClient:
         with needs_extra("server"):
             from attribution_client.inseq_output import load_inseq
         return load_inseq(self.view(job, "inseq", **view))
+
+    def share(self, job: Job | str, *, expires_in: float | timedelta | None = None) -> NewShare:
+        """Make a link (`url`) through which anybody can read this job and its result, without a key, until it expires.
+
+        expires_in: seconds or a `timedelta`; 7 days by default. The server does not tell the link again.
+        """
+        made: NewShare = self._sender.send(calls.share(job, expires_in, self._http.base_url))
+        return made
+
+    def shares(self, job: Job | str) -> list[Share]:
+        """The links of a job that have not expired, without their URLs."""
+        found: list[Share] = self._sender.send(calls.shares(job))
+        return found
+
+    def revoke_share(self, job: Job | str, share: Share | str) -> None:
+        """Revoke a link, given as a `Share` or its id: it opens nothing from now on."""
+        self._sender.send(calls.revoke_share(job, share))
 
     def estimate(self, request: AttributionRequest | None = None, /, **fields: Any) -> Estimate:
         """The cost of a request: tokens, passes, seconds and memory. Runs no attribution."""

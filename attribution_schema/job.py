@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from attribution_schema.open_enum import OpenEnum
 from attribution_schema.problem import Problem
 from attribution_schema.request import AttributionRequest
+from attribution_schema.webhook import WebhookDelivery
 
 
 class JobStatus(OpenEnum):
@@ -83,12 +84,23 @@ class Job(BaseModel):
         description="The request as accepted; null if the stored one cannot be read, which `error` explains."
     )
     error: Problem | None = None
+    webhook: WebhookDelivery | None = Field(None, description="The delivery of `request.webhook`, if there is one.")
     links: Links
 
     @property
     def has_ended(self) -> bool:
         """Whether the job has ended, also with a status that only a newer server knows."""
         return self.status.is_terminal or self.finished_at is not None
+
+
+class JobEvent(BaseModel):
+    """What is posted to a webhook: `type` is `job.` and the status with which the job ended."""
+
+    model_config = ConfigDict(frozen=True)
+
+    type: str = Field(examples=["job.completed"])
+    timestamp: datetime = Field(description="When the job ended.")
+    data: Job
 
 
 class JobList(BaseModel):

@@ -21,6 +21,7 @@ from pydantic import (
 from attribution_schema.json_values import check_json
 from attribution_schema.messages import ChatMessage, Messages
 from attribution_schema.open_enum import TOLERANT, OpenEnum, keep_unknown
+from attribution_schema.webhook import WebhookEnd, WebhookUrl
 
 # `name`, `org/name` or a `.gguf` file in either, optionally `@revision`, and optionally `+` and the same for an
 # adapter: never a path. Each part starts with a letter or digit and has no two dots in a row, so neither `..` nor a
@@ -164,6 +165,15 @@ class AttributionRequest(BaseModel):
     )
     priority: int = Field(0, ge=-100, le=100, description="Order among one's own waiting jobs: the higher first.")
     tags: dict[TagName, TagValue] = Field({}, max_length=16, description="A small map of strings, to find jobs again.")
+    webhook: WebhookUrl | None = Field(
+        None,
+        description="A URL to which the server posts the job when it has ended, signed (Standard Webhooks). The "
+        "operator says to which hosts.",
+        examples=["https://hooks.example.com/attribution"],
+    )
+    webhook_events: Annotated[list[WebhookEnd], Field(min_length=1, max_length=8)] | None = Field(
+        None, description="The ends of the job that are posted to `webhook`: all by default."
+    )
     seed: int = Field(
         0,
         ge=0,
@@ -197,6 +207,12 @@ class AttributionRequest(BaseModel):
         if "messages" in info.data and (value is None) == (info.data["messages"] is None):
             raise ValueError("give either input_text or messages")
         return value
+
+    @model_validator(mode="after")
+    def _has_a_webhook_for_its_events(self) -> AttributionRequest:
+        if self.webhook is None and self.webhook_events is not None:
+            raise ValueError("webhook_events is for webhook, which is missing")
+        return self
 
     @model_validator(mode="after")
     def _fits_its_kind_of_input(self) -> AttributionRequest:

@@ -149,6 +149,17 @@ def served(server):
     return server
 
 
+@pytest.fixture
+def keys(served):
+    """The shared server's API keys, all removed after the test."""
+    from jobs.store.api_keys import ApiKeys
+    from jobs.store.schema import api_keys, open_database
+
+    yield ApiKeys.of(served.data_dir)
+    with open_database(served.data_dir / "jobs.sqlite3").begin() as connection:
+        connection.execute(api_keys.delete())
+
+
 @pytest.fixture(scope="module")
 def chromium():
     """A browser for one file of tests, closed after it: no other event loop can run in the thread before."""

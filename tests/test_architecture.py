@@ -13,6 +13,8 @@ from api.routes.catalogue import catalogue
 from api.routes.jobs import jobs
 from api.routes.results import results
 from api.routes.service import meta
+from api.routes.shared import shared
+from api.routes.shares import shares
 from models import AttributionRequest
 from problems import all_errors
 from settings import Settings
@@ -64,7 +66,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_documentation_has_every_endpoint():
     text = (ROOT / "docs" / "api.md").read_text()
-    for route in (*jobs.routes, *results.routes, *catalogue.routes, *meta.routes):
+    for route in (*jobs.routes, *results.routes, *shares.routes, *shared.routes, *catalogue.routes, *meta.routes):
         if route.path != "/":
             (method,) = route.methods - {"HEAD"}
             assert f"`{method} {route.path}`" in text, route.path

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import re
 
-import pytest
 from playwright.sync_api import expect
 
-from jobs.store.api_keys import ApiKeys
-from jobs.store.schema import api_keys, open_database
 from tests.conftest import LOOKUP, PROMPT
 from tests.page import address, assert_drawn, attributions, expect_equal, expect_number, field, opened_job
 from tests.serving import ROOT
@@ -178,14 +175,6 @@ def test_everything_is_done_with_the_keyboard(served, open_page):
     page.keyboard.press("ArrowRight")
     expect_number(page, "td:focus", sequence["target_attributions"][1][1])
     expect(page.locator(".hovered-score")).to_contain_text(f": {sequence['target_attributions'][1][1]}")
-
-
-@pytest.fixture
-def keys(served):
-    """The server's API keys, all removed after the test."""
-    yield ApiKeys.of(served.data_dir)
-    with open_database(served.data_dir / "jobs.sqlite3").begin() as connection:
-        connection.execute(api_keys.delete())
 
 
 def test_a_key_is_asked_for_kept_in_the_tab_and_forgotten(served, keys, open_page):

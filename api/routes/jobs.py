@@ -83,6 +83,7 @@ async def submit_job(
     engine, manager = services.engine, services.manager
 
     def submit() -> Job:
+        services.webhook_hosts.check(body)
         checked = engine.check(body)
         reuse_key = engine.result_identity(checked)
         record = manager.submit(checked, idempotency_key=idempotency_key, owner=owner, reuse_key=reuse_key)
@@ -105,6 +106,7 @@ async def estimate_job(body: AttributionRequest, request: Request, services: Ser
     engine, manager = services.engine, services.manager
 
     def estimated() -> Estimate:
+        services.webhook_hosts.check(body)
         estimate = engine.estimate(engine.check(body))
         queue = manager.seconds_until_run(owner, body.priority)
         return estimate.model_copy(update={"seconds": estimate.seconds.model_copy(update={"queue": queue})})

@@ -15,7 +15,7 @@ from settings import PROJECT_ROOT
 
 WEB = PROJECT_ROOT / "web"
 # Everything is loaded from this server, and inline scripts and styles are forbidden. Swagger's icons use `data:`.
-_HEADERS = {
+HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     # Browsers revalidate each file by its ETag, so that modules of two versions are never mixed.
@@ -26,7 +26,7 @@ _HEADERS = {
 class _Files(StaticFiles):
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)
-        response.headers.update(_HEADERS)
+        response.headers.update(HEADERS)
         return response
 
 
@@ -42,13 +42,13 @@ async def index(request: Request) -> Response:
 @pages.get("/static/css/palette.css")
 async def colours() -> Response:
     """The colours of scores, which the page shares with the views of a result."""
-    return Response(palette.style(), media_type="text/css", headers=_HEADERS)
+    return Response(palette.style(), media_type="text/css", headers=HEADERS)
 
 
 @pages.get("/static/css/reading.css")
 async def reading() -> Response:
     """The style of coloured text, which the page shares with them too."""
-    return Response(reading_style.style(), media_type="text/css", headers=_HEADERS)
+    return Response(reading_style.style(), media_type="text/css", headers=HEADERS)
 
 
 @pages.get("/docs")

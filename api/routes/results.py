@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -13,6 +14,8 @@ from api.engine_protocol import AttributionEngineProtocol
 from api.problem_responses import problem_responses
 from api.result_formats import NEGOTIABLE, SENT, Format, accepted_format, accepts_gzip, check_fits, is_current
 from api.result_parts import Contents, contents
+from api.services import Services
+from jobs.store.records import JobRecord
 from models import AttributionResult, ComparisonResult, ViewOptions
 from problems import (
     InvalidRequest,
@@ -30,19 +33,32 @@ results = APIRouter(
 )
 
 
+RESULT_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": AttributionResult | ComparisonResult,
+        "description": "The result in the asked view",
+        "content": {media_type: {} for media_type in NEGOTIABLE},
+    },
+    304: {"description": "Not modified"},
+    **problem_responses(NotAcceptable, ResultNotReady, NoResult, ResultExpired, ResultDamaged, InvalidRequest),
+}
+View = Annotated[
+    Format | None,
+    Query(
+        alias="format",
+        description="`json` (default), `html`: a heatmap, `csv` or `parquet`: a tidy table, `inseq`: a file for "
+        "`inseq.FeatureAttributionOutput.load`. Without it, the `Accept` header decides.",
+    ),
+]
+Method = Annotated[str | None, Query(description="For a comparison: the method whose result to return.")]
+Partial = Annotated[
+    bool, Query(description="Return the tokens attributed so far by a running, failed or cancelled job.")
+]
+
+
 @results.get(
     "/jobs/{job_id}/results",
-    responses={
-        200: {
-            "model": AttributionResult | ComparisonResult,
-            "description": "The result in the asked view",
-            "content": {media_type: {} for media_type in NEGOTIABLE},
-        },
-        304: {"description": "Not modified"},
-        **problem_responses(
-            JobNotFound, NotAcceptable, ResultNotReady, NoResult, ResultExpired, ResultDamaged, InvalidRequest
-        ),
-    },
+    responses={**problem_responses(JobNotFound), **RESULT_RESPONSES},
     response_class=Response,
 )
 async def get_results(
@@ -51,30 +67,38 @@ async def get_results(
     services: ServicesDep,
     owner: OwnerDep,
     options: Annotated[ViewOptions, Query()],
-    view: Annotated[
-        Format | None,
-        Query(
-            alias="format",
-            description="`json` (default), `html`: a heatmap, `csv` or `parquet`: a tidy table, `inseq`: a file for "
-            "`inseq.FeatureAttributionOutput.load`. Without it, the `Accept` header decides.",
-        ),
-    ] = None,
-    method: Annotated[str | None, Query(description="For a comparison: the method whose result to return.")] = None,
-    partial: Annotated[
-        bool, Query(description="Return the tokens attributed so far by a running, failed or cancelled job.")
-    ] = False,
+    view: View = None,
+    method: Method = None,
+    partial: Partial = False,
 ) -> Response:
     """Return the result of a completed job, in the view that `format` or the `Accept` header asks for.
 
     With `partial`, also what a running, failed or cancelled job has attributed so far.
     """
+    return await result_response(
+        lambda: services.manager.get(job_id, owner), request, services, options, view, method, partial=partial
+    )
+
+
+async def result_response(
+    find_job: Callable[[], JobRecord],
+    request: Request,
+    services: Services,
+    options: ViewOptions,
+    view: Format | None,
+    method: str | None,
+    *,
+    partial: bool,
+) -> Response:
+    """Return a job's result in a view. find_job: returns the job, on a thread, or raises what the client gets."""
     engine, manager, store = services.engine, services.manager, services.store
 
-    def find() -> Contents:
-        return contents(manager.get(job_id, owner), manager, store, method=method, partial=partial)
+    def find() -> tuple[JobRecord, Contents]:
+        job = find_job()
+        return job, contents(job, manager, store, method=method, partial=partial)
 
     # An unfinished result is encoded when it is found.
-    found = await (services.views if partial else services.stored_views).run(request, find)
+    job, found = await (services.views if partial else services.stored_views).run(request, find)
     view = view or _preferred(request.headers.get("Accept", "*/*"), is_joint=found.is_joint)
     check_fits(view, options)
     if found.is_joint and view != "json":
@@ -86,7 +110,7 @@ async def get_results(
         return Response(status_code=304, headers=headers)
     sent = SENT[view]
     if not sent.is_page:
-        headers["Content-Disposition"] = f'attachment; filename="{job_id}.{sent.suffix}"'
+        headers["Content-Disposition"] = f'attachment; filename="{job.job_id}.{sent.suffix}"'
     if policy:
         headers["Content-Security-Policy"] = policy
     is_zipped = not sent.is_compressed and accepts_gzip(request.headers.get("Accept-Encoding", ""))

@@ -18,7 +18,8 @@ from jobs.store.queue_order import Waiting
 from jobs.store.records import JobRecord, Submission
 from jobs.store.result_files import ResultFile
 from jobs.store.rows import record
-from jobs.store.schema import job_tags, jobs, result_files
+from jobs.store.schema import job_tags, jobs, result_files, webhook_deliveries
+from jobs.store.webhook_deliveries import new_row
 from models import JobStatus, Progress, Stage
 from problems import KeyReused, ServiceError
 
@@ -120,7 +121,7 @@ def _decide(candidate: Candidate, holders: _Holders, waiting: Waiting, now: floa
 def _insert(
     connection: sa.Connection, accepted: Sequence[tuple[Candidate, JobRecord]], kept_since: float
 ) -> dict[str, int]:
-    """Store the new jobs with their tags and files. Returns `seq` by job id."""
+    """Store the new jobs with their tags, files and webhooks. Returns `seq` by job id."""
     if not accepted:
         return {}
     numbers = connection.execute(_INSERT, [_row(candidate, job, kept_since) for candidate, job in accepted])
@@ -135,6 +136,13 @@ def _insert(
     files = [{"job_id": job.job_id, **vars(file)} for candidate, job in accepted for file in candidate.files]
     if files:
         connection.execute(sa.insert(result_files), files)
+    webhooks = [
+        new_row(found[job.job_id], candidate.submission.request)
+        for candidate, job in accepted
+        if candidate.submission.request.webhook
+    ]
+    if webhooks:
+        connection.execute(sa.insert(webhook_deliveries), webhooks)
     return found
 
 

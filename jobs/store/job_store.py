@@ -27,6 +27,7 @@ from jobs.store.kept_results import KeptResults
 from jobs.store.listing import Filters, owned, page_query
 from jobs.store.records import JobRecord, OwnerFilter, Submission
 from jobs.store.result_files import ResultFile, ResultFiles
+from jobs.store.reuse import with_stored_result
 from jobs.store.rows import LATEST, is_job, record, unreadable_error
 from jobs.store.schema import (
     IS_RUNNING,
@@ -39,6 +40,8 @@ from jobs.store.schema import (
     open_database,
     result_files,
 )
+from jobs.store.shares import Shares
+from jobs.store.webhook_deliveries import WebhookDeliveries
 from models import JobStatus, Problem, Progress, ResultPart
 from problems import ServiceError, StorageFailed
 
@@ -74,6 +77,8 @@ class JobStore:
         self._accept = GroupCommit[Candidate, JobRecord](self._admit)
         self._reader, self._writer = for_reading(self._engine), for_writing(self._engine)
         self.keys = ApiKeys(self._engine)
+        self.webhooks = WebhookDeliveries(self._read, self._write, self._clock)
+        self.shares = Shares(self._read, self._write, self._clock)
         self._turns = queue_order.Turns()
         try:
             check_database(self._engine, may_be_new=self._results.is_empty)
@@ -113,7 +118,7 @@ class JobStore:
         _ = submission.stored_request
         candidate = Candidate(submission)
         if submission.request.reuse:
-            candidate = self._with_stored_result(candidate)
+            candidate = with_stored_result(candidate, self._read, self.files, self._results)
         try:
             job = self._accept(candidate)
         except Exception:
@@ -372,28 +377,6 @@ class JobStore:
     def _admit(self, candidates: Sequence[Candidate]) -> list[JobRecord | ServiceError]:
         with self._write() as connection:
             return admit(connection, candidates, self._clock(), self._kept.now())
-
-    def _with_stored_result(self, candidate: Candidate) -> Candidate:
-        """Add links to the newest stored result of the same request and owner, if there is one and it is intact."""
-        submission = candidate.submission
-        same = (
-            jobs.c.reuse_key == submission.reuse_key,
-            jobs.c.status == JobStatus.COMPLETED.value,
-            jobs.c.owner == submission.owner,
-            jobs.c.expired_at.is_(None),
-        )
-        newest = sa.select(jobs.c.job_id).where(*same).order_by(jobs.c.seq.desc()).limit(1)
-        if submission.reuse_key is None:
-            return candidate
-        with self._read() as connection:
-            source = connection.execute(newest).scalar_one_or_none()
-        if source is None:
-            return candidate
-        try:
-            files = self._results.link_all(tuple(self.files(source).values()), candidate.job_id)
-        except StorageFailed:  # missing or damaged: run the job instead
-            return candidate
-        return replace(candidate, reused_from=source, files=files)
 
     @contextmanager
     def _read(self) -> Iterator[sa.Connection]:

@@ -25,6 +25,17 @@ OwnerFilter = str | AllOwners  # whose jobs are visible: never optional, so that
 
 
 @dataclass(frozen=True)
+class WebhookState:
+    """How far the delivery of a job's webhook has come; times are seconds since the epoch."""
+
+    state: str  # see `jobs.store.webhook_deliveries`
+    attempts: int = 0
+    error: str | None = None
+    due_at: float | None = None
+    ended_at: float | None = None
+
+
+@dataclass(frozen=True)
 class JobRecord:
     """One row of `jobs`; times are seconds since the epoch.
 
@@ -50,6 +61,7 @@ class JobRecord:
     reused_from: str | None = None
     unreadable: str | None = None
     queue_position: int | None = None  # of a pending job, if it was looked up
+    webhook: WebhookState | None = None  # if it was looked up
 
     @property
     def kind(self) -> tuple[str, str]:

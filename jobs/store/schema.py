@@ -77,6 +77,28 @@ retention_clock = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("seconds", sa.Float, nullable=False),
 )
+webhook_deliveries = sa.Table(
+    "webhook_deliveries",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True),  # of the job
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("host", sa.String(300), nullable=False),  # with its port, in lower case
+    sa.Column("events", sa.String(100), nullable=False),  # the statuses to report, joined by commas
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("due_at", sa.Float),  # when to try again; NULL before the first attempt
+    sa.Column("ended_at", sa.Float),  # when it was delivered or given up
+    sa.Column("error", sa.Text),  # of the last attempt
+)
+shares = sa.Table(
+    "shares",
+    metadata,
+    sa.Column("share_id", sa.String(16), primary_key=True),
+    sa.Column("seq", sa.Integer, nullable=False),  # of the job
+    sa.Column("hash", sa.String(64), nullable=False, unique=True),  # SHA-256 of the token
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("expires_at", sa.Float, nullable=False),
+)
 
 # Literals, not bound parameters: SQLite uses a partial index only if the statement itself contains its condition.
 IS_WAITING = jobs.c.status == sa.literal_column("'pending'")

@@ -1,19 +1,10 @@
 // Calls of the API. Sends the API key with each, and throws a `Problem` for every failure.
 
-const STORAGE_KEY = "inseq-api-key";
+import { apiKey } from "./api_key.js";
+
+export { apiKey };
 const unauthorizedListeners = new Set();
 const answerListeners = new Set();
-
-/** The API key of this tab, or null. Closing the tab deletes it. */
-export const apiKey = {
-  get: () => sessionStorage.getItem(STORAGE_KEY),
-  set(value) {
-    sessionStorage.setItem(STORAGE_KEY, value);
-  },
-  forget() {
-    sessionStorage.removeItem(STORAGE_KEY);
-  },
-};
 
 /** Call `listener(hadKey)` whenever the server asks for a key. Returns a function that stops the calls. */
 export function onUnauthorized(listener) {
@@ -44,7 +35,8 @@ export class Problem extends Error {
 
 /** Fetch `path`. Throws a `Problem` for an error status and where the server cannot be reached. */
 export async function call(path, { method = "GET", body, headers = {}, signal } = {}) {
-  const key = apiKey.get();
+  const isOpen = path.startsWith("/shared/"); // needs no key
+  const key = isOpen ? null : apiKey.get();
   let response;
   try {
     response = await fetch(path, {
@@ -62,7 +54,11 @@ export async function call(path, { method = "GET", body, headers = {}, signal } 
     throw new Problem({ title: "No answer", detail: "The server cannot be reached. Is it running?" }, 0);
   }
   for (const listener of [...answerListeners]) listener();
+  if (key && response.status !== 401 && path.startsWith("/attribution/")) apiKey.accepted(key); // others are open to all
   if (response.ok) return response;
+  if (response.status === 401 && !key && !isOpen && (apiKey.get() || (await apiKey.takeOver()))) {
+    return call(path, { method, body, headers, signal });
+  }
   // A late refusal of an older key does not concern a key that was entered since.
   if (response.status === 401 && apiKey.get() === key) {
     apiKey.forget();

@@ -1,6 +1,7 @@
 // The frame of the page: the header, the list of jobs, and the form or one job beside it. Shows the key dialog when the
 // server asks for an API key.
-import { apiKey, onUnauthorized } from "./api.js";
+import { onUnauthorized } from "./api.js";
+import { apiKey, onKeyChange } from "./api_key.js";
 import { loadCatalogue } from "./catalogue.js";
 import { JobForm } from "./form.js";
 import { JobList } from "./job_list.js";
@@ -14,7 +15,13 @@ import { formHash, useRoute } from "./route.js";
 export function App() {
   const [session, setSession] = useState(0); // counts up with each key, so that no data of another key stays
   const [asked, setAsked] = useState(null);
+  const [, setHasKey] = useState(false);
   useEffect(() => onUnauthorized((hadKey) => setAsked({ hadKey })), []);
+  useEffect(() => onKeyChange((isAwaited) => {
+    setAsked(null);
+    setHasKey(Boolean(apiKey.get()));
+    if (!isAwaited) setSession((count) => count + 1); // else the calls that wait for the key are repeated with it
+  }), []);
   const enter = (key) => {
     apiKey.set(key);
     setAsked(null);

@@ -9,18 +9,25 @@ export async function loadCatalogue() {
   const [methods, functions, aggregators, models, openapi] = await Promise.all(
     [...paths, "/openapi.json"].map((path) => getJson(path)),
   );
-  const { parameters } = openapi.paths["/attribution/jobs/{job_id}/results"].get;
-  const format = parameters.find(({ name }) => name === "format").schema;
   return {
     methods: byName(methods.methods),
     stepFunctions: byName(functions.step_functions),
-    aggregators: byName(aggregators.aggregators),
-    aggregationFunctions: aggregators.aggregation_functions,
+    ...viewsOf(aggregators, openapi),
     models,
     loadedAt: performance.now(),
     request: openapi.components.schemas.AttributionRequest.properties,
     schemas: openapi.components.schemas,
     canEstimate: "/attribution/estimate" in openapi.paths,
+  };
+}
+
+/** What a result can be shown as: the part of the catalogue that views of a result need. */
+export function viewsOf(aggregators, openapi) {
+  const { parameters } = openapi.paths["/attribution/jobs/{job_id}/results"].get;
+  const format = parameters.find(({ name }) => name === "format").schema;
+  return {
+    aggregators: byName(aggregators.aggregators),
+    aggregationFunctions: aggregators.aggregation_functions,
     formats: [format, ...(format.anyOf ?? [])].find((each) => each.enum)?.enum ?? ["json"],
   };
 }

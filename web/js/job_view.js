@@ -6,6 +6,7 @@ import { Notice, useReadProblem } from "./problem_notice.js";
 import { ProgressBar } from "./progress.js";
 import { ResultView } from "./result_view.js";
 import { formHash, go } from "./route.js";
+import { ShareButton } from "./share_dialog.js";
 
 export function JobView({ id, parameters, store, catalogue }) {
   const open = () => store.open(id).catch(setReadProblem);
@@ -18,7 +19,7 @@ export function JobView({ id, parameters, store, catalogue }) {
   }, [id]);
   const job = store.get(id);
   useTitle(job);
-  if (problem && !job) return html`<${Notice} problem=${problem}><p><a href=${formHash()}>Submit a job</a></p><//>`;
+  if (problem && !job) return html`<${Notice} problem=${problem}>${!store.isReadOnly && html`<p><a href=${formHash()}>Submit a job</a></p>`}<//>`;
   if (!job) return html`<p class="muted" role="status">Loading…</p>`;
   const attempt = (action) => async () => {
     setActionProblem(null);
@@ -37,12 +38,13 @@ export function JobView({ id, parameters, store, catalogue }) {
     <article class="job-view" aria-labelledby="job-title">
       <header class="job-head">
         <h1 id="job-title" dir="auto" title=${titleOf(job.request)}>${titleOf(job.request)}</h1>
-        <div class="actions">
+        ${!store.isReadOnly && html`<div class="actions">
           ${!hasEnded(job) && html`
             <button onClick=${cancel} disabled=${job.cancel_requested}>${job.cancel_requested ? "Stopping…" : "Cancel"}</button>`}
           ${job.request && html`<a class="button" href=${formHash({ from: job.job_id })}>Edit and run again</a>`}
+          <${ShareButton} job=${job} />
           ${hasEnded(job) && html`<${Delete} onDelete=${remove} />`}
-        </div>
+        </div>`}
         <p class="facts">
           <span class="status ${job.status}">${job.status}</span>
           <span>${when(job.created_at)}${runTime(job) !== null && `, ran ${duration(runTime(job))}`}</span>

@@ -15,8 +15,8 @@ export function KeyDialog({ wasRefused, onEnter }) {
         <h2 id="key-title">This server needs an API key</h2>
         ${wasRefused && html`<p class="error" role="alert">That key was not accepted. It may have been revoked.</p>`}
         <p class="muted">
-          The operator of the server creates one with <code>python main.py keys create NAME</code>. It is stored in this tab only
-          and deleted when the tab is closed.
+          The operator of the server creates one with <code>python main.py keys create NAME</code>. It is kept in the
+          open tabs of this page only, and gone when the last of them is closed.
         </p>
         <label for="key">API key</label>
         <input id="key" type="password" autocomplete="off" required value=${value} onInput=${(event) => setValue(event.target.value)} />

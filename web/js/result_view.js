@@ -1,10 +1,12 @@
 // The result of a job, with the aggregation, text and selection that the address names.
 import { getJson, onAnswer, withQuery } from "./api.js";
 import { Comparison } from "./comparison.js";
+import { CopyAs } from "./copy_as.js";
 import { Downloads } from "./downloads.js";
 import { methodsOf } from "./job.js";
 import { html, useEffect, useRef, useState } from "./preact.js";
 import { Notice } from "./problem_notice.js";
+import { shortest } from "./request_draft.js";
 import { show } from "./route.js";
 import { tableOf } from "./score_table.js";
 import { selectionOf } from "./selection.js";
@@ -51,7 +53,7 @@ export function ResultView({ job, parameters, catalogue }) {
       ${!result && !problem && html`<p class="muted" role="status">Reading the result…</p>`}
       ${result && html`
         <div class="shown" aria-busy=${isOld && !problem} inert=${isOld && Boolean(problem)}>
-          <${Shown} result=${result} parameters=${parameters} onShow=${onShow} />
+          <${Shown} job=${job} result=${result} parameters=${parameters} catalogue=${catalogue} onShow=${onShow} />
         </div>`}
     </section>
   `;
@@ -66,7 +68,7 @@ function chosenIn(result, parameters) {
 
 const sequenceAt = ({ sequence_attributions: sequences }, { seq }) => sequences[Math.min(Number(seq) || 0, sequences.length - 1)];
 
-function Shown({ result, parameters, onShow }) {
+function Shown({ job, result, parameters, catalogue, onShow }) {
   const info = result.comparison ? Object.fromEntries(result.comparison.map(({ method, info }) => [method, info])) : result.info;
   const warnings = result.comparison
     ? result.comparison.flatMap(({ method, info }) => (info.warnings ?? []).map((each) => `${method}: ${each}`))
@@ -81,6 +83,8 @@ function Shown({ result, parameters, onShow }) {
     ${result.comparison
       ? html`<${Comparison} result=${result} index=${index} parameters=${parameters} onShow=${onShow} />`
       : html`<${SequenceView} key=${index} sequence=${sequences[index]} parameters=${parameters} onShow=${onShow} />`}
+    ${catalogue.request && job.request && html`
+      <${CopyAs} request=${shortest(job.request, catalogue)} jobId=${job.job_id} view=${queryOf(parameters)} />`}
     <details class="info">
       <summary>How to get these numbers again</summary>
       <pre tabindex="0" aria-label="Information on the result">${JSON.stringify(info, null, 2)}</pre>
