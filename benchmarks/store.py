@@ -50,7 +50,7 @@ def fill(store: JobStore) -> None:
         if status is JobStatus.COMPLETED:
             files += [{"job_id": job_id, "kind": kind, "name": f"{job_id}.1.{kind}", "codec": "x", "size": 1000,
                        "sha256": "0" * 64} for kind in ("raw", "summary")]  # fmt: skip
-    with store._writer.begin() as connection:  # noqa: SLF001
+    with store._database.writer.begin() as connection:  # noqa: SLF001
         for table, values in ((jobs, rows), (job_tags, tags), (result_files, files)):
             connection.execute(sa.insert(table), values)
 

@@ -44,7 +44,7 @@ def store(tmp_path):
 
 
 def test_accepting_a_job_is_a_full_sync(store):
-    with store._engine.connect() as connection:
+    with store._database.engine.connect() as connection:
         pragmas = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in ("journal_mode", "synchronous")
         }
@@ -115,10 +115,10 @@ def test_a_store_of_a_newer_version_is_refused_and_kept(tmp_path):
 
 
 def test_the_migrations_make_the_tables_that_the_store_uses(store):
-    inspector = sa.inspect(store._engine)
+    inspector = sa.inspect(store._database.engine)
     for table in schema.metadata.sorted_tables:
         assert {column["name"] for column in inspector.get_columns(table.name)} == set(table.columns.keys())
-    with store._engine.connect() as connection:
+    with store._database.engine.connect() as connection:
         version = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
     config = Config()
     config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
@@ -128,9 +128,9 @@ def test_the_migrations_make_the_tables_that_the_store_uses(store):
 def in_one_group(store, *submissions):
     """Submit all while a first submission holds the lock, so that they share a transaction; returns their outcomes."""
     commits = []
-    sa.event.listen(store._engine, "commit", commits.append)
+    sa.event.listen(store._database.engine, "commit", commits.append)
     with ThreadPoolExecutor(len(submissions) + 1) as pool:
-        with store._write_lock:
+        with store._database.write_lock:
             leader = pool.submit(store.add, Submission(request("the first, alone")))
             until(lambda: store._accept._is_led and not store._accept._waiting)
             futures = []
@@ -191,12 +191,12 @@ def test_in_a_group_each_submission_has_its_own_outcome(store):
 
 
 def test_what_the_database_refuses_of_one_submission_harms_no_other(store):
-    with store._writer.begin() as connection:
+    with store._database.writer.begin() as connection:
         connection.exec_driver_sql(
             "CREATE TRIGGER refuse BEFORE INSERT ON jobs WHEN new.model = 'bad' BEGIN SELECT RAISE(ABORT, 'no'); END"
         )
     with ThreadPoolExecutor(9) as pool:
-        with store._write_lock:
+        with store._database.write_lock:
             futures = [pool.submit(add, store, model="bad" if index == 4 else "good") for index in range(9)]
             until(lambda: len(store._accept._waiting) == 8)
         outcomes = [future.exception() for future in futures]
@@ -225,7 +225,7 @@ def test_listings_and_the_queue_search_an_index_whatever_is_asked(store):
     """No SQL statement of listings, the queue, submissions or polls scans the jobs table or sorts rows."""
     statements = {}
     sa.event.listen(
-        store._engine,
+        store._database.engine,
         "before_cursor_execute",
         lambda _connection, _cursor, statement, parameters, *_: statements.setdefault(statement, parameters),
     )
@@ -258,7 +258,7 @@ def test_listings_and_the_queue_search_an_index_whatever_is_asked(store):
     assert len(statements) > listed + 15
     for statement, parameters in list(statements.items()):
         if statement.startswith(("SELECT", "UPDATE", "DELETE", "WITH")):
-            with store._engine.connect() as connection:
+            with store._database.engine.connect() as connection:
                 steps = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
             # Scans of these two indexes are allowed: they have only pending and only running jobs.
             scans = [step for step in steps if step.startswith("SCAN") and "CONSTANT ROW" not in step]
