@@ -1,7 +1,20 @@
 """What crosses the wire, as one import for the server; the content is `attribution_schema`'s."""
 
 from attribution_schema.estimate import Estimate, InputEstimate, SecondsEstimate
-from attribution_schema.job import Job, JobList, JobStatus, Links, Progress, Stage
+from attribution_schema.job import (
+    Job,
+    JobFacets,
+    JobIds,
+    JobList,
+    JobOutcome,
+    JobOutcomes,
+    JobStatus,
+    JobUpdate,
+    Links,
+    Outcome,
+    Progress,
+    Stage,
+)
 from attribution_schema.messages import ChatMessage
 from attribution_schema.open_enum import TOLERANT, OpenEnum
 from attribution_schema.problem import Problem, ProblemItem
@@ -37,11 +50,17 @@ __all__ = [
     "Estimate",
     "InputEstimate",
     "Job",
+    "JobFacets",
+    "JobIds",
     "JobList",
+    "JobOutcome",
+    "JobOutcomes",
     "JobStatus",
+    "JobUpdate",
     "Links",
     "MethodResult",
     "OpenEnum",
+    "Outcome",
     "Problem",
     "ProblemItem",
     "Progress",

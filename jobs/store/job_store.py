@@ -17,7 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 import structlog
 
-from jobs.store import queue_order
+from jobs.store import labels, queue_order, search
 from jobs.store.admission import Candidate, admit
 from jobs.store.api_keys import ApiKeys
 from jobs.store.data_dir import REMEDY, DataDirectory
@@ -29,7 +29,7 @@ from jobs.store.records import JobRecord, OwnerFilter, Submission
 from jobs.store.result_files import ResultFile, ResultFiles
 from jobs.store.rows import LATEST, is_job, record, unreadable_error
 from jobs.store.schema import IS_RUNNING, IS_WAITING, jobs, result_files
-from models import JobStatus, Problem, Progress, ResultPart
+from models import JobFacets, JobStatus, JobUpdate, Problem, Progress, ResultPart
 from problems import ServiceError, StorageFailed
 
 log = structlog.get_logger(__name__)
@@ -101,6 +101,7 @@ class JobStore:
         candidate = Candidate(submission)
         if submission.request.reuse:
             candidate = self._with_stored_result(candidate)
+        _ = candidate.words  # before other submissions wait for this one
         try:
             job = self._accept(candidate)
         except Exception:
@@ -242,8 +243,27 @@ class JobStore:
                 return job
             names = self._kept.forget(connection, [row.job_id])
             connection.execute(sa.delete(jobs).where(jobs.c.seq == row.seq))
+            search.remove(connection, row.seq)
         self._results.remove(names)
         return job
+
+    def update(self, job_id: str, owner: OwnerFilter, update: JobUpdate) -> JobRecord | None:
+        """Change the name, notes or tags of a job in any status. Returns the job as it is then, or None.
+
+        Raises `InvalidRequest` if it would have too many tags, or cannot be read.
+        """
+        query = owned(sa.select(jobs).where(is_job(job_id)), jobs.c.owner, owner)
+        with self._database.write() as connection:
+            row = connection.execute(query).one_or_none()
+            if row is None:
+                return None
+            labels.change(connection, record(row), update)
+            return record(connection.execute(query).one())
+
+    def facets(self, owner: str) -> JobFacets:
+        """Return the values by which this owner's jobs can be filtered."""
+        with self._database.read() as connection:
+            return labels.facets(connection, owner)
 
     def expire(self, *, max_age: float, keep: int, keep_bytes: int) -> list[str]:
         """Remove results older than `max_age` seconds, and the oldest beyond a number or an amount of bytes.
