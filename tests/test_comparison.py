@@ -287,7 +287,8 @@ def test_jobs_agree_as_the_methods_of_a_comparison_do(server):
 
 
 def test_jobs_that_cannot_be_compared_are_named(server):
-    cancelled = server.submit(model=LOOKUP, method="lime", input_text=PROMPT, attribution_args={"n_samples": 10**6})
+    slow = {"method": "sequential_integrated_gradients", "n_steps": 2000, "engine": "inseq"}
+    cancelled = server.submit(model=LOOKUP, input_text=PROMPT, **slow)
     server.client.post(f"/attribution/jobs/{cancelled}/cancel")
     server.wait(cancelled)
     for jobs, status, said in (

@@ -1,5 +1,6 @@
 // One job: its facts, progress, actions and result.
 import { duration, hasEnded, methodsOf, phaseOf, runTime, titleOf, when } from "./job.js";
+import { JobNotes } from "./job_notes.js";
 import { html, useEffect, useState } from "./preact.js";
 import { Notice, useReadProblem } from "./problem_notice.js";
 import { ProgressBar } from "./progress.js";
@@ -47,6 +48,7 @@ export function JobView({ id, parameters, store, catalogue }) {
         ${job.request && html`<a class="button" href=${formHash({ from: job.job_id })}>Edit and run again</a>`}
         ${hasEnded(job) && html`<${Delete} onDelete=${remove} />`}
       </div>
+      <${JobNotes} key=${job.job_id} job=${job} store=${store} />
       ${problem && html`<${Notice} problem=${problem} />`}
       ${!hasEnded(job) && html`<div class="under-way"><${ProgressBar} job=${job} /></div>`}
       ${job.status === "failed" && html`<${Notice} problem=${job.error} />`}
