@@ -142,6 +142,9 @@ def test_several_jobs_are_selected_with_the_keyboard_and_deleted(runs, served, o
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowDown")
     expect(row(page, runs["b"]).get_by_role("link")).to_be_focused()
+    tabbable = page.locator('.jobs li [tabindex="0"]')  # the Tab key enters one row, that of the focus
+    expect(tabbable).to_have_count(2)
+    expect(row(page, runs["b"]).locator('[tabindex="0"]')).to_have_count(2)
     page.keyboard.press("Space")
     page.keyboard.press("End")
     expect(row(page, runs["a"]).get_by_role("link")).to_be_focused()

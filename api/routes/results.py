@@ -110,7 +110,14 @@ async def compare_jobs(
     request: Request,
     services: ServicesDep,
     owner: OwnerDep,
-    jobs: Annotated[str, Query(description="Ids of completed jobs, joined by commas.", max_length=33 * MOST_JOBS)],
+    jobs: Annotated[
+        str,
+        Query(
+            description=f"Ids of 1 to {MOST_JOBS} completed jobs, joined by commas.",
+            max_length=33 * MOST_JOBS,
+            json_schema_extra={"pattern": rf"^[^,]{{1,32}}(,[^,]{{1,32}}){{0,{MOST_JOBS - 1}}}$"},  # with words below
+        ),
+    ],
 ) -> JobAgreements:
     """Return how far the results of several jobs agree, each two of them, where they have the same tokens.
 
