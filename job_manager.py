@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import structlog
 
@@ -21,8 +22,8 @@ from jobs.store.job_store import JobStore
 from jobs.store.listing import Filters
 from jobs.store.records import JobRecord, OwnerFilter, Submission
 from jobs.workers import WorkerPool, encoded_partial, interrupted
-from models import AttributionRequest, JobStatus, ResultPart
-from problems import JobActive, JobEnded, JobNotFound, QueueFull, ShuttingDown
+from models import AttributionRequest, JobFacets, JobStatus, JobUpdate, ResultPart
+from problems import JobActive, JobEnded, JobNotFound, QueueFull, ServiceError, ShuttingDown
 
 log = structlog.get_logger(__name__)
 
@@ -174,6 +175,26 @@ class JobManager:
             raise JobActive(f"The job is {job.status}; cancel it first: POST /attribution/jobs/{job_id}/cancel.")
         log.info("job_deleted", job_id=job_id)
 
+    def update(self, job_id: str, owner: OwnerFilter, update: JobUpdate) -> JobRecord:
+        """Change the name, notes or tags of a job in any status. Raises `JobNotFound` and `InvalidRequest`."""
+        job = self._store.update(job_id, owner, update)
+        if job is None:
+            raise _not_found(job_id)
+        self._listener.job_changed(job_id)
+        return self._current(job)
+
+    def cancel_many(self, job_ids: Sequence[str], owner: OwnerFilter) -> dict[str, ServiceError | None]:
+        """Cancel each job as `cancel` does. Returns by id what that would have raised, or None."""
+        return {job_id: _refusal(partial(self.cancel, job_id, owner)) for job_id in job_ids}
+
+    def delete_many(self, job_ids: Sequence[str], owner: OwnerFilter) -> dict[str, ServiceError | None]:
+        """Delete each job as `delete` does. Returns by id what that would have raised, or None."""
+        return {job_id: _refusal(partial(self.delete, job_id, owner)) for job_id in job_ids}
+
+    def facets(self, owner: str) -> JobFacets:
+        """Return the models, methods and tags by which this owner's jobs can be filtered."""
+        return self._store.facets(owner)
+
     def page(self, filters: Filters, *, limit: int, before: int | None) -> list[JobRecord]:
         """Return up to `limit` jobs, newest first; `before`: only those with a smaller `seq`."""
         jobs = self._with_webhooks(self._store.page(filters, limit=limit, before=before))
@@ -215,6 +236,15 @@ class JobManager:
             return job
         eta = self._eta.of_running(running.eta)
         return replace(job, progress=running.progress.model_copy(update={"eta_seconds": eta}))
+
+
+def _refusal(action: Callable[[], object]) -> ServiceError | None:
+    """Do an action on one job. Returns the error if the job's existence or status does not allow it."""
+    try:
+        action()
+    except (JobNotFound, JobEnded, JobActive) as error:
+        return error
+    return None
 
 
 def _not_found(job_id: str) -> JobNotFound:

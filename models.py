@@ -1,7 +1,21 @@
 """What crosses the wire, as one import for the server; the content is `attribution_schema`'s."""
 
 from attribution_schema.estimate import Estimate, InputEstimate, SecondsEstimate
-from attribution_schema.job import Job, JobEvent, JobList, JobStatus, Links, Progress, Stage
+from attribution_schema.job import (
+    Job,
+    JobEvent,
+    JobFacets,
+    JobIds,
+    JobList,
+    JobOutcome,
+    JobOutcomes,
+    JobStatus,
+    JobUpdate,
+    Links,
+    Outcome,
+    Progress,
+    Stage,
+)
 from attribution_schema.messages import ChatMessage
 from attribution_schema.open_enum import TOLERANT, OpenEnum
 from attribution_schema.problem import Problem, ProblemItem
@@ -16,6 +30,8 @@ from attribution_schema.result import (
     Agreement,
     AttributionResult,
     ComparisonResult,
+    JobAgreement,
+    JobAgreements,
     MethodResult,
     ResultPart,
     SequenceAttribution,
@@ -39,13 +55,21 @@ __all__ = [
     "Estimate",
     "InputEstimate",
     "Job",
+    "JobAgreement",
+    "JobAgreements",
     "JobEvent",
+    "JobFacets",
+    "JobIds",
     "JobList",
+    "JobOutcome",
+    "JobOutcomes",
     "JobStatus",
+    "JobUpdate",
     "Links",
     "MethodResult",
     "NewShare",
     "OpenEnum",
+    "Outcome",
     "Problem",
     "ProblemItem",
     "Progress",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,18 +13,21 @@ from jobs.store.webhook_deliveries import OPEN
 from models import (
     AttributionRequest,
     Job,
+    JobOutcome,
+    JobOutcomes,
     JobStatus,
     Links,
+    Outcome,
     Share,
     SharedJob,
     SharedLinks,
     WebhookDelivery,
     WebhookStatus,
 )
-from problems import InvalidRequest, NoResult, ResultExpired, ResultNotReady, ServiceError
+from problems import InvalidRequest, JobNotFound, NoResult, ResultExpired, ResultNotReady, ServiceError
 
 # Of a request, what its owner wrote for himself, and where he has its end posted.
-_PRIVATE_FIELDS = ("tags", "webhook", "webhook_events")
+_PRIVATE_FIELDS = ("notes", "tags", "webhook", "webhook_events")
 
 
 def job_document_of(record: JobRecord) -> Job:
@@ -112,6 +116,18 @@ def missing_result_error(record: JobRecord, *, partial: bool = False, has_partia
         return NoResult(f"The job was cancelled, so it has no result. Submit it again.{more}")
     cause = record.error
     return NoResult(f"The job {record.status}: {cause.detail if cause else 'no reason is known'}{more}", cause=cause)
+
+
+def outcomes_document(errors: Mapping[str, ServiceError | None]) -> JobOutcomes:
+    """Return what became of each job of a call on several: its error, or None if it was done."""
+    return JobOutcomes(outcomes=[_outcome(job_id, error) for job_id, error in errors.items()])
+
+
+def _outcome(job_id: str, error: ServiceError | None) -> JobOutcome:
+    if error is None:
+        return JobOutcome(job_id=job_id, outcome=Outcome.DONE)
+    outcome = Outcome.NOT_FOUND if isinstance(error, JobNotFound) else Outcome.CONFLICT
+    return JobOutcome(job_id=job_id, outcome=outcome, error=error.to_problem(f"/attribution/jobs/{job_id}"))
 
 
 def _utc(seconds: float | None) -> Any:

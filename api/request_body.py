@@ -40,7 +40,7 @@ class BodyCheckMiddleware:
             return
         try:
             owner_of_header(services_of_scope(scope).store, headers.get("authorization"))
-            self._check_headers(headers)
+            self._check_headers(headers, scope["method"])
             body = await self._received(receive)
         except ServiceError as error:
             await refuse(error, scope, receive, send)
@@ -58,7 +58,7 @@ class BodyCheckMiddleware:
 
         await self._app(scope, replay, send)
 
-    def _check_headers(self, headers: dict[str, str]) -> None:
+    def _check_headers(self, headers: dict[str, str], method: str) -> None:
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > self._max_bytes:
             raise self._too_large()
@@ -67,7 +67,8 @@ class BodyCheckMiddleware:
                 "Send the body as it is, without Content-Encoding.", headers={"Accept-Encoding": "identity"}
             )
         media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type != "application/json":
+        is_patch = method == "PATCH" and media_type == "application/merge-patch+json"  # RFC 7396
+        if media_type != "application/json" and not is_patch:
             raise UnsupportedMediaType("Send the body as JSON, with the header Content-Type: application/json.")
 
     async def _received(self, receive: Receive) -> bytes | None:

@@ -93,7 +93,7 @@ class AttributionEngine:
         revision = self._models.sources.revision(request.model)
         if revision is None:
             return None
-        without = {"tags", "timeout_seconds", "priority", "reuse", "webhook", "webhook_events"}
+        without = {"name", "notes", "tags", "timeout_seconds", "priority", "reuse", "webhook", "webhook_events"}
         devices = [*self.devices(), *(["cpu"] if request.force_cpu else [])]
         computed = [self._models.compute_dtype(request.dtype, each) for each in devices]
         parts = [revision, request.model_dump(mode="json", exclude=without), devices, computed, record.versions()]

@@ -6,10 +6,11 @@ blocking and the asynchronous client both run the same generators.
 
 from __future__ import annotations
 
+import enum
 import json
 import time
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -21,14 +22,24 @@ from pydantic import BaseModel
 from attribution_client.errors import Conflict, WaitTimedOut, completed
 from attribution_client.results import AttributionResult, ComparisonResult
 from attribution_schema.estimate import Estimate
-from attribution_schema.job import Job, JobList, JobStatus
+from attribution_schema.job import MOST_JOBS, Job, JobList, JobOutcome, JobOutcomes, JobStatus
 from attribution_schema.open_enum import TOLERANT
 from attribution_schema.request import AttributionRequest
+from attribution_schema.result import JobAgreement, JobAgreements
 from attribution_schema.share import NewShare, Share, ShareList
 
 JOBS = "/attribution/jobs"
 LONG_POLL = 5.0  # seconds that the server may delay its answer to a poll, which replaces a broken event stream
 Report = Callable[[Job], None]
+
+
+class Unchanged(enum.Enum):
+    """What is not given to `update`, and so stays as it is: None removes it."""
+
+    UNCHANGED = "unchanged"
+
+
+UNCHANGED = Unchanged.UNCHANGED
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,21 @@ def page(cursor: str | None, filters: dict[str, Any]) -> Call:
     """Reads one page of jobs, the first if `cursor` is None."""
     asked = {name: value for name, value in (filters | {"cursor": cursor}).items() if value is not None}
     return Call("GET", JOBS, _read(JobList), asked)
+
+
+def update(job: Job | str, changes: dict[str, Any]) -> Call:
+    """Changes the name, notes or tags of a job, those that are not `UNCHANGED`."""
+    body = {name: value for name, value in changes.items() if value is not UNCHANGED}
+    return Call("PATCH", _path(job), _job, body=body)
+
+
+def agreement(jobs: Iterable[Job | str]) -> Call:
+    """Compares the results of several jobs."""
+
+    def read(answer: httpx.Response) -> list[JobAgreement]:
+        return read_as(JobAgreements, answer.content).agreement
+
+    return Call("GET", "/attribution/agreement", read, {"jobs": ",".join(map(_id, jobs))})
 
 
 def delete(job: Job | str) -> Call:
@@ -157,6 +183,15 @@ def listing(name: str) -> Call:
 # Operations
 
 
+def on_many(action: str, jobs: Iterable[Job | str]) -> Operation[list[JobOutcome]]:
+    """Cancels or deletes several jobs, as many in a call as the server takes."""
+    ids, outcomes = list(dict.fromkeys(map(_id, jobs))), []
+    for some in (ids[at : at + MOST_JOBS] for at in range(0, len(ids), MOST_JOBS)):
+        answer: JobOutcomes = yield Call("POST", f"{JOBS}/{action}", _read(JobOutcomes), body={"job_ids": some})
+        outcomes += answer.outcomes
+    return outcomes
+
+
 def cancel(job: Job | str) -> Operation[Job]:
     """Cancels a job; succeeds if it is already cancelled. Raises `Conflict` if it ended in another way."""
     try:
@@ -199,7 +234,11 @@ def read_as(document: type[Document], content: bytes | str) -> Document:
 
 
 def _path(job: Job | str) -> str:
-    return f"{JOBS}/{job if isinstance(job, str) else job.job_id}"
+    return f"{JOBS}/{_id(job)}"
+
+
+def _id(job: Job | str) -> str:
+    return job if isinstance(job, str) else job.job_id
 
 
 def _read(document: type[Document]) -> Callable[[httpx.Response], Document]:

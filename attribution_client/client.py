@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
 from attribution_client import calls
+from attribution_client.calls import UNCHANGED, Unchanged
 from attribution_client.errors import naming
 from attribution_client.extras import needs_extra
 from attribution_client.progress import bar, no_bar
 from attribution_client.results import AttributionResult, ComparisonResult
 from attribution_client.transport import RETRY_SECONDS, Sender, http_options
 from attribution_schema.estimate import Estimate
-from attribution_schema.job import Job, JobStatus
+from attribution_schema.job import Job, JobOutcome, JobStatus
 from attribution_schema.request import AttributionRequest
+from attribution_schema.result import JobAgreement
 from attribution_schema.share import NewShare, Share
 
 if TYPE_CHECKING:
@@ -130,19 +132,36 @@ class AttributionClient:
         model: str | None = None,
         method: str | None = None,
         tag: str | list[str] | None = None,
+        search: str | None = None,
         page_size: int = 50,
     ) -> Iterator[Job]:
         """All jobs that match the filters, newest first. Reads the next page when the iteration reaches it.
 
-        A `tag` is `name` or `name:value`; a job must match all of a list.
+        A `tag` is `name` or `name:value`; a job must match all of a list. `search` is words, or their beginnings: a
+        job must have all of them, in its texts, name, notes, tags, model, methods or id.
         """
         cursor = None
-        filters = {"status": status, "model": model, "method": method, "tag": tag, "limit": page_size}
+        filters = {"status": status, "model": model, "method": method, "tag": tag, "search": search, "limit": page_size}
         while True:
             page = self._sender.send(calls.page(cursor, filters))
             yield from page.jobs
             if (cursor := page.next_cursor) is None:
                 return
+
+    def update(
+        self,
+        job: Job | str,
+        *,
+        name: str | Unchanged | None = UNCHANGED,
+        notes: str | Unchanged | None = UNCHANGED,
+        tags: Mapping[str, str | None] | Unchanged | None = UNCHANGED,
+    ) -> Job:
+        """Change the name, notes or tags of a job in any status, and return it. None removes what was there.
+
+        `tags` are added to those of the job or replace their values; one whose value is None is removed.
+        """
+        changed: Job = self._sender.send(calls.update(job, {"name": name, "notes": notes, "tags": tags}))
+        return changed
 
     def cancel(self, job: Job | str) -> Job:
         """Cancel the job and return it. Raises `Conflict` if it has ended.
@@ -154,6 +173,14 @@ class AttributionClient:
     def delete(self, job: Job | str) -> None:
         """Delete an ended job and its result. Raises `Conflict` if it has not ended."""
         self._sender.send(calls.delete(job))
+
+    def cancel_many(self, jobs: Iterable[Job | str]) -> list[JobOutcome]:
+        """Cancel several jobs, and return what became of each: done, not found, or a conflict with its reason."""
+        return self._sender.run(calls.on_many("cancel", jobs))
+
+    def delete_many(self, jobs: Iterable[Job | str]) -> list[JobOutcome]:
+        """Delete several ended jobs and their results, and return what became of each, as `cancel_many` does."""
+        return self._sender.run(calls.on_many("delete", jobs))
 
     def results(self, job: Job | str, **view: Any) -> AttributionResult:
         """The result of a completed job. `view`: `aggregator="subwords,vnorm"` (or a list), `normalize`, ...
@@ -167,6 +194,11 @@ class AttributionClient:
         """The result of a comparison: the result of each method, and the agreement of each pair."""
         result: ComparisonResult = self._sender.send(calls.comparison(job, view))
         return result
+
+    def agreement(self, jobs: Iterable[Job | str]) -> list[JobAgreement]:
+        """How far the results of completed jobs agree, each two of them, where they have the same tokens."""
+        found: list[JobAgreement] = self._sender.send(calls.agreement(jobs))
+        return found
 
     def view(self, job: Job | str, view_format: str, **view: Any) -> bytes:
         """The result as the content of a file. `view_format`: `json`, `html`, `csv`, `parquet` or `inseq`."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, computed_field, field_validator, model_validator
 
+from attribution_schema.json_values import check_json
 from attribution_schema.open_enum import OpenEnum
 from attribution_schema.problem import Problem
-from attribution_schema.request import AttributionRequest
+from attribution_schema.request import MAX_TAGS, AttributionRequest, Name, Notes, TagName, TagValue
 from attribution_schema.webhook import WebhookDelivery
+
+MOST_JOBS = 200  # of a call that cancels or deletes several
 
 
 class JobStatus(OpenEnum):
@@ -81,11 +86,30 @@ class Job(BaseModel):
     reused_from: str | None = Field(None, description="The job whose stored result this job returns.")
     expired_at: datetime | None = Field(None, description="When retention removed its result.")
     request: AttributionRequest | None = Field(
-        description="The request as accepted; null if the stored one cannot be read, which `error` explains."
+        description="The request as accepted, with the present name, notes and tags; null if the stored one cannot be "
+        "read, which `error` explains."
     )
     error: Problem | None = None
     webhook: WebhookDelivery | None = Field(None, description="The delivery of `request.webhook`, if there is one.")
     links: Links
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def name(self) -> str | None:
+        """The name that its owner gave it."""
+        return self.request.name if self.request else None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def notes(self) -> str | None:
+        """The notes that its owner wrote."""
+        return self.request.notes if self.request else None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tags by which it is found."""
+        return self.request.tags if self.request else {}
 
     @property
     def has_ended(self) -> bool:
@@ -108,3 +132,83 @@ class JobList(BaseModel):
 
     jobs: list[Job]
     next_cursor: str | None = None
+
+
+class JobUpdate(BaseModel):
+    """Changes of what a job is called, as a JSON Merge Patch (RFC 7396): what is left out stays, null removes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Name | None = Field(None, description="The new name; null removes it.")
+    notes: Notes | None = Field(None, description="The new notes; null removes them.")
+    tags: dict[TagName, TagValue | None] | None = Field(
+        None, description="Tags to add or replace; a null removes one tag, null instead of the map removes all."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _can_be_stored(cls, data: Any) -> Any:
+        check_json(data, cls.__name__)
+        return data
+
+    def changed_tags(self, tags: Mapping[str, str]) -> dict[str, str]:
+        """Return these tags with the changes. Raises `ValueError` if they become too many."""
+        if "tags" not in self.model_fields_set:
+            return dict(tags)
+        merged = {**tags, **self.tags} if self.tags is not None else {}
+        changed = {name: value for name, value in merged.items() if value is not None}
+        if len(changed) > MAX_TAGS:
+            raise ValueError(f"a job has at most {MAX_TAGS} tags; with this change it would have {len(changed)}")
+        return changed
+
+    def applied_to(self, request: AttributionRequest) -> AttributionRequest:
+        """Return the request with the changes. Raises `ValueError`, as `changed_tags` does."""
+        given = {name: getattr(self, name) for name in ("name", "notes") if name in self.model_fields_set}
+        return request.model_copy(update=given | {"tags": self.changed_tags(request.tags)})
+
+
+class JobIds(BaseModel):
+    """The jobs of a call on several."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    job_ids: list[Annotated[str, StringConstraints(min_length=1, max_length=32)]] = Field(
+        min_length=1, max_length=MOST_JOBS, description="Their ids; one that is given twice counts once."
+    )
+
+    @field_validator("job_ids")
+    @classmethod
+    def _each_once(cls, value: list[str]) -> list[str]:
+        return list(dict.fromkeys(value))
+
+
+class Outcome(OpenEnum):
+    """What became of one job in a call on several."""
+
+    DONE = "done"
+    NOT_FOUND = "not_found"  # also if it belongs to another key
+    CONFLICT = "conflict"  # its status does not allow it
+
+
+class JobOutcome(BaseModel):
+    """What became of one job; `error` is the problem that a call on this job alone would have answered."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job_id: str
+    outcome: Outcome
+    error: Problem | None = None
+
+
+class JobOutcomes(BaseModel):
+    """What became of each job of a call on several, in the order of the call."""
+
+    outcomes: list[JobOutcome]
+
+
+class JobFacets(BaseModel):
+    """The values by which one's own jobs can be filtered, in alphabetical order, at most a hundred of each kind."""
+
+    models: list[str]
+    methods: list[str] = Field(description="A comparison's methods are one value, joined by commas, as in `method`.")
+    tags: dict[str, list[str]] = Field(description="The values of each tag.")

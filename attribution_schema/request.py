@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -35,6 +36,10 @@ Text = Annotated[str, StringConstraints(min_length=1)]
 Arguments = dict[str, Any]
 TagName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
 TagValue = Annotated[str, StringConstraints(max_length=256)]
+MAX_TAGS = 16
+EmptyAsNone = AfterValidator(lambda text: text or None)
+Name = Annotated[str, StringConstraints(strip_whitespace=True, max_length=200), EmptyAsNone]
+Notes = Annotated[str, StringConstraints(max_length=20_000), EmptyAsNone]
 MethodName = Annotated[str, StringConstraints(max_length=100)]
 
 
@@ -164,7 +169,11 @@ class AttributionRequest(BaseModel):
         False, description="Answer at once from the stored result of the same request, if there is one."
     )
     priority: int = Field(0, ge=-100, le=100, description="Order among one's own waiting jobs: the higher first.")
-    tags: dict[TagName, TagValue] = Field({}, max_length=16, description="A small map of strings, to find jobs again.")
+    name: Name | None = Field(None, description="A short name of the job. As notes and tags, it may be changed later.")
+    notes: Notes | None = Field(None, description="What to remember of the job, in a text of any form.")
+    tags: dict[TagName, TagValue] = Field(
+        {}, max_length=MAX_TAGS, description="A small map of strings, to find jobs again."
+    )
     webhook: WebhookUrl | None = Field(
         None,
         description="A URL to which the server posts the job when it has ended, signed (Standard Webhooks). The "

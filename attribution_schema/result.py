@@ -67,6 +67,22 @@ class Agreement(BaseModel):
     k: int
 
 
+class JobAgreement(Agreement):
+    """The agreement of two jobs, or of a comparison's methods, on the text of the same number."""
+
+    jobs: tuple[str, str]
+    same_tokens: bool = Field(
+        description="Whether both have the same prompt and generated tokens. If not, their scores cannot be compared "
+        "one by one, and the measures are null."
+    )
+
+
+class JobAgreements(BaseModel):
+    """The agreement of each two of several jobs."""
+
+    agreement: list[JobAgreement]
+
+
 class ComparisonResult(BaseModel):
     """The result of a comparison in the default JSON view."""
 

@@ -58,7 +58,7 @@ class SharedLinks(BaseModel):
 
 
 class SharedJob(BaseModel):
-    """A job as the reader of a link sees it: without its owner's tags and webhook."""
+    """A job as the reader of a link sees it: without its owner's notes, tags and webhook."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -195,6 +195,41 @@ def test_delete_forgets_a_job(client):
         client.job(job)
 
 
+def test_jobs_are_named_found_and_deleted_together(client, server):
+    word = f"w{time.time_ns()}"
+    made = [
+        client.wait(client.submit(**JOB | {"method": method}, name=f"{word} {method}"))
+        for method in ("saliency", "dummy")
+    ]
+    first = made[0]
+    assert first.name == f"{word} saliency"
+    changed = client.update(first, notes="seen", tags={"a": "1", "b": "2"})
+    assert (changed.name, changed.notes, changed.tags) == (first.name, "seen", {"a": "1", "b": "2"})
+    assert client.update(first.job_id, name=None, tags={"a": None}).tags == {"b": "2"}
+    assert client.job(first).name is None
+    assert [job.job_id for job in client.jobs(search=word.upper())] == [made[1].job_id]
+    (pair,) = client.agreement(made)
+    assert (pair.jobs, pair.methods, pair.same_tokens) == (
+        tuple(job.job_id for job in made),
+        ("saliency", "dummy"),
+        True,
+    )
+    many = [*made, *(f"none-{index}" for index in range(200))]  # more than one call takes
+    assert {each.error.status for each in client.cancel_many(made)} == {409}
+    outcomes = client.delete_many(many)
+    assert [each.outcome.value for each in outcomes] == ["done"] * 2 + ["not_found"] * 200
+    assert [each.job_id for each in outcomes[:2]] == [job.job_id for job in made]
+
+    async def work():
+        async with AsyncAttributionClient(server.url) as other:
+            job = await other.update(await other.submit(**JOB), name="asynchronous")
+            assert job.name == "asynchronous"
+            assert await other.agreement([await other.wait(job)]) == []
+            return [await other.cancel_many([job]), await other.delete_many([job])]
+
+    assert [each.outcome.value for (each,) in asyncio.run(work())] == ["conflict", "done"]
+
+
 def test_top_tokens_are_the_largest(client):
     result = client.attribute(PHRASEBOOK, "saliency", SENTENCE)
     found = top_tokens(result, 2)

@@ -96,6 +96,9 @@ def test_without_expected_times_methods_count_the_same():
     assert [(each.fraction, each.eta_seconds) for each in seen] == [(0.25, None), (0.5, None), (0.75, None)]
 
 
+MEASURES = ("spearman", "kendall", "top_overlap")
+
+
 def test_agreement_is_worked_out_again_from_the_numbers(server):
     result = server.result(server.run(model=LOOKUP, methods=["saliency", "input_x_gradient"], input_text=PROMPT))
     (told,) = result["agreement"]
@@ -256,3 +259,44 @@ def test_shorthands_go_to_the_methods_that_have_them(server):
     assert server.job(job_id)["request"]["attribution_args"] == {"saliency": {}, "integrated_gradients": {"n_steps": 7}}
     listed = server.client.get("/attribution/jobs", params={"method": ",".join(methods), "tag": "of:shorthands"})
     assert [job["job_id"] for job in listed.json()["jobs"]] == [job_id]
+
+
+def test_jobs_agree_as_the_methods_of_a_comparison_do(server):
+    methods, asked = ["saliency", "input_x_gradient"], {"model": LOOKUP, "input_text": PROMPT}
+    joint = server.run(methods=methods, **asked)
+    ids = [server.run(method=method, **asked) for method in methods]
+    other = server.run(method="saliency", model=LOOKUP, input_text=PROMPT.replace("tea", "milk"))
+
+    def compared(*jobs):
+        answer = server.client.get("/attribution/agreement", params={"jobs": ",".join(jobs)})
+        assert answer.status_code == 200, answer.text
+        return answer.json()["agreement"]
+
+    (told,) = server.result(joint)["agreement"]
+    same = {"same_tokens": True, **told}
+    assert told["spearman"] is not None
+    assert compared(*ids) == [{"jobs": ids, **same}]
+    assert compared(joint) == [{"jobs": [joint, joint], **same}]
+    # A comparison's methods are compared with those of the other job, and with each other.
+    assert [(each["jobs"], each["methods"]) for each in compared(joint, ids[0])] == [
+        ([joint, joint], methods), ([joint, ids[0]], ["saliency", "saliency"]), ([joint, ids[0]], methods[::-1])
+    ]  # fmt: skip
+    assert compared(joint, ids[0])[1]["spearman"] == pytest.approx(1)
+    different = {"jobs": [ids[0], other], "methods": ["saliency", "saliency"], "same_tokens": False}
+    assert compared(ids[0], other) == [different | {"sequence": 0, "k": 3} | dict.fromkeys(MEASURES)]
+
+
+def test_jobs_that_cannot_be_compared_are_named(server):
+    slow = {"method": "sequential_integrated_gradients", "n_steps": 2000, "engine": "inseq"}
+    cancelled = server.submit(model=LOOKUP, input_text=PROMPT, **slow)
+    server.client.post(f"/attribution/jobs/{cancelled}/cancel")
+    server.wait(cancelled)
+    for jobs, status, said in (
+        ("none", 404, "There is no job 'none'"),
+        (cancelled, 409, f"Job {cancelled}: The job was cancelled"),
+        ("", 422, "these are 0"),
+        (",".join(map(str, range(9))), 422, "1 to 8 jobs"),
+    ):
+        answer = server.client.get("/attribution/agreement", params={"jobs": jobs})
+        assert answer.status_code == status, answer.text
+        assert said in answer.json()["detail"]

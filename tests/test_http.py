@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from api.routes.catalogue import catalogue
 from api.routes.jobs import estimate_job, get_job, jobs, submit_job, watch_job
-from api.routes.results import get_results, results
+from api.routes.results import compare_jobs, get_results, results
 from api.routes.service import describe_problem, live, meta
 from demo_models import smollm2
 from settings import Settings
@@ -358,7 +358,7 @@ def test_no_route_runs_on_the_event_loop():
     Some are coroutines: a client that waits for a job occupies no thread, slow work runs on threads of its own, and what
     needs no thread answers while all threads are busy.
     """
-    coroutines = {get_job, watch_job, submit_job, estimate_job, get_results, live, describe_problem}
+    coroutines = {get_job, watch_job, submit_job, estimate_job, get_results, compare_jobs, live, describe_problem}
     for route in (*jobs.routes, *results.routes, *catalogue.routes, *meta.routes):
         if route.endpoint not in coroutines:
             assert not inspect.iscoroutinefunction(route.endpoint), route.path

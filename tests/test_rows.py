@@ -36,6 +36,7 @@ COLUMNS = [
     *(("job_tags", column) for column in ("job_id", "name", "value", "seq", "owner")),
     ("retention_clock", "seconds"),
     ("removed_files", "name"),
+    ("job_words_content", "c0"),
 ]
 DEEP = "[" * 220 + "]" * 220
 
@@ -108,6 +109,8 @@ def check_service(client, innocent):
     for status in (None, *JobStatus):
         get("/attribution/jobs", limit=200, **({"status": status} if status else {}))
     get("/attribution/jobs", tag="a:b")
+    get("/attribution/jobs", search="m")
+    get("/attribution/jobs/facets")
     page, listed = get("/attribution/jobs", limit=2), []
     while True:
         listed += page["jobs"]
@@ -124,6 +127,7 @@ def check_service(client, innocent):
             assert answer.status_code < 500 or answer.json()["type"] == "/problems/storage-failed", answer.text
         again = client.post("/attribution/jobs", json=body("other"), headers={"Idempotency-Key": "key-3"})
         assert again.status_code in {202, 422}
+        assert client.patch(path, json={"name": "a", "tags": {"c": "d"}}).status_code in {200, 422}
         cancelled = client.post(f"{path}/cancel")
         assert cancelled.status_code in {202, 409}, cancelled.text
         ended(client, job["job_id"])
@@ -156,6 +160,7 @@ def test_a_server_starts_and_works_with_many_kinds_of_rows(template, where, numb
 @example(("jobs", "created_at"), 0, 1e300)
 @example(("result_files", "name"), 0, "../jobs.sqlite3")
 @example(("result_files", "size"), 0, 2**63 - 1)
+@example(("job_words_content", "c0"), 0, Text(b"\xff\xfe"))
 @example(("removed_files", "name"), 0, "")
 @example(("removed_files", "name"), 0, Text(b"\xff\xfe"))
 def test_a_server_starts_and_works_whatever_a_row_contains(template, where, number, value):

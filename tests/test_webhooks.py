@@ -227,7 +227,7 @@ def test_damaged_deliveries_harm_no_other(hooked, receiver):
     columns = ("url", "host", "events", "state", "attempts", "due_at", "ended_at", "error")
     damages = [(column, value) for column in columns for value in (b"\xff/..", "x", 1e300, -(2**63))]
     ids = [submit(hooked, "hold", webhook=receiver.url) for _ in damages]
-    with hooked.app.state.services.store._writer.begin() as connection:
+    with hooked.app.state.services.store._database.write() as connection:
         for seq, (column, value) in enumerate(damages, start=1):
             connection.exec_driver_sql(f"UPDATE webhook_deliveries SET {column} = ? WHERE seq = ?", (value, seq))
     hooked.app.state.services.engine.go_on.set()

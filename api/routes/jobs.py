@@ -1,4 +1,4 @@
-"""Routes of jobs: submit, estimate, list, get, watch, cancel, delete.
+"""Routes of jobs: submit, estimate, list, get, watch, update, cancel, delete; cancel and delete several.
 
 Each calls the manager or the engine and returns a document. Plain functions run on the threads that FastAPI shares
 among routes; what may take long runs on threads of its own (`api.work_threads`); a client that waits for a job needs no
@@ -15,14 +15,14 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from api.dependencies import ManagerDep, MayContinueDep, OwnerDep, ServicesDep, WatchDep
-from api.documents import job_document_of, read_cursor, read_tag, write_cursor
+from api.documents import job_document_of, outcomes_document, read_cursor, read_tag, write_cursor
 from api.job_watch import event_id
 from api.problem_responses import problem_responses
 from api.request_body import JsonRoute
 from job_manager import JobManager
 from jobs.store.listing import Filters
 from jobs.store.records import OwnerFilter
-from models import AttributionRequest, Estimate, Job, JobList, JobStatus
+from models import AttributionRequest, Estimate, Job, JobFacets, JobIds, JobList, JobOutcomes, JobStatus, JobUpdate
 from problems import (
     BodyTooLarge,
     InputRejected,
@@ -40,6 +40,7 @@ from problems import (
     UnsupportedMediaType,
 )
 
+_OF_MANY = problem_responses(BodyTooLarge, UnsupportedMediaType, StorageFailed)
 MAX_WAIT = 60.0  # seconds for which `wait` may delay a response
 jobs = APIRouter(
     prefix="/attribution",
@@ -124,13 +125,39 @@ def list_jobs(
     model: str | None = None,
     method: str | None = None,
     tag: Annotated[list[str] | None, Query(description="`name` or `name:value`; a job must have all of them.")] = None,
+    search: Annotated[
+        str | None,
+        Query(
+            max_length=200,
+            description="Words, whole or their beginnings, in any case: a job must have all of them, in its texts, "
+            "name, notes, tags, model, methods or id.",
+        ),
+    ] = None,
 ) -> JobList:
     """List jobs, newest first. Pages neither skip nor repeat a job while new ones arrive."""
-    filters = Filters(status, model, method, [read_tag(each) for each in tag or []], owner=owner)
+    filters = Filters(status, model, method, [read_tag(each) for each in tag or []], search, owner=owner)
     records = manager.page(filters, limit=limit + 1, before=read_cursor(cursor))
     page = records[:limit]
     following = write_cursor(page[-1].seq) if len(records) > limit else None
     return JobList(jobs=[job_document_of(record) for record in page], next_cursor=following)
+
+
+@jobs.get("/jobs/facets", response_model=JobFacets)  # before /jobs/{job_id}, which has this path too
+def job_facets(manager: ManagerDep, owner: OwnerDep) -> JobFacets:
+    """Return the models, methods and tags of one's jobs, by which they can be filtered."""
+    return manager.facets(owner)
+
+
+@jobs.post("/jobs/cancel", response_model=JobOutcomes, responses=_OF_MANY)
+def cancel_jobs(body: JobIds, manager: ManagerDep, owner: OwnerDep) -> JobOutcomes:
+    """Cancel several jobs, each as a call of its own would. Says of each what became of it."""
+    return outcomes_document(manager.cancel_many(body.job_ids, owner))
+
+
+@jobs.post("/jobs/delete", response_model=JobOutcomes, responses=_OF_MANY)
+def delete_jobs(body: JobIds, manager: ManagerDep, owner: OwnerDep) -> JobOutcomes:
+    """Delete several ended jobs and their results, each as a call of its own would. Says of each what became of it."""
+    return outcomes_document(manager.delete_many(body.job_ids, owner))
 
 
 @jobs.get("/jobs/{job_id}", response_model=Job, responses=problem_responses(JobNotFound))
@@ -197,6 +224,19 @@ def cancel_job(job_id: str, manager: ManagerDep, owner: OwnerDep) -> Job:
     A running job shows `cancel_requested`, and becomes `cancelled` when it has left the device.
     """
     return job_document_of(manager.cancel(job_id, owner))
+
+
+@jobs.patch(
+    "/jobs/{job_id}",
+    response_model=Job,
+    responses=problem_responses(JobNotFound, BodyTooLarge, UnsupportedMediaType, StorageFailed),
+)
+def update_job(job_id: str, body: JobUpdate, manager: ManagerDep, owner: OwnerDep) -> Job:
+    """Change a job's name, notes or tags, whatever its status, by a JSON Merge Patch (RFC 7396).
+
+    What the body leaves out stays as it is; null removes. Nothing else of a job can be changed.
+    """
+    return job_document_of(manager.update(job_id, owner, body))
 
 
 @jobs.delete("/jobs/{job_id}", status_code=204, responses=problem_responses(JobNotFound, JobActive))

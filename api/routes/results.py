@@ -1,4 +1,6 @@
-"""The route of a result: format, compression, and 304 for a client that has the current version."""
+"""The routes of results: one in a view, with format, compression, and 304 for a client that has the current version;
+and how far several agree.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,13 @@ from fastapi import APIRouter, Query, Request, Response
 
 from api.dependencies import OwnerDep, ServicesDep
 from api.engine_protocol import AttributionEngineProtocol
+from api.job_agreement import MOST_JOBS, job_agreements
 from api.problem_responses import problem_responses
 from api.result_formats import NEGOTIABLE, SENT, Format, accepted_format, accepts_gzip, check_fits, is_current
 from api.result_parts import Contents, contents
 from api.services import Services
 from jobs.store.records import JobRecord
-from models import AttributionResult, ComparisonResult, ViewOptions
+from models import AttributionResult, ComparisonResult, JobAgreements, ViewOptions
 from problems import (
     InvalidRequest,
     JobNotFound,
@@ -25,6 +28,7 @@ from problems import (
     ResultDamaged,
     ResultExpired,
     ResultNotReady,
+    ServiceError,
     Unauthorized,
 )
 
@@ -119,6 +123,48 @@ async def result_response(
     threads = services.stored_views if _is_stored(view, options) else services.views
     content = await threads.run(request, lambda: _body(engine, found, view, options, zipped=is_zipped))
     return Response(content, media_type=sent.media_type, headers=headers)
+
+
+@results.get(
+    "/agreement",
+    response_model=JobAgreements,
+    responses=problem_responses(JobNotFound, ResultNotReady, NoResult, ResultExpired, ResultDamaged, InvalidRequest),
+)
+async def compare_jobs(
+    request: Request,
+    services: ServicesDep,
+    owner: OwnerDep,
+    jobs: Annotated[
+        str,
+        Query(
+            description=f"Ids of 1 to {MOST_JOBS} completed jobs, joined by commas.",
+            max_length=33 * MOST_JOBS,
+            json_schema_extra={"pattern": rf"^[^,]{{1,32}}(,[^,]{{1,32}}){{0,{MOST_JOBS - 1}}}$"},  # with words below
+        ),
+    ],
+) -> JobAgreements:
+    """Return how far the results of several jobs agree, each two of them, where they have the same tokens.
+
+    The methods of a comparison count as results of their own.
+    """
+    manager, store = services.manager, services.store
+    ids = list(dict.fromkeys(each for each in jobs.split(",") if each))
+    if not 1 <= len(ids) <= MOST_JOBS:
+        raise InvalidRequest(f"Give the ids of 1 to {MOST_JOBS} jobs, joined by commas; these are {len(ids)}.")
+
+    def compare() -> JobAgreements:
+        summaries, methods = {}, {}
+        for job_id in ids:
+            record = manager.get(job_id, owner)
+            try:
+                found = contents(record, manager, store, method=None, partial=False)
+            except ServiceError as error:
+                error.detail = f"Job {job_id}: {error.detail}"
+                raise
+            summaries[job_id], methods[job_id] = found.summary.read(), record.method_names
+        return JobAgreements(agreement=job_agreements(summaries, methods))
+
+    return await services.views.run(request, compare)
 
 
 def _preferred(accept: str, *, is_joint: bool) -> Format:

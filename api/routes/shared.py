@@ -47,7 +47,7 @@ async def shared_page(token: str, manager: ManagerDep) -> Response:
 
 @shared.get("/job", response_model=SharedJob)
 def get_shared_job(token: str, manager: ManagerDep, response: Response) -> SharedJob:
-    """Return the job that a link opens, without its owner's tags and webhook."""
+    """Return the job that a link opens, without its owner's notes, tags and webhook."""
     response.headers["Cache-Control"] = "private, no-cache"
     return shared_document_of(manager.shared(token), f"/shared/{token}")
 

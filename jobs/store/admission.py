@@ -10,15 +10,17 @@ import uuid
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import sqlalchemy as sa
 
+from jobs.store import labels, search
 from jobs.store.queue_order import Waiting
 from jobs.store.records import JobRecord, Submission
 from jobs.store.result_files import ResultFile
 from jobs.store.rows import record
-from jobs.store.schema import job_tags, jobs, result_files, webhook_deliveries
+from jobs.store.schema import jobs, result_files, webhook_deliveries
 from jobs.store.webhook_deliveries import new_row
 from models import JobStatus, Progress, Stage
 from problems import KeyReused, ServiceError
@@ -38,6 +40,11 @@ class Candidate:
     reused_from: str | None = None
     files: Sequence[ResultFile] = ()
     job_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @cached_property
+    def words(self) -> str:
+        """The words by which the job will be found."""
+        return search.words_of(self.job_id, self.submission.request.model_dump(include=search.FIELDS))
 
 
 def admit(
@@ -121,18 +128,13 @@ def _decide(candidate: Candidate, holders: _Holders, waiting: Waiting, now: floa
 def _insert(
     connection: sa.Connection, accepted: Sequence[tuple[Candidate, JobRecord]], kept_since: float
 ) -> dict[str, int]:
-    """Store the new jobs with their tags, files and webhooks. Returns `seq` by job id."""
+    """Store the new jobs with their tags, words, files and webhooks. Returns `seq` by job id."""
     if not accepted:
         return {}
     numbers = connection.execute(_INSERT, [_row(candidate, job, kept_since) for candidate, job in accepted])
     found = {row.job_id: row.seq for row in numbers}
-    tags = [
-        {"job_id": job.job_id, "name": name, "value": value, "seq": found[job.job_id], "owner": job.owner}
-        for candidate, job in accepted
-        for name, value in candidate.submission.request.tags.items()
-    ]
-    if tags:
-        connection.execute(sa.insert(job_tags), tags)
+    labels.add_tags(connection, [replace(job, seq=found[job.job_id]) for _, job in accepted])
+    search.add(connection, {found[job.job_id]: candidate.words for candidate, job in accepted})
     files = [{"job_id": job.job_id, **vars(file)} for candidate, job in accepted for file in candidate.files]
     if files:
         connection.execute(sa.insert(result_files), files)

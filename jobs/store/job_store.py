@@ -7,10 +7,9 @@ row that names them is committed, so a reader never sees half a result. Status c
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,11 @@ from typing import Any
 import sqlalchemy as sa
 import structlog
 
-from jobs.store import queue_order
+from jobs.store import labels, queue_order, search
 from jobs.store.admission import Candidate, admit
 from jobs.store.api_keys import ApiKeys
 from jobs.store.data_dir import REMEDY, DataDirectory
+from jobs.store.database import Database
 from jobs.store.group_commit import GroupCommit
 from jobs.store.kept_results import KeptResults
 from jobs.store.listing import Filters, owned, page_query
@@ -29,20 +29,10 @@ from jobs.store.records import JobRecord, OwnerFilter, Submission
 from jobs.store.result_files import ResultFile, ResultFiles
 from jobs.store.reuse import with_stored_result
 from jobs.store.rows import LATEST, is_job, record, unreadable_error
-from jobs.store.schema import (
-    IS_RUNNING,
-    IS_WAITING,
-    check_database,
-    for_reading,
-    for_writing,
-    jobs,
-    migrate,
-    open_database,
-    result_files,
-)
+from jobs.store.schema import IS_RUNNING, IS_WAITING, jobs, result_files
 from jobs.store.shares import Shares
 from jobs.store.webhook_deliveries import WebhookDeliveries
-from models import JobStatus, Problem, Progress, ResultPart
+from models import JobFacets, JobStatus, JobUpdate, Problem, Progress, ResultPart
 from problems import ServiceError, StorageFailed
 
 log = structlog.get_logger(__name__)
@@ -68,22 +58,20 @@ class JobStore:
         self._directory.lock()
         try:
             self._directory.open()
-            self._engine = open_database(self._directory.database)
+            self._database = Database(self._directory.database)
         except BaseException:
             self._directory.release()
             raise
-        # One writer at a time: SQLite allows one anyway, and a lock is fairer than its busy timeout.
-        self._write_lock = threading.Lock()
         self._accept = GroupCommit[Candidate, JobRecord](self._admit)
-        self._reader, self._writer = for_reading(self._engine), for_writing(self._engine)
-        self.keys = ApiKeys(self._engine)
-        self.webhooks = WebhookDeliveries(self._read, self._write, self._clock)
-        self.shares = Shares(self._read, self._write, self._clock)
+        read, write = self._database.read, self._database.write
+        self.keys = ApiKeys(self._database.engine)
+        self.webhooks = WebhookDeliveries(read, write, self._clock)
+        self.shares = Shares(read, write, self._clock)
         self._turns = queue_order.Turns()
         try:
-            check_database(self._engine, may_be_new=self._results.is_empty)
-            migrate(self._engine)
-            self._kept = KeptResults(self._results, self._read, self._write, self._clock, monotonic)
+            self._database.prepare(may_be_new=self._results.is_empty)
+            read, write = self._database.read, self._database.write
+            self._kept = KeptResults(self._results, read, write, self._clock, monotonic)
         except sa.exc.DBAPIError as error:
             self._release()
             raise StorageFailed(f"The job store {data_dir} cannot be opened: {error.orig}. {REMEDY}") from error
@@ -103,7 +91,7 @@ class JobStore:
 
     def _release(self) -> None:
         self.keys.close()
-        self._engine.dispose()
+        self._database.close()
         self._directory.release()
 
     # Jobs
@@ -118,7 +106,8 @@ class JobStore:
         _ = submission.stored_request
         candidate = Candidate(submission)
         if submission.request.reuse:
-            candidate = with_stored_result(candidate, self._read, self.files, self._results)
+            candidate = with_stored_result(candidate, self._database.read, self.files, self._results)
+        _ = candidate.words  # before other submissions wait for this one
         try:
             job = self._accept(candidate)
         except Exception:
@@ -132,14 +121,14 @@ class JobStore:
     def get(self, job_id: str, owner: OwnerFilter) -> JobRecord | None:
         """Return the job, or None if there is none of this owner."""
         query = owned(sa.select(jobs).where(is_job(job_id)), jobs.c.owner, owner)
-        with self._read() as connection:
+        with self._database.read() as connection:
             row = connection.execute(query).one_or_none()
         job = None if row is None else record(row)
         return job if job and job.job_id == job_id else None
 
     def page(self, filters: Filters, *, limit: int, before: int | None = None) -> list[JobRecord]:
         """Return jobs with `seq` < `before`, newest first, with their places in the queue."""
-        with self._read() as connection:
+        with self._database.read() as connection:
             found = [record(row) for row in connection.execute(page_query(filters, limit=limit, before=before))]
             places = queue_order.positions(connection, [job for job in found if job.status is JobStatus.PENDING])
         return [replace(job, queue_position=places.get(job.seq)) for job in found]
@@ -147,35 +136,35 @@ class JobStore:
     def active(self) -> dict[JobStatus, int]:
         """Return how many jobs are pending and how many are running."""
         counts = [sa.select(sa.func.count()).where(each).scalar_subquery() for each in (IS_WAITING, IS_RUNNING)]
-        with self._read() as connection:
+        with self._database.read() as connection:
             waiting, running = connection.execute(sa.select(*counts)).one()
         return {JobStatus.PENDING: waiting, JobStatus.RUNNING: running}
 
     def queue_position(self, job: JobRecord) -> int:
         """Return how many jobs run before a pending one, if no more arrive."""
-        with self._read() as connection:
+        with self._database.read() as connection:
             return queue_order.positions(connection, [job])[job.seq]
 
     def place_of_next(self, owner: str, priority: int) -> int:
         """Return how many jobs would run before one submitted now."""
-        with self._read() as connection:
+        with self._database.read() as connection:
             return queue_order.Waiting(connection).place_of_next(owner, priority)
 
     def waiting_kinds(self) -> dict[tuple[str, str], int]:
         """Return how many jobs wait, by model and method names."""
         query = sa.select(jobs.c.model, jobs.c.method, sa.func.count()).where(IS_WAITING)
-        with self._read() as connection:
+        with self._database.read() as connection:
             rows = connection.execute(query.group_by(jobs.c.model, jobs.c.method))
             return {(model, method): count for model, method, count in rows}
 
     def suspects(self, max_attempts: int) -> list[str]:
         """Return the ids of the pending jobs that a server's death ended in their last attempt, oldest first."""
-        with self._read() as connection:
+        with self._database.read() as connection:
             return [job.job_id for job in map(record, queue_order.suspects(connection, max_attempts))]
 
     def claim_suspect(self, job_id: str) -> JobRecord | None:
         """Take this pending job and mark it running. Returns None if it is not pending, or cannot be read and fails."""
-        with self._write() as connection:
+        with self._database.write() as connection:
             job = self._take(connection, is_job(job_id))
         return None if job is None or job.unreadable else job
 
@@ -189,7 +178,7 @@ class JobStore:
         """
         self._directory.check()
         while True:
-            with self._write() as connection:
+            with self._database.write() as connection:
                 seq = self._turns.next(connection, busy_models)
                 job = None if seq is None else self._take(connection, jobs.c.seq == seq)
             if job is None or not job.unreadable:
@@ -206,7 +195,7 @@ class JobStore:
 
     def save_progress(self, progress: Iterable[tuple[JobRecord, Progress]]) -> None:
         """Store the progress of running jobs; the caller limits how often."""
-        with self._write() as connection:
+        with self._database.write() as connection:
             for job, latest in progress:
                 connection.execute(sa.update(jobs).where(*_held(job)).values(progress=latest.model_dump_json()))
 
@@ -230,7 +219,7 @@ class JobStore:
         waiting = (is_job(job_id), jobs.c.status == JobStatus.PENDING.value)
         running = (is_job(job_id), jobs.c.status == JobStatus.RUNNING.value)
         ended = {"status": JobStatus.CANCELLED.value, "finished_at": self._clock(), "cancel_requested": True}
-        with self._write() as connection:
+        with self._database.write() as connection:
             connection.execute(sa.update(jobs).where(*waiting).values(ended))
             connection.execute(sa.update(jobs).where(*running).values(cancel_requested=True))
             row = connection.execute(sa.select(jobs).where(is_job(job_id))).one_or_none()
@@ -238,7 +227,7 @@ class JobStore:
 
     def cancel_unreadable(self, job: JobRecord) -> None:
         """Mark a job cancelled that is running by its row, which cannot be read, and that no worker runs."""
-        with self._write() as connection:
+        with self._database.write() as connection:
             self._end_unreadable(connection, job, JobStatus.CANCELLED)
 
     def cancel(self, job: JobRecord, progress: Progress | None = None, partial: Sequence[ResultPart] = ()) -> bool:
@@ -251,7 +240,7 @@ class JobStore:
 
     def delete(self, job_id: str) -> JobRecord | None:
         """Delete an ended job and its result; an active one does not change. Returns the job as found, or None."""
-        with self._write() as connection:
+        with self._database.write() as connection:
             row = connection.execute(sa.select(jobs).where(is_job(job_id))).one_or_none()
             if row is None:
                 return None
@@ -260,8 +249,27 @@ class JobStore:
                 return job
             names = self._kept.forget(connection, [row.job_id])
             connection.execute(sa.delete(jobs).where(jobs.c.seq == row.seq))
+            search.remove(connection, row.seq)
         self._results.remove(names)
         return job
+
+    def update(self, job_id: str, owner: OwnerFilter, update: JobUpdate) -> JobRecord | None:
+        """Change the name, notes or tags of a job in any status. Returns the job as it is then, or None.
+
+        Raises `InvalidRequest` if it would have too many tags, or cannot be read.
+        """
+        query = owned(sa.select(jobs).where(is_job(job_id)), jobs.c.owner, owner)
+        with self._database.write() as connection:
+            row = connection.execute(query).one_or_none()
+            if row is None:
+                return None
+            labels.change(connection, record(row), update)
+            return record(connection.execute(query).one())
+
+    def facets(self, owner: str) -> JobFacets:
+        """Return the values by which this owner's jobs can be filtered."""
+        with self._database.read() as connection:
+            return labels.facets(connection, owner)
 
     def expire(self, *, max_age: float, keep: int, keep_bytes: int) -> list[str]:
         """Remove results older than `max_age` seconds, and the oldest beyond a number or an amount of bytes.
@@ -275,7 +283,7 @@ class JobStore:
 
         A job with a cancel request is cancelled instead. Returns False if another attempt has the job.
         """
-        with self._write() as connection:
+        with self._database.write() as connection:
             given_up = sa.select(jobs.c.cancel_requested).where(*_held(job))
             if connection.execute(given_up).scalar_one_or_none():
                 return self._finish(connection, job, JobStatus.CANCELLED)
@@ -287,7 +295,7 @@ class JobStore:
         Of jobs that ran together, any may be the cause, so none of them is given up (see `suspects`). Jobs with a
         cancel request are cancelled. give_up: returns the error of a job that fails. Returns those that were running.
         """
-        with self._write() as connection:
+        with self._database.write() as connection:
             found = [record(row) for row in connection.execute(sa.select(jobs).where(IS_RUNNING))]
             for job in found:
                 if job.unreadable:
@@ -308,7 +316,7 @@ class JobStore:
         """Return the stored files of an ended job, by kind."""
         ids = sa.select(jobs.c.job_id).where(is_job(job_id)).scalar_subquery()
         query = sa.select(result_files).where(result_files.c.job_id == ids)
-        with self._read() as connection:
+        with self._database.read() as connection:
             rows = connection.execute(query).all()
         return {each.kind: each for each in map(ResultFile.of, rows)}
 
@@ -320,7 +328,7 @@ class JobStore:
         """Whether a job could be accepted now: the database and the result files can be written."""
         try:
             self._directory.check()
-            with self._write() as connection:
+            with self._database.write() as connection:
                 connection.execute(sa.update(jobs).where(sa.false()).values(attempt=0))
         except (sa.exc.SQLAlchemyError, StorageFailed):
             return False
@@ -335,7 +343,7 @@ class JobStore:
         if progress is not None:
             values["progress"] = progress.model_dump_json()
         try:
-            with self._write() as connection:
+            with self._database.write() as connection:
                 moved = self._finish(connection, job, status, **values)
                 if moved and files:
                     rows = [{"job_id": job.job_id, **vars(each)} for each in files]
@@ -375,28 +383,8 @@ class JobStore:
         return moved.rowcount == 1
 
     def _admit(self, candidates: Sequence[Candidate]) -> list[JobRecord | ServiceError]:
-        with self._write() as connection:
+        with self._database.write() as connection:
             return admit(connection, candidates, self._clock(), self._kept.now())
-
-    @contextmanager
-    def _read(self) -> Iterator[sa.Connection]:
-        try:
-            with self._reader.connect() as connection:
-                yield connection
-        except sa.exc.SQLAlchemyError as error:
-            raise StorageFailed(f"The job store cannot be read: {_reason(error)}. {REMEDY}") from error
-
-    @contextmanager
-    def _write(self) -> Iterator[sa.Connection]:
-        try:
-            with self._write_lock, self._writer.begin() as connection:
-                yield connection
-        except sa.exc.SQLAlchemyError as error:
-            raise StorageFailed(f"The job store cannot be written: {_reason(error)}. {REMEDY}") from error
-
-
-def _reason(error: sa.exc.SQLAlchemyError) -> str:
-    return str(error.orig if isinstance(error, sa.exc.DBAPIError) else error)
 
 
 def _held(job: JobRecord) -> tuple[sa.ColumnElement[bool], ...]:

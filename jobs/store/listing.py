@@ -10,17 +10,22 @@ import sqlalchemy as sa
 
 from jobs.store.records import AllOwners, OwnerFilter
 from jobs.store.schema import job_tags, jobs, result_files
+from jobs.store.search import has_words, is_searchable, job_words
 from models import JobStatus
 
 
 @dataclass(frozen=True)
 class Filters:
-    """The conditions that listed jobs meet (None: any). `tags`: name and value each, None for any value."""
+    """The conditions that listed jobs meet (None: any). `tags`: name and value each, None for any value.
+
+    `search`: a job has all words of it (`jobs.store.search`); a blank one is none.
+    """
 
     status: JobStatus | None = None
     model: str | None = None
     method: str | None = None
     tags: Sequence[tuple[str, str | None]] = ()
+    search: str | None = None
     owner: OwnerFilter = field(kw_only=True)
 
 
@@ -29,7 +34,15 @@ def page_query(filters: Filters, *, limit: int, before: int | None) -> sa.Select
     tagged = [_tagged(filters.owner, name, value) for name, value in filters.tags]
     query: sa.Select[Any] = sa.select(jobs)
     seq: sa.ColumnElement[int] = jobs.c.seq
-    for first in tagged[:1]:  # an index has the tag's rows in the order of the page; each job is looked up by number
+    # An index has the rows of a search or a tag in the order of the page; each job is looked up by number.
+    search = (filters.search or "").strip()
+    if search and not is_searchable(search):
+        query = query.where(sa.false())
+    elif search:
+        query = query.join(job_words, jobs.c.seq == job_words.c.rowid).where(has_words(search))
+        seq = job_words.c.rowid
+    elif tagged:
+        first = tagged.pop(0)
         query = query.join(first, jobs.c.seq == first.c.seq)
         seq = first.c.seq
     query = query.order_by(seq.desc()).limit(limit)
@@ -40,7 +53,7 @@ def page_query(filters: Filters, *, limit: int, before: int | None) -> sa.Select
         if wanted is not None:
             query = query.where(column == str(wanted))
     query = owned(query, jobs.c.owner, filters.owner)
-    for other in tagged[1:]:
+    for other in tagged:
         query = query.where(sa.exists(sa.select(other.c.seq).where(other.c.job_id == jobs.c.job_id)))
     return query
 

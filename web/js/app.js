@@ -1,8 +1,9 @@
-// The frame of the page: the header, the list of jobs, and the form or one job beside it. Shows the key dialog when the
+// The frame of the page: the header, the list of jobs, and the form, one job or several beside it. Shows the key dialog when the
 // server asks for an API key.
 import { onUnauthorized } from "./api.js";
 import { apiKey, onKeyChange } from "./api_key.js";
 import { loadCatalogue } from "./catalogue.js";
+import { CompareView } from "./compare_view.js";
 import { JobForm } from "./form.js";
 import { JobList } from "./job_list.js";
 import { JobStore } from "./job_store.js";
@@ -54,7 +55,7 @@ function Session() {
   const route = useRoute();
   const store = useMemo(() => new JobStore(), []);
   const [catalogue, setCatalogue] = useState(null);
-  useFocusOnNavigation(route.jobId);
+  useFocusOnNavigation(route.jobId ?? route.compared?.join());
   const [problem, setProblem] = useState(null);
   useEffect(() => {
     loadCatalogue().then((loaded) => {
@@ -68,7 +69,9 @@ function Session() {
   return html`
     <div class="columns">
       <main id="main" tabindex="-1">
-        ${route.jobId
+        ${route.compared
+          ? html`<${CompareView} key=${route.compared.join()} ids=${route.compared} parameters=${route.parameters} store=${store} />`
+          : route.jobId
           ? html`<${JobView} key=${route.jobId} id=${route.jobId} parameters=${route.parameters} store=${store} catalogue=${catalogue} />`
           : html`<${JobForm} key=${route.parameters.from ?? ""} from=${route.parameters.from} store=${store} catalogue=${catalogue} />`}
       </main>
@@ -77,13 +80,13 @@ function Session() {
   `;
 }
 
-/** Move the keyboard focus to the main content when another job or the form is shown, as a new page would do. */
-function useFocusOnNavigation(jobId) {
-  const before = useRef(jobId);
+/** Move the keyboard focus to the main content when another job, a comparison or the form is shown, as a new page would do. */
+function useFocusOnNavigation(shown) {
+  const before = useRef(shown);
   useEffect(() => {
-    if (before.current === jobId) return;
-    before.current = jobId;
+    if (before.current === shown) return;
+    before.current = shown;
     document.getElementById("main")?.focus({ preventScroll: true });
     scrollTo(0, 0);
-  }, [jobId]);
+  }, [shown]);
 }

@@ -17,9 +17,10 @@ export const hasEnded = (job) => !["pending", "running"].includes(job.status);
 /** The methods that a job runs, one or several. */
 export const methodsOf = (request) => (request ? (request.methods ?? [request.method]) : []);
 
-/** The first text of a request, or the last message of its first conversation, on one line. */
+/** The name of a job; else its first text, or the last message of its first conversation, on one line. */
 export function titleOf(request) {
   if (!request) return "(unreadable)"; // `error` of the job says why
+  if (request.name) return oneLine(request.name);
   const conversation = Array.isArray(request.messages?.[0]) ? request.messages[0] : request.messages;
   const text = conversation ? textOf(conversation.at(-1).content) : [request.input_text].flat()[0];
   return oneLine(text ?? "");

@@ -4,8 +4,10 @@ import { batch, computed, effect, signal } from "../vendor/signals-core.js";
 import { call, getJson, withQuery } from "./api.js";
 import { hasEnded } from "./job.js";
 import { watch } from "./job_events.js";
+import { filtersInAddress, NO_FILTERS, putInAddress, sameFilters } from "./list_filters.js";
 
 const PAGE_SIZE = 20;
+const MAX_PAGE = 200; // jobs that the server lists, cancels or deletes in one call
 const MAX_EARLIER = 100; // running jobs behind the first page, and as many pending ones
 const POLL_INTERVAL = 4000; // milliseconds; finds the jobs of other clients
 // A browser opens at most six connections to a server, and the page needs some for other calls. Active jobs beyond
@@ -22,8 +24,10 @@ export class JobStore {
   #stopWatching = null;
   #filterChanges = 0;
 
-  /** The status that the list is filtered by, or an empty string. */
-  status = signal("");
+  /** What the list is filtered by, each an empty string for any: see list_filters.js. */
+  filters = signal(filtersInAddress());
+  /** The models, methods and tags of all jobs, by which the list can be filtered. */
+  facets = signal({ models: [], methods: [], tags: {} });
   /** The cursor of the next page, or null. */
   cursor = signal(null);
   isLoaded = signal(false);
@@ -40,37 +44,56 @@ export class JobStore {
     return unlisted.filter((job) => !hasEnded(job));
   });
 
+  /** The job that the page shows, where it is in neither of these lists. */
+  pinned = computed(() => {
+    const isListed = [...this.list.value, ...this.earlier.value].some((job) => job.job_id === this.#opened.value);
+    return isListed ? undefined : this.#jobs.value.get(this.#opened.value);
+  });
+
   get(id) {
     return this.#jobs.value.get(id);
   }
 
   start() {
     this.#stopWatching = effect(() => this.#watchActive());
+    addEventListener("popstate", this.#followAddress);
     this.refresh();
     this.#timer = setInterval(() => document.hidden || this.refresh(), POLL_INTERVAL);
   }
 
   stop() {
     clearInterval(this.#timer);
+    removeEventListener("popstate", this.#followAddress);
     this.#stopWatching?.();
     for (const watching of this.#watches.values()) watching.abort();
     this.#watches.clear();
   }
 
-  filter(status) {
+  /** Change some of the filters. */
+  filter(changes) {
+    const filters = { ...this.filters.value, ...changes };
+    if (sameFilters(filters, this.filters.value)) return;
+    putInAddress(filters);
     this.#filterChanges += 1;
     batch(() => {
-      this.status.value = status;
+      this.filters.value = filters;
       this.#order.value = [];
       this.#active.value = [];
+      this.cursor.value = null;
       this.isLoaded.value = false;
     });
     return this.refresh();
   }
 
+  clearFilters() {
+    return this.filter(NO_FILTERS);
+  }
+
+  #followAddress = () => this.filter(filtersInAddress()); // the browser went back or forward
+
   /** Read the first page again and keep the older jobs that were loaded; find the active jobs behind it. */
-  async refresh() {
-    const isWhole = await this.#load({}, (page) => {
+  async refresh(limit = PAGE_SIZE) {
+    const isWhole = await this.#load({ limit }, (page) => {
       const oldest = page.jobs.at(-1)?.job_id;
       const known = this.#order.value.indexOf(oldest);
       const older = page.next_cursor && known >= 0 ? this.#order.value.slice(known + 1) : [];
@@ -79,7 +102,7 @@ export class JobStore {
       if (!page.next_cursor) this.#active.value = []; // there are no jobs behind this page
       return !page.next_cursor;
     });
-    if (isWhole !== false || this.status.value) return;
+    if (isWhole !== false || this.filters.value.status) return;
     const found = {};
     const read = (status) =>
       this.#load({ status, limit: MAX_EARLIER }, (page) => (found[status] = page.jobs.map((job) => job.job_id)));
@@ -105,18 +128,62 @@ export class JobStore {
     if (!this.#order.value.includes(id)) this.refresh(); // it may be newer than the list
   }
 
+  /** Change the name, notes or tags of a job (a JSON Merge Patch). */
+  async update(job, changes) {
+    this.put(await getJson(job.links.self, { method: "PATCH", body: changes }));
+    this.#readFacets();
+  }
+
+  /** Cancel several jobs. Returns the outcomes that are not `done`. */
+  async cancelMany(ids) {
+    const refused = await this.#onMany("cancel", ids);
+    await this.refresh(Math.min(MAX_PAGE, Math.max(PAGE_SIZE, this.#order.value.length))); // all that are listed
+    return refused;
+  }
+
+  /** Delete several jobs. Returns the outcomes that are not `done`. */
+  async removeMany(ids) {
+    const refused = await this.#onMany("delete", ids);
+    const kept = new Set(refused.filter(({ outcome }) => outcome !== "not_found").map(({ job_id }) => job_id));
+    this.#forget(ids.filter((id) => !kept.has(id)));
+    this.refresh();
+    return refused;
+  }
+
   async cancel(job) {
     this.put(await getJson(job.links.cancel, { method: "POST" }));
   }
 
   async remove(job) {
     await call(job.links.self, { method: "DELETE" });
+    this.#forget([job.job_id]);
+  }
+
+  async #onMany(action, ids) {
+    const refused = [];
+    for (let at = 0; at < ids.length; at += MAX_PAGE) {
+      const body = { job_ids: ids.slice(at, at + MAX_PAGE) };
+      const { outcomes } = await getJson(`/attribution/jobs/${action}`, { method: "POST", body });
+      refused.push(...outcomes.filter(({ outcome }) => outcome !== "done"));
+    }
+    return refused;
+  }
+
+  #forget(ids) {
     batch(() => {
-      this.#order.value = this.#order.value.filter((id) => id !== job.job_id);
+      this.#order.value = this.#order.value.filter((id) => !ids.includes(id));
       const others = new Map(this.#jobs.value);
-      others.delete(job.job_id);
+      for (const id of ids) others.delete(id);
       this.#jobs.value = others;
     });
+  }
+
+  async #readFacets() {
+    try {
+      this.facets.value = await getJson("/attribution/jobs/facets");
+    } catch {
+      // The menus keep what they have; the list itself reports a server that does not answer.
+    }
   }
 
   put(job) {
@@ -126,6 +193,7 @@ export class JobStore {
   /** Take over the jobs of a page, except those of which an event brought a newer state while the page was read. */
   #merge(jobs) {
     const merged = new Map(this.#jobs.value);
+    if (jobs.some((job) => !merged.has(job.job_id))) this.#readFacets();
     for (const job of jobs) {
       const known = merged.get(job.job_id);
       const isOlder = known && (hasEnded(known) ? !hasEnded(job) : known.progress.fraction > job.progress.fraction);
@@ -138,7 +206,7 @@ export class JobStore {
   async #load(parameters, take) {
     const filterChanges = this.#filterChanges;
     try {
-      const query = { limit: PAGE_SIZE, status: this.status.value, ...parameters };
+      const query = { limit: PAGE_SIZE, ...this.filters.value, ...parameters };
       const page = await getJson(withQuery("/attribution/jobs", query));
       if (filterChanges !== this.#filterChanges) return; // the page answers an older filter
       return batch(() => {

@@ -1,5 +1,6 @@
 // One job: its facts, progress, actions and result.
 import { duration, hasEnded, phaseOf, runTime, titleOf, when } from "./job.js";
+import { JobNotes } from "./job_notes.js";
 import { JobQuestion } from "./job_question.js";
 import { html, useEffect, useState } from "./preact.js";
 import { Notice, useReadProblem } from "./problem_notice.js";
@@ -52,6 +53,7 @@ export function JobView({ id, parameters, store, catalogue }) {
         <${JobQuestion} job=${job} />
       </header>
       <p class="hidden" role="status">${phaseOf(job)}</p>
+      ${!store.isReadOnly && html`<${JobNotes} key=${job.job_id} job=${job} store=${store} />`}
       ${problem && html`<${Notice} problem=${problem} />`}
       ${!hasEnded(job) && html`<div class="under-way"><${ProgressBar} job=${job} /></div>`}
       ${job.status === "failed" && html`<${Notice} problem=${job.error} />`}

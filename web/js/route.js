@@ -1,11 +1,13 @@
-// The page's place in the address: `#/` is the form, `#/jobs/ID?seq=1` is a job and the view of its result.
+// The page's place in the address: `#/` is the form, `#/jobs/ID?seq=1` is a job and the view of its result,
+// `#/compare?jobs=ID,ID` shows several jobs side by side.
 import { useEffect, useState } from "./preact.js";
 
 function read() {
   const [path, query = ""] = location.hash.replace(/^#/, "").split("?");
   const found = /^\/jobs\/([^/]+)$/.exec(path);
   const parameters = Object.fromEntries(new URLSearchParams(query));
-  return { jobId: found ? decodeURIComponent(found[1]) : null, parameters };
+  const compared = path === "/compare" ? (parameters.jobs ?? "").split(",").filter(Boolean) : null;
+  return { jobId: found ? decodeURIComponent(found[1]) : null, compared, parameters };
 }
 
 const hashOf = (path, parameters) => {
@@ -15,6 +17,7 @@ const hashOf = (path, parameters) => {
 };
 
 export const jobHash = (id, parameters = {}) => hashOf(`/jobs/${encodeURIComponent(id)}`, parameters);
+export const compareHash = (ids, parameters = {}) => hashOf("/compare", { jobs: ids.join(","), ...parameters }).replaceAll("%2C", ",");
 export const formHash = (parameters = {}) => hashOf("/", parameters);
 
 export function go(hash) {
@@ -22,8 +25,11 @@ export function go(hash) {
 }
 
 /** Change the view of a job's result without a new entry in the browser's history. */
-export function show(id, parameters) {
-  history.replaceState(null, "", jobHash(id, parameters));
+export const show = (id, parameters) => replace(jobHash(id, parameters));
+
+/** Change the address without a new entry in the browser's history. */
+export function replace(hash) {
+  history.replaceState(null, "", hash);
   dispatchEvent(new HashChangeEvent("hashchange"));
 }
 
