@@ -11,6 +11,7 @@ from attribution_schema.request import (
     Arguments,
     AttributionRequest,
     Engine,
+    TokenizerArguments,
 )
 from attribution_schema.result import (
     Agreement,
@@ -59,6 +60,7 @@ __all__ = [
     "SharedLinks",
     "Stage",
     "Token",
+    "TokenizerArguments",
     "ViewOptions",
     "WebhookDelivery",
     "WebhookStatus",
