@@ -238,6 +238,11 @@ class AsyncAttributionClient:
         found: list[dict[str, Any]] = await self._sender.send(calls.listing("step_functions"))
         return found
 
+    async def aggregators(self) -> dict[str, Any]:
+        """The aggregators and the aggregation functions, for views of a result."""
+        found: dict[str, Any] = await self._sender.send(calls.listing("aggregators"))
+        return found
+
     async def models(self) -> dict[str, Any]:
         """The bundled and the loaded models, and the model names that the server allows."""
         found: dict[str, Any] = await self._sender.send(calls.listing("models"))

@@ -243,6 +243,11 @@ class AttributionClient:
         found: list[dict[str, Any]] = self._sender.send(calls.listing("step_functions"))
         return found
 
+    def aggregators(self) -> dict[str, Any]:
+        """The aggregators and the aggregation functions, for views of a result."""
+        found: dict[str, Any] = self._sender.send(calls.listing("aggregators"))
+        return found
+
     def models(self) -> dict[str, Any]:
         """The bundled and the loaded models, and the model names that the server allows."""
         found: dict[str, Any] = self._sender.send(calls.listing("models"))
