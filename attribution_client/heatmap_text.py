@@ -21,7 +21,9 @@ from attribution_reading.scored_sequence import SIDES, Scores, not_yet_generated
 from attribution_schema.result import AttributionResult, ComparisonResult, SequenceAttribution, Token
 
 _LABEL, _CELL = 20, 7  # letters
+_LONGEST = 60  # letters of a sentence beside its scores
 _TOP = 3  # strongest tokens
+_USUAL_FUNCTION = "probability"
 _TOO_WIDE = "The table is wider than the terminal: --top 0 prints it. @ is a position."
 
 
@@ -48,12 +50,15 @@ def print_result(result: AttributionResult, out: Console, top: int | None = None
     """
     info = result.info
     head = f"{info.get('attribution_method', 'attribution')} of {info.get('model_name', 'a model')}"
-    out.print(Text(head, "bold"))
+    function = str(info.get("attributed_fn") or _USUAL_FUNCTION).removesuffix("_fn")  # Inseq's functions end in it
+    out.print(Text(head if function == _USUAL_FUNCTION else f"{head}, of {function}", "bold"))
     for warning in info.get("warnings", []):
         out.print(Text(f"! {readable(warning)}", "yellow"))
     for index, sequence in enumerate(result.sequence_attributions):
         if len(result.sequence_attributions) > 1:
             out.print(Text(f"\ntext {index + 1} of {len(result.sequence_attributions)}", "bold"))
+        if contrasts := _contrasts(sequence):
+            out.print(Text(f"contrast: {contrasts}", "dim"))
         if top is None and _LABEL + sum(_column_widths(sequence)) > out.width:
             out.print(Text(_TOO_WIDE, "dim"))
             print_strongest(sequence, _TOP, out)
@@ -61,6 +66,15 @@ def print_result(result: AttributionResult, out: Console, top: int | None = None
             print_strongest(sequence, top, out)
         else:
             _print_sequence(sequence, out)
+
+
+def _contrasts(sequence: SequenceAttribution) -> str:
+    """What a contrast compares: `tea rather than milk`, for each generated token that differs."""
+    return ", ".join(
+        f"{label(each)} rather than {label(Token(token=each.contrast, token_id=each.token_id, text=each.contrast))}"
+        for each in sequence.target[sequence.attr_pos_start : sequence.attr_pos_end]
+        if each.contrast is not None
+    )
 
 
 def _column_widths(sequence: SequenceAttribution) -> list[int]:
@@ -81,6 +95,8 @@ def _print_sequence(sequence: SequenceAttribution, out: Console) -> None:
     if power:
         out.print(Text(f"scores are x 10^{power}", "dim"))
     widths = _column_widths(sequence)
+    # A unit of text, such as a sentence, takes the room that few columns leave.
+    longest = max(_LABEL - 2, min(_LONGEST, out.width - sum(widths) - 2))
     for columns in _blocks(widths, out.width - _LABEL):
         # Without padding the cells touch, as in a heatmap; the space between two labels is part of the cell.
         table = Table(box=box.SIMPLE_HEAD if out.is_terminal else None, pad_edge=False, padding=0)
@@ -88,7 +104,7 @@ def _print_sequence(sequence: SequenceAttribution, out: Console) -> None:
         for column in columns:
             table.add_column(Text(f"  {label(generated[column])} "), justify="right", no_wrap=True, min_width=_CELL)
         for side, scores in sides:
-            _add_rows(table, side, sequence, scores, columns, widths, largest, power, is_titled=len(sides) > 1)
+            _add_rows(table, side, sequence, scores, columns, widths, largest, power, longest, is_titled=len(sides) > 1)
         table.add_section()
         for name, values in sequence.step_scores.items():
             table.add_row(Text(f"{name} ", "dim"), *(_step_score(values[column]) for column in columns))
@@ -119,6 +135,7 @@ def _add_rows(
     widths: list[int],
     largest: float,
     power: int,
+    longest: int,
     *,
     is_titled: bool,
 ) -> None:
@@ -129,7 +146,7 @@ def _add_rows(
     for token, row, later in zip(tokens, scores, is_later, strict=True):
         if not later.all():
             cells = (_cell(float(row[each]), largest, power, widths[each]) for each in columns)
-            table.add_row(Text(f"{label(token)} "), *cells)
+            table.add_row(Text(f"{label(token, longest)} "), *cells)
     table.add_section()
 
 

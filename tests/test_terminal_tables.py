@@ -242,3 +242,16 @@ def test_no_mark_of_a_tokenizer_is_printed(server, long_job):
     for job in (long_job, contrast):
         for options in (["--top", "0"], ["--top", "3"]):
             assert not re.search("[Ġ▁Ċ]", run(server, "show", job, *options).stdout)
+    title, question = run(server, "show", contrast).stdout.splitlines()[:2]
+    assert title == f"saliency of {LOOKUP}, of contrast_prob_diff"
+    assert question == "contrast: tea rather than milk"
+
+
+def test_a_sentence_has_the_room_that_few_columns_leave(server):
+    sentence = "Anna likes tea and Ben likes milk."
+    job = server.run(model=LOOKUP, method="saliency", input_text=f"{sentence} {sentence} Ben likes")
+    for columns, shown in ((90, [sentence, sentence]), (30, ["Anna likes tea and …"] * 2)):
+        done = run(server, "show", job, "--top", "0", "--attribution_aggregators", "sentences", COLUMNS=str(columns))
+        lines = done.stdout.splitlines()
+        assert [line.split("  ")[0].strip() for line in lines if "Anna" in line][:2] == shown
+        assert all(cell_len(line) <= columns for line in lines[1:])
