@@ -98,8 +98,8 @@ def _print_sequence(sequence: SequenceAttribution, out: Console) -> None:
     # A unit of text, such as a sentence, takes the room that few columns leave.
     longest = max(_LABEL - 2, min(_LONGEST, out.width - sum(widths) - 2))
     for columns in _blocks(widths, out.width - _LABEL):
-        # Without padding the cells touch, as in a heatmap; the space between two labels is part of the cell.
-        table = Table(box=box.SIMPLE_HEAD if out.is_terminal else None, pad_edge=False, padding=0)
+        # Without box and padding the cells touch, as in a heatmap; the space between two labels is part of the cell.
+        table = Table(box=None, pad_edge=False, padding=0, header_style="bold underline")
         table.add_column("", justify="right", no_wrap=True)
         for column in columns:
             table.add_column(Text(f"  {label(generated[column])} "), justify="right", no_wrap=True, min_width=_CELL)

@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
-from rich import box
 from rich.cells import cell_len
 from rich.console import Console
 from rich.style import Style
@@ -58,7 +57,7 @@ def print_strongest(sequence: SequenceAttribution, count: int, out: Console) -> 
     room -= sum(width + _GAP for width, _ in steps.values())
     beside = max(1, min(count, room // (_SCORE + 1 + _NARROWEST + _GAP)))
     width = max(room // beside - _SCORE - 1 - _GAP, 1)
-    table = Table(box=box.SIMPLE_HEAD if out.is_terminal else None, pad_edge=False, padding=(0, _GAP, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold underline")
     table.add_column("generated", no_wrap=True)
     for name, (letters, _) in steps.items():
         table.add_column(Text(name, "dim"), justify="right", no_wrap=True, max_width=letters)

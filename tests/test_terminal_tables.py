@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -36,17 +37,33 @@ def rows_of(printed):
     return [line.split() for line in lines[at + 1 :] if line.strip()]
 
 
-@pytest.mark.parametrize(("columns", "options"), [(80, []), (200, []), (80, ["--top", "3"]), (None, ["--top", "3"])])
-def test_a_wide_result_has_the_three_strongest_tokens_of_each(server, long_job, columns, options):
-    done = run(server, "show", long_job, *options, **({"COLUMNS": str(columns)} if columns else {}))
+TERMINAL = {"FORCE_COLOR": "1"}
+
+
+def plain(printed):
+    """What is printed, without colours."""
+    return re.sub(r"\x1b\[[\d;]*m", "", printed)
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "more"),
+    [
+        ("80", [], {}), ("200", [], {}), ("80", [], TERMINAL), ("200", [], TERMINAL),
+        ("80", ["--top", "3"], {}), ("", ["--top", "3"], {}),
+    ],
+)  # fmt: skip
+def test_a_wide_result_has_the_three_strongest_tokens_of_each(server, long_job, columns, options, more):
+    done = run(server, "show", long_job, *options, COLUMNS=columns, **more)
     assert done.returncode == 0, done.stderr
-    assert all(cell_len(line) <= (columns or 100) for line in done.stdout.splitlines())
-    assert ("--top 0 prints it" in done.stdout) == (not options)
+    assert ("\x1b" in done.stdout) == bool(more)
+    printed = plain(done.stdout)
+    assert all(cell_len(line) <= int(columns or 100) for line in printed.splitlines())
+    assert ("--top 0 prints it" in printed) == (not options)
     (sequence,) = server.result(long_job, decode_tokens=True)["sequence_attributions"]
     scores = np.array(sequence["target_attributions"], float)
     texts = [token["text"].strip() for token in sequence["target"]]
     attributed = texts[: len(scores)]
-    rows = rows_of(done.stdout)
+    rows = rows_of(printed)
     assert len(rows) == scores.shape[1] == 32
     for step, row in enumerate(rows):
         strongest = np.argsort(-np.abs(np.nan_to_num(scores[:, step])), kind="stable")[:3]
@@ -59,14 +76,19 @@ def test_a_wide_result_has_the_three_strongest_tokens_of_each(server, long_job, 
 
 
 def test_the_whole_table_is_printed_on_demand_and_where_it_fits(server, long_job):
-    whole = run(server, "show", long_job, "--top", "0", COLUMNS="80").stdout
-    assert all(cell_len(line) <= 80 for line in whole.splitlines())
-    assert "depended most on" not in whole
-    assert len(re.findall(r"^ +Anna +-?0\.\d\d", whole, re.MULTILINE)) > 6 * 3  # a row in each block of columns
+    (sequence,) = server.result(long_job)["sequence_attributions"]
+    first = [f"{each:.2f}" for each in sequence["target_attributions"][0]]
+    for more in ({}, TERMINAL):
+        whole = plain(run(server, "show", long_job, "--top", "0", COLUMNS="80", **more).stdout)
+        assert all(cell_len(line) <= 80 for line in whole.splitlines())
+        assert "depended most on" not in whole
+        lines = whole.splitlines()
+        # The first row of each block of columns is the one below its labels, which have no digits.
+        below = [row for above, row in pairwise(lines) if len(above.split()) > 1 and not re.search(r"\d", above)]
+        assert [number for row in below for number in row.split()[1:]] == first
     pipe = run(server, "show", long_job).stdout  # which has no width
     assert "depended most on" not in pipe
     probabilities = next(line.split() for line in pipe.splitlines() if line.split()[:1] == ["probability"])
-    (sequence,) = server.result(long_job)["sequence_attributions"]
     assert probabilities[1:] == [f"{each:.3g}" for each in sequence["step_scores"]["probability"]]  # no two in one word
 
 
