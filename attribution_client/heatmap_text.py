@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from attribution_client.labels import SIDE_TITLES, label, readable
-from attribution_client.scores import scores_of
+from attribution_client.scores import read_sequence, scores_of
 from attribution_client.strongest_text import print_strongest
 from attribution_reading.number_scale import power_of_ten, scaled
 from attribution_reading.palette import LIGHT, shade
@@ -57,8 +57,9 @@ def print_result(result: AttributionResult, out: Console, top: int | None = None
     for index, sequence in enumerate(result.sequence_attributions):
         if len(result.sequence_attributions) > 1:
             out.print(Text(f"\ntext {index + 1} of {len(result.sequence_attributions)}", "bold"))
-        if contrasts := _contrasts(sequence):
-            out.print(Text(f"contrast: {contrasts}", "dim"))
+        contrasts = [each.named for each in read_sequence(sequence).generated if each.contrast is not None]
+        if contrasts:
+            out.print(Text(f"contrast: {readable(', '.join(contrasts))}", "dim"))
         if top is None and _LABEL + sum(_column_widths(sequence)) > out.width:
             out.print(Text(_TOO_WIDE, "dim"))
             print_strongest(sequence, _TOP, out)
@@ -66,15 +67,6 @@ def print_result(result: AttributionResult, out: Console, top: int | None = None
             print_strongest(sequence, top, out)
         else:
             _print_sequence(sequence, out)
-
-
-def _contrasts(sequence: SequenceAttribution) -> str:
-    """What a contrast compares: `tea rather than milk`, for each generated token that differs."""
-    return ", ".join(
-        f"{label(each)} rather than {label(Token(token=each.contrast, token_id=each.token_id, text=each.contrast))}"
-        for each in sequence.target[sequence.attr_pos_start : sequence.attr_pos_end]
-        if each.contrast is not None
-    )
 
 
 def _column_widths(sequence: SequenceAttribution) -> list[int]:

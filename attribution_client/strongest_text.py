@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-import numpy as np
 from rich.cells import cell_len
 from rich.console import Console
 from rich.style import Style
@@ -13,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from attribution_client.labels import label, labels
-from attribution_client.scores import scores_of
+from attribution_client.scores import read_sequence
 from attribution_reading.number_scale import power_of_ten
 from attribution_reading.palette import LIGHT, shade
-from attribution_reading.scored_sequence import SIDES
+from attribution_reading.read_sequence import Strong
 from attribution_schema.result import SequenceAttribution
 
 _SCORE, _GAP = 6, 2  # letters: a score such as -0.053, and the space between columns
@@ -30,7 +29,7 @@ class _Strong:
     label: str
     place: str
     score: float
-    is_template: bool  # the chat template added it
+    is_template: bool  # added by a chat template, or a special token
 
     def name(self, width: int) -> Text:
         """The label, cut so that it and the place have at most `width` letters."""
@@ -45,12 +44,11 @@ def print_strongest(sequence: SequenceAttribution, count: int, out: Console) -> 
     Scores have two significant digits. A token whose label occurs several times has `@` and its position behind it.
     """
     generated = labels(sequence.target[sequence.attr_pos_start : sequence.attr_pos_end])
-    strong = _strongest(sequence, count, len(generated))
+    strong = _strongest(sequence, count)
     largest = max((abs(each.score) for row in strong for each in row), default=0.0)
     power = power_of_ten(largest)
-    scale = f"scores are x 10^{power}" if power else ""
-    if scale:
-        out.print(Text(scale, "dim"))
+    if power:
+        out.print(Text(f"scores are x 10^{power}", "dim"))
     first = max(map(cell_len, ["generated", *generated])) + _GAP
     longest = max((cell_len(each.label + each.place) for row in strong for each in row), default=0)
     steps = _step_columns(sequence, room := out.width - first, count * (_SCORE + 1 + longest + _GAP))
@@ -84,30 +82,26 @@ def _step_columns(sequence: SequenceAttribution, room: int, wanted: int) -> dict
     return {name: (whole[name], values) for name, values in cells.items()}
 
 
-def _strongest(sequence: SequenceAttribution, count: int, columns: int) -> list[list[_Strong]]:
+def _strongest(sequence: SequenceAttribution, count: int) -> list[list[_Strong]]:
     """Each generated token's strongest attributed tokens, the strongest first; of equal ones the earlier."""
-    sides = [(side, scores) for side in SIDES if (scores := scores_of(sequence, side)).size]
-    # Beside a source, the tokens of the target are the prefix that was generated.
-    before = {"target": "prefix " if len(sides) > 1 else ""}
-    tokens = [
-        (f"@{before.get(side, '')}{at}", label(token), bool(token.template))
-        for side, scores in sides
+    read = read_sequence(sequence)
+    names = {
+        (side, at): label(token)
+        for side, scores in read.scores.items()
         for at, token in enumerate(getattr(sequence, side)[: len(scores)])
-    ]
-    times = Counter(name for _, name, _ in tokens)
-    found = []
-    for column in range(columns):
-        scores = np.concatenate([each[:, column] for _, each in sides]) if sides else np.empty(0, np.float32)
-        order = np.argsort(-np.abs(np.nan_to_num(scores)), kind="stable")[:count]
-        found.append(
-            [
-                _Strong(name, place if times[name] > 1 else "", float(scores[index]), is_template)
-                for index in order
-                if np.isfinite(scores[index])
-                for place, name, is_template in [tokens[index]]
-            ]
-        )
-    return found
+    }
+    times = Counter(names.values())
+    # Beside a source, the tokens of the target are the prefix that was generated.
+    signs = {"target": "@prefix " if len(read.scores) > 1 else "@"}
+
+    def named(found: Strong) -> _Strong:
+        side, at = found.row
+        name = names[found.row]
+        place = f"{signs.get(side, '@')}{at}" if times[name] > 1 else ""
+        return _Strong(name, place, found.score, found.token.is_template)
+
+    columns = range(len(read.generated))
+    return [[named(each) for each in read.strongest(read.of_token(column), count)] for column in columns]
 
 
 def _cell(strong: _Strong, largest: float, power: int, width: int) -> Text:
