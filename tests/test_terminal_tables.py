@@ -173,17 +173,17 @@ def test_models_that_cannot_be_loaded_and_that_are_not_allowed(capsys):
     assert "This server accepts a/*, c." in printed
 
 
-def test_methods_fit_and_say_what_they_cost_where_the_server_does(server, capsys):
+def test_methods_fit_and_the_cheapest_come_first(server, capsys):
     told = server.client.get("/attribution/methods").json()["methods"]
     lines = run(server, "methods", COLUMNS="80").stdout.splitlines()
     assert all(cell_len(line.rstrip()) <= 80 for line in lines)
-    assert [line for line in lines if line and line[0] != " "] == [each["name"] for each in told]
-    text = " ".join(" ".join(lines).split())
-    assert "mask_prob=0.3" in text
-    tables.print_methods(
-        [{"name": "x", "description": "Does it.", "parameters": [], "cost": {"words": "as much as y"}}]
-    )
-    assert capsys.readouterr().out.split() == ["x", "Does", "it.", "Costs", "as", "much", "as", "y."]
+    names = [line for line in lines if line and line[0] != " "]
+    cheapest = sorted(told, key=lambda each: each["cost"]["relative"])
+    assert [line.split("  ")[:2] for line in names] == [[each["name"], each["cost"]["words"]] for each in cheapest]
+    assert [line.split()[0] for line in names if line.endswith("  start here")] == ["input_x_gradient"]
+    assert "mask_prob=0.3" in " ".join(" ".join(lines).split())
+    tables.print_methods([{"name": "x", "description": "Does it.", "parameters": []}])  # an older server's
+    assert capsys.readouterr().out.split() == ["x", "Does", "it."]
     assert json.loads(run(server, "methods", "--json").stdout) == told
 
 

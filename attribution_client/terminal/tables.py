@@ -84,14 +84,13 @@ def _print_fitting(shown: Table, lines: Iterable[tuple[Text, str]]) -> None:
 
 
 def print_methods(found: Sequence[dict[str, Any]]) -> None:
-    """Print each method with what it does, what it costs as far as the server says, and its parameters below."""
+    """Print each method with its cost, what it does, and its parameters; the cheapest first, if costs are told."""
     out = console()
-    for method in found:
-        about = [str(method.get("description") or "")]
-        if cost := (method.get("cost") or {}).get("words"):
-            about.append(f"Costs {cost}.")
-        out.print(Text(method["name"], "bold"))
-        out.print(_indented(Text(" ".join(about))))
+    for method in sorted(found, key=lambda each: (each.get("cost") or {}).get("relative", 0)):
+        cost = (method.get("cost") or {}).get("words", "")
+        start = "  start here" if method.get("start_here") else ""
+        out.print(Text.assemble((method["name"], "bold"), (cost and f"  {cost}", "dim"), (start, "green")))
+        out.print(_indented(Text(str(method.get("description") or ""))))
         if parameters := [_parameter(each) for each in method["parameters"]]:
             out.print(_indented(Text("  ".join(parameters), "dim")))
 
