@@ -125,7 +125,14 @@ def test_wrong_messages_are_told_by_the_server(slow, file):
 
 def test_every_field_of_a_request_has_an_option():
     """With every option of `attribute`, every field is set, but for those that exclude each other."""
-    values = {"--n_steps": "3", "--device": "cpu", "--tag": "a=b", "--dtype": "float16", "--engine": "inseq"}
+    values = {
+        "--n_steps": "3",
+        "--device": "cpu",
+        "--tag": "a=b",
+        "--dtype": "float16",
+        "--engine": "inseq",
+        "--webhook_events": "failed",
+    }
     arguments = []
     for each in commands.attribute.params:
         name = max(each.opts, key=len)
