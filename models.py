@@ -25,6 +25,7 @@ from attribution_schema.request import (
     Arguments,
     AttributionRequest,
     Engine,
+    TokenizerArguments,
 )
 from attribution_schema.result import (
     Agreement,
@@ -83,6 +84,7 @@ __all__ = [
     "SharedLinks",
     "Stage",
     "Token",
+    "TokenizerArguments",
     "ViewOptions",
     "WebhookDelivery",
     "WebhookStatus",

@@ -11,10 +11,13 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from api.allowed_methods import methods_of
-from models import MODEL_NAME_PATTERN, Problem, ProblemItem
+from attribution_schema.did_you_mean import did_you_mean
+from attribution_schema.messages import ChatMessage, TextPart, ToolCall, ToolFunction
+from models import MODEL_NAME_PATTERN, AttributionRequest, Problem, ProblemItem, TokenizerArguments
 from problems import (
     PROBLEM_MEDIA_TYPE,
     InvalidRequest,
@@ -111,8 +114,28 @@ def _item(error: Any) -> ProblemItem:
     if place == "body":
         # Pydantic's path also contains the tried members of a union (`str`, `list[...]`); a JSON pointer must not.
         keys = [str(each) for each in path if isinstance(each, int) or _is_key(str(each))]
+        if error["type"] == "extra_forbidden":
+            detail = _no_such_field(path)
         return ProblemItem(pointer="".join(f"/{each}" for each in keys), detail=detail)
     return ProblemItem(parameter=".".join(map(str, path)), detail=detail)
+
+
+# The fields that an object of a request's body may have, by the fields that lead to it.
+_OBJECTS: dict[tuple[str, ...], type[BaseModel]] = {
+    (): AttributionRequest,
+    ("tokenizer_args",): TokenizerArguments,
+    ("messages",): ChatMessage,
+    ("messages", "content"): TextPart,
+    ("messages", "tool_calls"): ToolCall,
+    ("messages", "tool_calls", "function"): ToolFunction,
+}
+
+
+def _no_such_field(path: list[str | int]) -> str:
+    name, parents = str(path[-1]), tuple(each for each in path[:-1] if isinstance(each, str) and _is_key(each))
+    known = _OBJECTS[parents].model_fields if parents in _OBJECTS else {}
+    near = did_you_mean(name, known)
+    return f"There is no field {name!r}{near}." + (f" There are: {', '.join(known)}." if known and not near else "")
 
 
 # As Pydantic names them; no field of a request has such a name.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import httpx
 
@@ -12,6 +12,7 @@ from attribution_client import calls
 from attribution_client.calls import UNCHANGED, Unchanged
 from attribution_client.errors import naming
 from attribution_client.extras import needs_extra
+from attribution_client.keywords import MoreFields, RequestFields, ViewFields, check_view, listed
 from attribution_client.progress import bar, no_bar
 from attribution_client.results import AttributionResult, ComparisonResult
 from attribution_client.transport import RETRY_SECONDS, AsyncSender, http_options
@@ -55,6 +56,7 @@ class AsyncAttributionClient:
         """Close the connections."""
         await self._http.aclose()
 
+    @listed(MoreFields)
     async def attribute(
         self,
         model: str,
@@ -62,20 +64,22 @@ class AsyncAttributionClient:
         input_text: str | list[str] | None = None,
         *,
         timeout: float | None = None,  # noqa: ASYNC109 - when it is over the job continues; it is not cancelled
-        view: dict[str, Any] | None = None,
-        **fields: Any,
+        view: ViewFields | None = None,
+        **fields: Unpack[MoreFields],
     ) -> AttributionResult:
         """Submit a job, wait for it and return its result.
 
         `fields` are further fields of the request, `view` the options of `results`, `timeout` is in seconds. Raises
-        what `wait` raises. If this call is interrupted or loses the server, the job continues; the exception's note
-        contains the job's id.
+        what `wait` raises, and `TypeError` before anything is sent if a field or an option does not exist. If this call
+        is interrupted or loses the server, the job continues; the exception's note contains the job's id.
         """
+        check_view(view or {})
         job = await self.submit(**calls.fields_of(model, method, input_text, fields))
         with naming(job):
             await self.wait(job, timeout=timeout)
             return await self.results(job, **(view or {}))
 
+    @listed(MoreFields)
     async def compare(
         self,
         model: str,
@@ -83,20 +87,27 @@ class AsyncAttributionClient:
         input_text: str | list[str] | None = None,
         *,
         timeout: float | None = None,  # noqa: ASYNC109 - when it is over the job continues; it is not cancelled
-        view: dict[str, Any] | None = None,
-        **fields: Any,
+        view: ViewFields | None = None,
+        **fields: Unpack[MoreFields],
     ) -> ComparisonResult:
         """Attribute with several methods in one job, which generates the target once. Otherwise as `attribute`.
 
         `attribution_args` maps each method to its arguments. `compare_methods` draws the result.
         """
+        check_view(view or {})
         job = await self.submit(**calls.fields_of(model, methods, input_text, fields))
         with naming(job):
             await self.wait(job, timeout=timeout)
             return await self.comparison(job, **(view or {}))
 
+    @listed(RequestFields)
     async def submit(
-        self, request: AttributionRequest | None = None, /, *, idempotency_key: str | None = None, **fields: Any
+        self,
+        request: AttributionRequest | None = None,
+        /,
+        *,
+        idempotency_key: str | None = None,
+        **fields: Unpack[RequestFields],
     ) -> Job:
         """Submit a job and return it. Give a request object, fields, or an object and fields that replace its own.
 
@@ -177,15 +188,18 @@ class AsyncAttributionClient:
         """Delete several ended jobs and their results, and return what became of each, as `cancel_many` does."""
         return await self._sender.run(calls.on_many("delete", jobs))
 
-    async def results(self, job: Job | str, **view: Any) -> AttributionResult:
+    @listed(ViewFields)
+    async def results(self, job: Job | str, **view: Unpack[ViewFields]) -> AttributionResult:
         """The result of a completed job. `view`: `aggregator="subwords,vnorm"` (or a list), `normalize`, ...
 
-        Of a comparison, `method` chooses one method.
+        Tokens have their decoded `text` beside the raw `token`, unless `decode_tokens=False`. Of a comparison,
+        `method` chooses one method.
         """
         result: AttributionResult = await self._sender.send(calls.results(job, view))
         return result
 
-    async def comparison(self, job: Job | str, **view: Any) -> ComparisonResult:
+    @listed(ViewFields)
+    async def comparison(self, job: Job | str, **view: Unpack[ViewFields]) -> ComparisonResult:
         """The result of a comparison: the result of each method, and the agreement of each pair."""
         result: ComparisonResult = await self._sender.send(calls.comparison(job, view))
         return result
@@ -195,22 +209,25 @@ class AsyncAttributionClient:
         found: list[JobAgreement] = await self._sender.send(calls.agreement(jobs))
         return found
 
-    async def view(self, job: Job | str, view_format: str, **view: Any) -> bytes:
+    @listed(ViewFields)
+    async def view(self, job: Job | str, view_format: str, **view: Unpack[ViewFields]) -> bytes:
         """The result as the content of a file. `view_format`: `json`, `html`, `csv`, `parquet` or `inseq`."""
         content: bytes = await self._sender.send(calls.view(job, view_format, view))
         return content
 
-    async def to_frame(self, job: Job | str, **view: Any) -> pd.DataFrame:
+    @listed(ViewFields)
+    async def to_frame(self, job: Job | str, **view: Unpack[ViewFields]) -> pd.DataFrame:
         """The result as a pandas table: one row for each pair of an attributed and a generated token.
 
-        `table="step_scores"` has one row for each generated token and step score. Raises `ImportError` without the
-        extra `plots`.
+        `table="step_scores"` has one row for each generated token and step score. Columns that end in `_text` have the
+        decoded tokens, unless `decode_tokens=False`. Raises `ImportError` without the extra `plots`.
         """
         with needs_extra("plots"):
             from attribution_client.frames import read_parquet
-        return read_parquet(await self.view(job, "parquet", **view))
+        return read_parquet(await self.view(job, "parquet", **calls.with_texts(view)))
 
-    async def to_inseq(self, job: Job | str, **view: Any) -> FeatureAttributionOutput:
+    @listed(ViewFields)
+    async def to_inseq(self, job: Job | str, **view: Unpack[ViewFields]) -> FeatureAttributionOutput:
         """The result as Inseq's `FeatureAttributionOutput`, not aggregated unless `aggregator` is given.
 
         Inseq's loader imports the classes that a file names: use it only with a server that you trust. Raises
@@ -237,7 +254,8 @@ class AsyncAttributionClient:
         """Revoke a link, given as a `Share` or its id: it opens nothing from now on."""
         await self._sender.send(calls.revoke_share(job, share))
 
-    async def estimate(self, request: AttributionRequest | None = None, /, **fields: Any) -> Estimate:
+    @listed(RequestFields)
+    async def estimate(self, request: AttributionRequest | None = None, /, **fields: Unpack[RequestFields]) -> Estimate:
         """The cost of a request: tokens, passes, seconds and memory. Runs no attribution."""
         found: Estimate = await self._sender.send(calls.estimate(request, fields))
         return found
@@ -250,6 +268,11 @@ class AsyncAttributionClient:
     async def step_functions(self) -> list[dict[str, Any]]:
         """The step functions, for `step_scores` and `attributed_fn`."""
         found: list[dict[str, Any]] = await self._sender.send(calls.listing("step_functions"))
+        return found
+
+    async def aggregators(self) -> dict[str, Any]:
+        """The aggregators and the aggregation functions, for views of a result."""
+        found: dict[str, Any] = await self._sender.send(calls.listing("aggregators"))
         return found
 
     async def models(self) -> dict[str, Any]:

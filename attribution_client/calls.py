@@ -14,12 +14,13 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import httpx
 from pydantic import BaseModel
 
 from attribution_client.errors import Conflict, WaitTimedOut, completed
+from attribution_client.keywords import MoreFields, RequestFields, ViewFields, check_request, check_view
 from attribution_client.results import AttributionResult, ComparisonResult
 from attribution_schema.estimate import Estimate
 from attribution_schema.job import MOST_JOBS, Job, JobList, JobOutcome, JobOutcomes, JobStatus
@@ -78,19 +79,19 @@ Document = TypeVar("Document", bound=BaseModel)
 Operation = Generator[Call | Follow, Any, Outcome]
 
 
-def submit(request: AttributionRequest | None, fields: dict[str, Any], idempotency_key: str | None) -> Call:
+def submit(request: AttributionRequest | None, fields: RequestFields, idempotency_key: str | None) -> Call:
     """Submits a job. The idempotency key is always sent, so that a retry never creates a second job."""
-    given = request.model_dump(mode="json", exclude_unset=True) if request is not None else {}
     key = idempotency_key or str(uuid.uuid4())
-    return Call("POST", JOBS, _job, body=given | fields, headers={"Idempotency-Key": key})
+    return Call("POST", JOBS, _job, body=_body(request, fields), headers={"Idempotency-Key": key})
 
 
 def fields_of(
-    model: str, method: str | list[str], input_text: str | list[str] | None, more: dict[str, Any]
-) -> dict[str, Any]:
+    model: str, method: str | list[str], input_text: str | list[str] | None, more: MoreFields
+) -> RequestFields:
     """The request fields for one method or a list of methods; `input_text` is omitted if None (for `messages`)."""
     asked = {"method": method} if isinstance(method, str) else {"methods": method}
-    return {"model": model} | asked | ({} if input_text is None else {"input_text": input_text}) | more
+    text = {} if input_text is None else {"input_text": input_text}
+    return cast("RequestFields", {"model": model} | asked | text | more)
 
 
 def read_job(job: Job | str, wait: float = 0) -> Call:
@@ -124,20 +125,26 @@ def delete(job: Job | str) -> Call:
     return Call("DELETE", _path(job), lambda _: None, done_if_repeated=httpx.codes.NOT_FOUND)
 
 
-def view(job: Job | str, view_format: str, options: dict[str, Any]) -> Call:
-    """Reads the result as the bytes of a file in this format."""
+def with_texts(options: ViewFields) -> ViewFields:
+    """The options, and each token's decoded text unless they say otherwise: a reader wants no tokenizer's marks."""
+    return {"decode_tokens": True, **options}
+
+
+def view(job: Job | str, view_format: str, options: ViewFields) -> Call:
+    """Reads the result as the bytes of a file in this format. Raises `TypeError` for an option that does not exist."""
+    check_view(options)
     params = {name: _text(value) for name, value in options.items() if value is not None} | {"format": view_format}
     return Call("GET", f"{_path(job)}/results", lambda answer: answer.content, params)
 
 
-def results(job: Job | str, options: dict[str, Any]) -> Call:
+def results(job: Job | str, options: ViewFields) -> Call:
     """Reads the result of one method."""
-    return replace(view(job, "json", options), read=_read(AttributionResult))
+    return replace(view(job, "json", with_texts(options)), read=_read(AttributionResult))
 
 
-def comparison(job: Job | str, options: dict[str, Any]) -> Call:
+def comparison(job: Job | str, options: ViewFields) -> Call:
     """Reads the results of all methods of a comparison."""
-    return replace(view(job, "json", options), read=_read(ComparisonResult))
+    return replace(view(job, "json", with_texts(options)), read=_read(ComparisonResult))
 
 
 def share(job: Job | str, expires_in: float | timedelta | None, server: httpx.URL) -> Call:
@@ -164,10 +171,9 @@ def revoke_share(job: Job | str, share: Share | str) -> Call:
     return Call("DELETE", f"{_path(job)}/shares/{share_id}", lambda _: None, done_if_repeated=httpx.codes.NOT_FOUND)
 
 
-def estimate(request: AttributionRequest | None, fields: dict[str, Any]) -> Call:
+def estimate(request: AttributionRequest | None, fields: RequestFields) -> Call:
     """Estimates the cost of a request without submitting it."""
-    given = request.model_dump(mode="json", exclude_unset=True) if request is not None else {}
-    return Call("POST", "/attribution/estimate", _read(Estimate), body=given | fields)
+    return Call("POST", "/attribution/estimate", _read(Estimate), body=_body(request, fields))
 
 
 def listing(name: str) -> Call:
@@ -233,6 +239,13 @@ def read_as(document: type[Document], content: bytes | str) -> Document:
     return document.model_validate_json(content, extra="ignore", context=TOLERANT)
 
 
+def _body(request: AttributionRequest | None, fields: RequestFields) -> dict[str, Any]:
+    """The request's own fields, replaced by `fields`. Raises `TypeError` for a field that does not exist."""
+    check_request(fields)
+    given = request.model_dump(mode="json", exclude_unset=True) if request is not None else {}
+    return given | fields
+
+
 def _path(job: Job | str) -> str:
     return f"{JOBS}/{_id(job)}"
 
@@ -249,7 +262,9 @@ _job = _read(Job)
 
 
 def _text(value: Any) -> str:
-    """A view option as a query parameter: lists joined by commas, objects and booleans as JSON."""
+    """A view option as a query parameter: lists joined by commas (None is empty), objects and booleans as JSON."""
     if isinstance(value, bool | dict):
         return json.dumps(value)
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, list | tuple):
+        return ",".join("" if each is None else str(each) for each in value)
+    return str(value)

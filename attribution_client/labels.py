@@ -12,14 +12,14 @@ _LONGEST = 18  # characters
 SIDE_TITLES = {"source": "source tokens", "target": "prompt and prefix"}
 
 
-def label(token: Token) -> str:
-    """Return a token's label, at most 18 characters: its decoded text if it has one, or the token without the marks.
+def label(token: Token, longest: int = _LONGEST) -> str:
+    """Return a token's label, at most `longest` characters: its decoded text, or else the token without the marks.
 
     Spaces at the ends are left out, except of a token that has nothing else.
     """
     text = token_text(token)
     shown = "".join(each for each, _ in shown_characters(text.strip(" ") or text)) or EMPTY
-    return shown if len(shown) <= _LONGEST else shown[: _LONGEST - 1] + "…"
+    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
 
 
 def token_text(token: Token) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from attribution_client.frames import to_frame
-from attribution_client.scores import scored_sequence
+from attribution_client.scores import has_text, scored_sequence
 from attribution_reading.agreement import TOP, absolute_scores, spearman, top_overlap
 from attribution_reading.scored_sequence import Scores
 from attribution_schema.result import AttributionResult, ComparisonResult, SequenceAttribution
@@ -25,10 +25,13 @@ def top_tokens(
 
     With `generated`, for the generated token of this index only.
 
-    Columns: generated_position, generated_token, rank (1 is the first), side, attributed_position, attributed_token,
-    score. Of equal scores the earlier token comes first.
+    Columns: generated_position, generated_text, rank (1 is the first), side, attributed_position, attributed_text,
+    score. Texts are the decoded tokens, or raw tokens in a result that was read with `decode_tokens=False`. Of equal
+    scores the earlier token comes first.
     """
     frame = to_frame(result)
+    if not has_text(result):
+        frame = frame.assign(generated_text=frame["generated_token"], attributed_text=frame["attributed_token"])
     chosen = result.sequence_attributions[sequence]
     frame = frame[(frame["sequence"] == sequence) & frame["score"].notna()]
     if generated is not None:
@@ -40,11 +43,11 @@ def top_tokens(
     top = top.assign(rank=top.groupby("generated_position").cumcount() + 1)
     names = [
         "generated_position",
-        "generated_token",
+        "generated_text",
         "rank",
         "side",
         "attributed_position",
-        "attributed_token",
+        "attributed_text",
         "score",
     ]
     return top[names].reset_index(drop=True)

@@ -11,8 +11,10 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     StringConstraints,
+    Tag,
     ValidationInfo,
     WrapValidator,
     field_validator,
@@ -32,7 +34,30 @@ _MODEL = rf"{_NAME}(?:/{_NAME}(?:/{_NAME}\.gguf)?)?(?:@{_NAME})?"
 MODEL_NAME_PATTERN = rf"^{_MODEL}(?:\+{_MODEL})?$"
 METHOD_ALIASES = {"deep_lift": "deeplift"}
 
-Text = Annotated[str, StringConstraints(min_length=1)]
+_IF_EMPTY = {
+    "input_text": "must not be empty: write the text to attribute",
+    "generated_text": "must not be empty: write what the model is to have generated, or leave generated_text out",
+}
+
+
+def _is_not_empty(value: str | list[str], info: ValidationInfo) -> str | list[str]:
+    """Refuse a text without characters and a list without texts. Raises `ValueError` with what to do instead."""
+    if not value and info.context is not TOLERANT:
+        raise ValueError(_IF_EMPTY[info.field_name or ""])
+    return value
+
+
+def _kind_of_texts(value: Any) -> str:
+    return "list[Text]" if isinstance(value, list | tuple) else "str"
+
+
+Text = Annotated[str, AfterValidator(_is_not_empty), Field(json_schema_extra={"minLength": 1})]
+# The member of the union is chosen by the value's type, so that a wrong value has one error and not one for each.
+Texts = Annotated[
+    Annotated[Text, Tag("str")]
+    | Annotated[list[Text], AfterValidator(_is_not_empty), Field(json_schema_extra={"minItems": 1}), Tag("list[Text]")],
+    Discriminator(_kind_of_texts),
+]
 Arguments = dict[str, Any]
 TagName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
 TagValue = Annotated[str, StringConstraints(max_length=256)]
@@ -102,10 +127,8 @@ class AttributionRequest(BaseModel):
         description="Instead of `input_text`: a conversation or several, rendered by the tokenizer's own chat "
         "template. One that ends with the assistant's turn is continued.",
     )
-    input_text: Text | Annotated[list[Text], Field(min_length=1)] | None = Field(
-        None, validate_default=True, description="The text or texts to attribute."
-    )
-    generated_text: Text | Annotated[list[Text], Field(min_length=1)] | None = Field(
+    input_text: Texts | None = Field(None, validate_default=True, description="The text or texts to attribute.")
+    generated_text: Texts | None = Field(
         None,
         description="The target, for constrained decoding: one per input. For a decoder-only model it starts with the "
         "input; behind messages it is the assistant's reply alone. Without it the model generates.",

@@ -94,7 +94,7 @@ def test_the_numbers_are_inseqs(client, done):
 
 
 @pytest.mark.parametrize("table", ["attributions", "step_scores"])
-@pytest.mark.parametrize("options", [{}, {"decode_tokens": True}, {"aggregator": "sum", "normalize": False}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"decode_tokens": False}, {"aggregator": "sum", "normalize": False}], ids=str)
 def test_a_frame_of_a_result_is_the_servers(client, table, options):
     job = client.submit(
         model=PHRASEBOOK, method="saliency", input_text=[SENTENCE, "a king buys the old hat"], attribute_target=True,
@@ -239,10 +239,29 @@ def test_top_tokens_are_the_largest(client):
         rows = found[found["generated_position"] == position]
         assert rows["attributed_position"].tolist() == np.argsort(-scores)[:2].tolist()
         assert rows["rank"].tolist() == [1, 2]
-    words = found[found["rank"] == 1].set_index("generated_token")["attributed_token"]
-    assert words["▁gatto"] == "▁cat"
-    assert words["▁rosso"] == "▁red"
+    words = found[found["rank"] == 1].set_index("generated_text")["attributed_text"]
+    assert words[" gatto"] == " cat"
+    assert words[" rosso"] == " red"
     assert len(top_tokens(result, 3, generated=1)) == 3
+
+
+def test_no_reader_gets_a_tokenizers_marks_unasked(client, done):
+    """Decoded texts are beside the raw tokens unless the caller says otherwise."""
+    result = client.results(done)
+    shown = [top_tokens(result), client.to_frame(done), to_frame(result)]
+    assert [token.text for token in result.sequence_attributions[0].target][8:11] == [" Anna", " likes", " tea"]
+    for table in shown:
+        assert set(table["generated_text"]) == {" tea", "."}
+        assert {" Anna", " likes", " tea", "Anna"} <= set(table["attributed_text"])
+    assert "Ġ" not in top_tokens(result).to_string()
+    both = client.compare(LOOKUP, ["saliency", "attention"], PROMPT)
+    assert both.comparison[1].sequence_attributions[0].target[10].text == " tea"
+    # Raw tokens are there still, and alone for who wants no texts.
+    assert set(shown[1]["generated_token"]) == {"Ġtea", "."}
+    raw = client.results(done, decode_tokens=False)
+    assert {token.text for token in raw.sequence_attributions[0].target} == {None}
+    assert set(top_tokens(raw)["generated_text"]) == {"Ġtea", "."}
+    assert "generated_text" not in client.to_frame(done, decode_tokens=False)
 
 
 # Asynchronous

@@ -23,7 +23,7 @@ from attribution_client import (
     WaitTimedOut,
 )
 from models import Engine, Stage
-from tests.test_terminal import run
+from tests.command_line import run
 
 RESULT: dict[str, object] = {
     "sequence_attributions": [],

@@ -102,15 +102,15 @@ def test_its_attributions_are_the_true_ones(fresh):
     tables = [
         output.data["text/plain"] for cell in fresh.cells for output in cell.get("outputs", []) if "data" in output
     ]
-    dictionary = next(each for each in tables if "▁gatto" in each)
+    dictionary = next(each for each in tables if "gatto" in each)
     for pair in (
-        "▁il +▁the",
-        "▁gatto +▁cat",
-        "▁rosso +▁red",
-        "▁vede +▁sees",
-        "▁un +▁a",
-        "▁cane +▁dog",
-        "▁oggi +▁today",
+        "il +the",
+        "gatto +cat",
+        "rosso +red",
+        "vede +sees",
+        "un +a",
+        "cane +dog",
+        "oggi +today",
     ):
         assert re.search(pair, dictionary), pair
-    assert re.search(r"0 +Ġmilk +6 +\d", tables[-1])
+    assert re.search(r"0 +milk +6 +\d", tables[-1])

@@ -135,7 +135,7 @@ def test_top_tokens_as_bars(lookup):
     ax = plot_top_tokens(lookup, 3)
     found = top_tokens(lookup, 3, generated=0)
     assert [bar.get_width() for bar in ax.patches] == pytest.approx(found["score"].tolist())
-    expected = [f"{token.lstrip('Ġ')} ({at})" for token, at in zip(found["attributed_token"], found["attributed_position"], strict=True)]  # fmt: skip
+    expected = [f"{text.strip()} ({at})" for text, at in zip(found["attributed_text"], found["attributed_position"], strict=True)]  # fmt: skip
     assert written(ax.get_yticklabels()) == expected
 
 

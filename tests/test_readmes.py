@@ -80,17 +80,17 @@ def test_our_own_first_job_works_as_written(server, capsys):
     example = our_examples()[0]
     exec(example.replace("http://localhost:8000", server.url), {})
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "'Ġtea' depended on:"
+    assert lines[0] == "' tea' depended on:"
     assert len(lines) == 1 + 10  # a line for each token of the prompt
     scores = {line.split()[0]: float(line.split()[1]) for line in lines[1:]}
-    assert scores["Ġtea"] > scores["Ġmilk"]
+    assert scores["tea"] > scores["milk"]
 
 
 def test_the_client_works_as_written(server, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(our_examples()[1].replace("http://localhost:8000", server.url), {})
     words = {line.split()[1]: line.split()[2] for line in capsys.readouterr().out.splitlines()[1:]}
-    assert words.items() >= {"▁il": "▁the", "▁gatto": "▁cat", "▁rosso": "▁red", "▁cane": "▁dog"}.items()
+    assert words.items() >= {"il": "the", "gatto": "cat", "rosso": "red", "cane": "dog"}.items()
     assert (tmp_path / "heatmap.png").read_bytes().startswith(b"\x89PNG")
 
 

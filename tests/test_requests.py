@@ -21,7 +21,17 @@ REFUSED = {
         {**GOOD, "step_scores": ["corrected:perplexity"]}, "/step_scores/0", "did you mean 'perplexity'"
     ),
     "unknown attributed_fn": ({**GOOD, "attributed_fn": "logits"}, "/attributed_fn", "did you mean 'logit'"),
-    "unknown field": ({**GOOD, "metod": "saliency"}, "/metod", "Extra inputs are not permitted"),
+    "unknown field": ({**GOOD, "metod": "saliency"}, "/metod", "no field 'metod' (did you mean 'method'?)"),
+    "field that is like none": ({**GOOD, "zzz": 1}, "/zzz", "There is no field 'zzz'. There are: model, methods, method,"),
+    "field named by digits": ({**GOOD, "123": 1}, "/123", "There is no field '123'."),
+    "unknown field of a message": (
+        {**CHAT, "messages": [{"rol": "user", "content": "x"}]}, "/messages/0/rol", "did you mean 'role'"
+    ),
+    "unknown field of a part of a message": (
+        {**CHAT, "messages": [{"role": "user", "content": [{"type": "text", "text": "x", "lang": "en"}]}]},
+        "/messages/0/content/0/lang",
+        "There are: type, text.",
+    ),
     "score twice": ({**GOOD, "step_scores": ["logit", "logit"]}, "/step_scores", "twice"),
     # model names are never paths
     "path": ({**GOOD, "model": "../../etc/passwd"}, "/model", "no model name"),
@@ -29,9 +39,10 @@ REFUSED = {
     "dots": ({**GOOD, "model": "a/../b"}, "/model", "no model name"),
     "new line": ({**GOOD, "model": "gpt2\n"}, "/model", "no model name"),
     # texts
-    "empty input": ({**GOOD, "input_text": ""}, "/input_text", "at least 1 character"),
-    "no input": ({**GOOD, "input_text": []}, "/input_text", "at least 1 item"),
-    "empty among inputs": ({**GOOD, "input_text": ["a", ""]}, "/input_text/1", "at least 1 character"),
+    "empty input": ({**GOOD, "input_text": ""}, "/input_text", "must not be empty: write the text"),
+    "no input": ({**GOOD, "input_text": []}, "/input_text", "must not be empty: write the text"),
+    "empty among inputs": ({**GOOD, "input_text": ["a", ""]}, "/input_text/1", "must not be empty: write the text"),
+    "empty target": ({**GOOD, "generated_text": ""}, "/generated_text", "or leave generated_text out"),
     "target for each": ({**GOOD, "input_text": ["a", "b"], "generated_text": "a b"}, "", "one text per input"),
     "other beginning": ({**GOOD, "generated_text": "Ben likes milk."}, "/generated_text", "must start with input_text"),
     # arguments
@@ -145,7 +156,7 @@ REFUSED = {
     "reagent on encoder-decoder": ({**TRANSLATE, "method": "reagent"}, "/method", "decoder-only"),
     "target of lime": ({**TRANSLATE, "method": "lime", "attribute_target": True}, "/attribute_target", "cannot"),
     "language of a decoder-only": ({**GOOD, "tokenizer_args": {"src_lang": "en"}}, "/tokenizer_args", "translation"),
-    "unknown tokenizer argument": ({**TRANSLATE, "tokenizer_args": {"lang": "en"}}, "/tokenizer_args/lang", "Extra"),
+    "unknown tokenizer argument": ({**TRANSLATE, "tokenizer_args": {"lang": "en"}}, "/tokenizer_args/lang", "no field 'lang' (did you mean 'tgt_lang'?)"),
     "two kinds of input": ({**GOOD, "messages": [{"role": "user", "content": "x"}]}, "/input_text", "either"),
     "neither kind of input": ({"model": LOOKUP, "method": "saliency"}, "/input_text", "either input_text or messages"),
     "no messages": ({**CHAT, "messages": []}, "/messages", "at least 1"),
@@ -172,6 +183,7 @@ def test_refused_before_it_is_queued(server, name):
     places = {error.get("pointer", ""): error["detail"] for error in problem["errors"]}
     assert pointer in places, places
     assert words in places[pointer]
+    assert "valid list" not in places[pointer]  # one reason for one value, and not one for each type that it may have
     assert newest(server) == before
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import io
 import json
 import os
 import pty
@@ -14,43 +13,22 @@ import subprocess
 import sys
 import termios
 import time
-from contextlib import redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass, fields
+from contextlib import suppress
+from dataclasses import fields
 
 import click
 import inseq
 import pytest
 from inseq.commands.attribute.attribute_args import AttributeWithInputsArgs
 
-from attribution_client import AttributionClient, AttributionFailed, JobStatus, options, terminal
+from attribution_client import AttributionClient, AttributionFailed, JobStatus
+from attribution_client.terminal import commands as terminal
+from attribution_client.terminal import options
+from tests.command_line import environment, run
 from tests.conftest import LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 from tests.serving import ROOT, until
 
 ATTRIBUTE = ["attribute", "--model", PHRASEBOOK, "--method", "saliency", "--input_texts", SENTENCE]
-
-
-def environment(server, **more):
-    kept = {name: value for name, value in os.environ.items() if name not in {"NO_COLOR", "FORCE_COLOR"}}
-    return kept | {"INSEQ_API_URL": server.url, "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"} | more
-
-
-@dataclass
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def run(server, *arguments, **more):
-    """Run the command in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        for name in ("NO_COLOR", "FORCE_COLOR"):
-            patch.delenv(name, raising=False)
-        for name, value in {"INSEQ_API_URL": server.url, "TERM": "xterm-256color", **more}.items():
-            patch.setenv(name, value)
-        code = terminal.main([str(each) for each in arguments])
-    return Done(code, out.getvalue(), err.getvalue())
 
 
 def test_a_pipe_gets_a_plain_table(server):
@@ -233,16 +211,22 @@ def test_jobs_show_and_cancel(slow):
         assert (again.returncode, again.stdout) == (1, "")
 
 
-def test_help_names_the_files_of_a_comparison(server):
-    printed = run(server, "attribute", "--help")
-    assert printed.returncode == 0
-    assert " ".join(printed.stdout.split()).count("with several methods, one file each: NAME.METHOD.SUFFIX") == 2
-
-
-def test_methods(server):
-    assert "integrated_gradients" in run(server, "methods").stdout
-    names = [method["name"] for method in json.loads(run(server, "methods", "--json").stdout)]
-    assert "occlusion" in names
+def test_delete_forgets_ended_jobs_and_tells_what_it_could_not(slow):
+    with AttributionClient(slow.url) as client:
+        done = [client.wait(client.submit(model="m", method="saliency", input_text="hello")).job_id for _ in range(2)]
+        running = client.submit(model="m", method="saliency", input_text="forever").job_id
+        told = run(slow, "delete", done[0], "nope", running, done[1], done[1])
+        assert told.returncode == 1
+        assert told.stdout.split() == done  # each once, the ones behind a failure too
+        missing, active = told.stderr.splitlines()
+        assert missing.startswith("nope: There is no such job")
+        assert active.startswith(f"{running}: The job cannot be deleted before it has ended")
+        assert {job.job_id for job in client.jobs()}.isdisjoint(done)
+        both = run(slow, "cancel", "nope", running)
+        assert both.returncode == 1
+        assert "nope: There is no such job" in both.stderr
+        assert running in both.stdout
+        assert run(slow, "delete").returncode == 2
 
 
 def test_exit_statuses(server, slow):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 from typing import Any
 
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
@@ -17,6 +16,7 @@ from attribution.catalogue import config_checks, generation_catalogue, inseq_cat
 from attribution.catalogue.inseq_catalogue import Method, Parameter, StepFunction, attributed_function
 from attribution.catalogue.single_pass_eligibility import obstacle
 from attribution.catalogue.traits import BATCH_SIZES, DEFAULT_FUNCTION, SHORTHANDS, STEP_COUNTS, Reads
+from attribution_schema.did_you_mean import did_you_mean
 from models import Arguments, AttributionRequest, Engine, ProblemItem
 from problems import InvalidRequest
 from settings import Settings
@@ -155,7 +155,7 @@ def _argument_errors(
 ) -> Iterator[ProblemItem]:
     for name, value in values.items():
         if name not in accepted:
-            close = _suggestion(name, accepted)
+            close = did_you_mean(name, accepted)
             yield _at(f"{pointer}/{_escape(name)}", f"{owner} has no argument {name!r}{close}. {_accepted(accepted)}")
             continue
         try:
@@ -347,12 +347,7 @@ def _at(pointer: str, detail: str) -> ProblemItem:
 
 def _unknown(pointer: str, what: str, name: str, known: Iterable[str]) -> ProblemItem:
     names = list(known)
-    return _at(pointer, f"There is no {what} {name!r}{_suggestion(name, names)}. There are: {', '.join(names)}.")
-
-
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    close = get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    return _at(pointer, f"There is no {what} {name!r}{did_you_mean(name, names)}. There are: {', '.join(names)}.")
 
 
 def _accepted(parameters: dict[str, Any]) -> str:
