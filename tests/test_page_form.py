@@ -272,6 +272,13 @@ def test_the_estimate_follows_what_is_typed(served, open_page):
 # Texts to copy
 
 
+# What `copy_texts.js` writes: the name of its function, and what it is given beside the server.
+WRITE = """async ([name, given]) => {
+  const text = (await import('/static/js/copy_texts.js'))[name]({...given, server: location.origin});
+  return text.text ?? text;
+}"""
+
+
 def copied(page, way):
     page.locator(".copy-as").get_by_label(way, exact=True).check()
     return page.locator(".copy-as pre").inner_text()
@@ -283,6 +290,11 @@ def shell(script):
     done = subprocess.run(["sh", "-s"], capture_output=True, text=True, check=False, cwd=ROOT, input=command + script)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def as_json(command):
+    """The command that the page wrote, printing JSON."""
+    return re.sub(r" (attribute|show \w+) ", r" \1 --json ", command, count=1)
 
 
 def python(script):
@@ -317,7 +329,7 @@ def test_copied_texts_give_the_result_of_the_page(served, open_page):
     found = {
         "curl": json.loads(shell(texts["curl"])),
         "Python": python(texts["Python"]),
-        "Command line": json.loads(shell(f"{texts['Command line']} --json")),
+        "Command line": json.loads(shell(as_json(texts["Command line"]))),
     }
     for way, result in found.items():
         assert scores(result) == expected, way
@@ -325,23 +337,34 @@ def test_copied_texts_give_the_result_of_the_page(served, open_page):
     assert [job["request"] for job in jobs] == [request] * 4
 
 
+def test_a_copied_command_sends_a_conversation(served, open_page, chat_model):
+    page = open_page(served)
+    body = {
+        "model": chat_model, "method": "saliency", "messages": [{"role": "user", "content": HARD}],
+        "chat_template_args": {"enable_thinking": False}, "generated_text": "-a", "timeout_seconds": 60,
+    }  # fmt: skip
+    text = page.evaluate(WRITE, ["commandText", {"request": body}])
+    shell(as_json(text))
+    (job,) = served.client.get("/attribution/jobs").json()["jobs"]
+    assert {name: job["request"][name] for name in body if name != "messages"} == {
+        name: value for name, value in body.items() if name != "messages"
+    }
+    assert [each["content"] for each in job["request"]["messages"]] == [HARD]
+
+
 def test_copied_texts_read_a_job_in_its_view(served, open_page):
     job_id = served.run(model=PHRASEBOOK, methods=["saliency", "occlusion"], input_text="the red cat sees a dog")
     view = {"method": "occlusion", "aggregator": "subwords", "normalize": "false"}
     expected = served.result(job_id, **view)["sequence_attributions"][0]["source_attributions"]
     page = open_page(served)
-    write = """async ([name, given]) => {
-      const text = (await import('/static/js/copy_texts.js'))[name]({...given, server: location.origin});
-      return text.text ?? text;
-    }"""
     given = {"jobId": job_id, "view": view, "request": served.job(job_id)["request"]}
     runs = {
         "curlText": lambda text: json.loads(shell(text)),
         "pythonText": python,
-        "commandText": lambda text: json.loads(shell(f"{text} --json")),
+        "commandText": lambda text: json.loads(shell(as_json(text))),
     }
     for name, run in runs.items():
-        result = run(page.evaluate(write, [name, given]))
+        result = run(page.evaluate(WRITE, [name, given]))
         assert result["sequence_attributions"][0]["source_attributions"] == expected, name
 
 

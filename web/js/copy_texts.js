@@ -63,7 +63,9 @@ const OPTIONS = {
   tokenizer_args: "tokenizer_kwargs", n_steps: "n_steps", completeness_tolerance: "completeness_tolerance",
   internal_batch_size: "internal_batch_size", seed: "seed", priority: "priority", attribute_target: "attribute_target",
   include_eos_baseline: "include_eos_baseline", output_step_attributions: "output_step_attributions", reuse: "reuse",
-  attr_pos_start: "start_pos", attr_pos_end: "end_pos", dtype: "dtype",
+  attr_pos_start: "start_pos", attr_pos_end: "end_pos", dtype: "dtype", chat_template_args: "chat_template_kwargs",
+  skip_special_tokens: "skip_special_tokens", clean_special_chars: "clean_special_chars", engine: "engine",
+  corrections: "corrections", timeout_seconds: "timeout_seconds",
 }; // prettier-ignore
 const VIEW_OPTIONS = { aggregator: "attribution_aggregators", normalize: "normalize_attributions" };
 
@@ -71,6 +73,7 @@ const VIEW_OPTIONS = { aggregator: "attribution_aggregators", normalize: "normal
 export function commandText({ request, jobId, view, server }) {
   const missing = [];
   const words = [];
+  let input = ""; // what the command reads from standard input
   const add = (option, value) => {
     const word = typeof value === "object" ? JSON.stringify(value) : String(value);
     // A value that begins with a hyphen would be taken for an option.
@@ -80,6 +83,10 @@ export function commandText({ request, jobId, view, server }) {
   for (const [name, value] of jobId ? [] : Object.entries(request)) {
     if (name === "tags") Object.entries(value).forEach(([tag, text]) => add("tag", `${tag}=${text}`));
     else if (name === "force_cpu") value && add("device", "cpu");
+    else if (name === "messages") {
+      words.push("--messages -");
+      input = ` <<'EOF'\n${JSON.stringify(value, null, 2)}\nEOF`; // a line of JSON is never EOF: its line breaks are escaped
+    } else if ([value].flat().includes("-")) missing.push(`${name} "-"`); // would be standard input
     else if (name in OPTIONS) addAll(OPTIONS[name], value);
     else missing.push(name);
   }
@@ -90,5 +97,5 @@ export function commandText({ request, jobId, view, server }) {
     else missing.push(name);
   }
   const command = jobId ? `show ${shellWord(jobId)}` : "attribute";
-  return { text: [`attribution --server ${shellWord(server)} ${command}`, ...words].join(" \\\n  "), missing };
+  return { text: [`attribution --server ${shellWord(server)} ${command}`, ...words].join(" \\\n  ") + input, missing };
 }
