@@ -86,6 +86,8 @@ class MoreFields(TypedDict, total=False):
     timeout_seconds: float | None
     reuse: bool
     priority: int
+    name: str | None
+    notes: str | None
     tags: dict[str, str]
     webhook: str | None
     webhook_events: list[Literal["completed", "failed", "cancelled"]] | None
