@@ -160,6 +160,8 @@ request_options: Decorator[Any] = all_of(
         option("--tag", multiple=True, type=_tag, metavar="NAME=VALUE", help="A tag, for finding the job again."),
         _number("--priority", "Among your own waiting jobs, those with a higher priority run first."),
         _number("--timeout_seconds", "The longest time that the job may run.", kind=float, metavar="SECONDS"),
+        option("--name", metavar="TEXT", help="A short name of the job."),
+        option("--notes", metavar="TEXT", help="What to remember of the job."),
         option("--webhook", metavar="URL", help="Where the server posts the job when it has ended."),
         values(
             "--webhook_events",
@@ -225,6 +227,8 @@ _SAME_NAME = (
     "seed",
     "priority",
     "timeout_seconds",
+    "name",
+    "notes",
     "webhook",
     "attributed_fn",
     "n_steps",

@@ -30,7 +30,11 @@ const FIELDS = {
   "/timeout_seconds": { group: "bookkeeping", label: "Longest run time, in seconds" },
   "/reuse": { group: "bookkeeping", label: "Reuse a stored result" },
   "/priority": { group: "bookkeeping", label: "Priority" },
+  "/name": { group: "bookkeeping", label: "Name" },
+  "/notes": { group: "bookkeeping", label: "Notes" },
   "/tags": { group: "bookkeeping", label: "Tags", help: 'To find the job again, such as `{"study": "one"}`.' },
+  "/webhook": { group: "bookkeeping", label: "URL to call when the job ends" },
+  "/webhook_events": { group: "bookkeeping", label: "Ends that are called", help: 'Such as `["failed"]`; all by default.' },
 };
 
 /** The spec with its group, and with its words where they are known. */
