@@ -11,7 +11,7 @@ from html import escape
 
 from attribution_reading import palette
 from attribution_reading.read_sequence import Block, ReadSequence, ReadToken, Row, Strong
-from attribution_reading.shown_tokens import EMPTY, code_point, is_invisible, shown_characters
+from attribution_reading.shown_tokens import CONTROL, EMPTY, code_point, shown_characters
 
 LEVELS = 50  # shades on each side of zero
 
@@ -76,15 +76,16 @@ def running_text(token: ReadToken) -> str:
     """A token within running text: blanks and line breaks are what they are, other invisible characters are signs."""
     if token.continues:
         return ""
-    return "".join(_running(each) for each in token.text)
+    pieces = zip(token.text, shown_characters(token.text), strict=True)
+    return "".join(_running(character, shown, kind) for character, (shown, kind) in pieces)
 
 
-def _running(character: str) -> str:
+def _running(character: str, shown: str, kind: str) -> str:
+    if character == " " or kind == "plain":
+        return escape(character)
     if character == "\n":
         return '<span class="sign" data-sign="↵"></span>\n'
-    if character == " " or not is_invisible(character):
-        return escape(character)
-    return f'<span class="sign" data-sign="{code_point(character)}"></span>'
+    return f'<span class="sign" data-sign="{shown}"></span>'
 
 
 def bars(found: Iterable[Strong], title: str) -> str:
@@ -115,7 +116,9 @@ def shown_text(token: ReadToken) -> str:
 
 def plain(text: str) -> str:
     """A text for HTML, escaped, on one line, with codes for its invisible characters."""
-    return escape("".join(each if each == " " or not is_invisible(each) else code_point(each) for each in text))
+    pieces = zip(text, shown_characters(text), strict=True)
+    codes = (code_point(character) if CONTROL.match(character) else shown for character, (shown, _) in pieces)
+    return escape("".join(" " if character == " " else code for character, code in zip(text, codes, strict=True)))
 
 
 def legend(largest: float, *, is_signed: bool, of: str) -> str:

@@ -203,7 +203,7 @@ def test_two_methods_are_compared_token_by_token(runs, served, open_page):
     sequences = [served.result(runs[each])["sequence_attributions"][0] for each in "ab"]
     # The second generated token, chosen in the second result, is chosen in the first too.
     start = sequences[0]["attr_pos_start"]
-    generated = [column.locator('.token[data-kind="generated"]') for column in columns.all()]
+    generated = [column.locator(".token.generated") for column in columns.all()]
     generated[1].nth(1).click()
     for column, sequence in zip(generated, sequences, strict=True):
         expect(column.nth(1)).to_have_attribute("aria-pressed", "true")
