@@ -15,6 +15,7 @@ from attribution_schema.request import (
 from attribution_schema.result import (
     Agreement,
     AttributionResult,
+    Candidate,
     ComparisonResult,
     MethodResult,
     ResultPart,
@@ -31,6 +32,7 @@ __all__ = [
     "Arguments",
     "AttributionRequest",
     "AttributionResult",
+    "Candidate",
     "ChatMessage",
     "ComparisonResult",
     "Engine",

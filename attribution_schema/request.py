@@ -108,6 +108,13 @@ class AttributionRequest(BaseModel):
     attributed_fn: str | None = Field(
         None, max_length=100, description="The step function that is attributed; Inseq's default is `probability`."
     )
+    candidates: int = Field(
+        5,
+        ge=0,
+        le=20,
+        description="How many of the likeliest next tokens to report for each generated token, with their "
+        "probabilities; 0 for none.",
+    )
     attribution_args: Arguments = Field({}, description="Arguments of the attribution method.")
     attributed_fn_args: Arguments = Field(
         {},

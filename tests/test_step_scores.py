@@ -129,11 +129,12 @@ def test_forwards(engine, model, forwards, method, way):
     """Compares the numbers of forward passes of a job with and without step scores."""
     counts = []
     scores, contrast = ["probability", "entropy"], {"contrast_targets": OTHER[model]}
-    more = {"engine": way, "step_scores_args": contrast}
-    run(engine, model, method, engine=way, step_scores=scores)  # the first run also probes the model
+    plain = {"engine": way, "candidates": 0}
+    more = plain | {"step_scores_args": contrast}
+    run(engine, model, method, step_scores=scores, **plain)  # the first run also probes the model
     for names in ([], scores, [*scores, "pcxmi", "contrast_prob"]):
         forwards[0] = 0
-        output = run(engine, model, method, step_scores=names, **more if "pcxmi" in names else {"engine": way})
+        output = run(engine, model, method, step_scores=names, **more if "pcxmi" in names else plain)
         counts.append(forwards[0])
     steps = output[0].attr_pos_end - output[0].attr_pos_start
     # With `auto`, methods without a single pass need one forward pass over the whole text.

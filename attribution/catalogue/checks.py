@@ -68,7 +68,14 @@ def resolve(
     if errors:
         detail = errors[0].detail if len(errors) == 1 else f"{len(errors)} errors; the first: {errors[0].detail}"
         raise InvalidRequest(detail, errors=errors)
-    return request.model_copy(update={"attribution_args": attribution_args} | dict.fromkeys(SHORTHANDS))
+    return request.model_copy(
+        update={"attribution_args": attribution_args} | dict.fromkeys(SHORTHANDS) | of_corrections(request)
+    )
+
+
+def of_corrections(request: AttributionRequest) -> Arguments:
+    """The fields that a request without corrections changes: nothing of ours runs then."""
+    return {} if request.corrections else {"candidates": 0}
 
 
 def typed(values: Arguments, parameters: dict[str, Parameter]) -> Arguments:

@@ -25,7 +25,7 @@ from inseq.data.aggregation_functions import AggregationFunction
 from inseq.data.aggregator import Aggregator
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from attribution.catalogue import traits
+from attribution.catalogue import next_token, traits
 from attribution.catalogue.traits import (
     DEFAULT_FUNCTION,
     STEP_SCORES_ONLY,
@@ -169,7 +169,7 @@ def step_functions() -> dict[str, StepFunction]:
             function=function,
         )
         for name, function in sorted(STEP_SCORES_MAP.items())
-        if not is_corrected_name(name)
+        if not is_corrected_name(name) and name != next_token.NAME
     }
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from attribution.catalogue import next_token
+
 # Inseq's method that computes step scores and attributes nothing, and its default attributed function.
 STEP_SCORES_ONLY = "dummy"
 DEFAULT_FUNCTION = "probability"
@@ -208,5 +210,7 @@ def of_method(name: str) -> MethodTraits:
 
 
 def of_step_function(name: str) -> StepFunctionTraits:
-    """The traits of a step function by Inseq's name."""
+    """The traits of a step function by Inseq's name, or of the candidates by theirs."""
+    if name == next_token.NAME:
+        return _OF_LOGITS
     return STEP_FUNCTIONS.get(name, StepFunctionTraits())

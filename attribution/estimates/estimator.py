@@ -20,6 +20,7 @@ from attribution.catalogue.config_checks import has_embeddings_of_layers
 from attribution.catalogue.generation_catalogue import GenerationLimits
 from attribution.catalogue.inseq_catalogue import Method
 from attribution.catalogue.length_changes import length_changes, rescaling_within
+from attribution.catalogue.next_token import of_scores, requests_of_methods
 from attribution.catalogue.single_pass_eligibility import obstacle
 from attribution.catalogue.traits import ScoreShape
 from attribution.estimates import passes, probes
@@ -68,7 +69,7 @@ class Estimator:
         with self._models.in_use(request.model, device=device, dtype=request.dtype) as loaded:
             rates = self._measured(loaded)
             inputs = self._inputs(request, loaded)
-            requests = [request.of_method(name) for name in request.method_names]
+            requests = requests_of_methods(request)
             probed = [_probed_method(one) for one in requests]
             each = [
                 # Methods that Inseq's loop runs share the probe of step scores.
@@ -163,7 +164,7 @@ class Estimator:
         every = _all_passes(request, loaded, shapes)
         factor = self._rates.factor(loaded.key, route_of(request))
         attributing = rates.seconds(every) * (factor or 1.0)
-        probing = 0.0 if probed is None else probes.expected_seconds(request, loaded, rates, probed, shapes)
+        probing = 0.0 if probed is None else probes.expected_seconds(of_scores(request), loaded, rates, probed, shapes)
         generating = sum(
             rates.forward.at(each.prompt * each.beams) + each.new * rates.forward.at(each.beams)
             for each in inputs
@@ -295,7 +296,7 @@ def _takes_single_pass(
 def _probed_method(request: AttributionRequest) -> Method | None:
     """The method whose probe the job may need: its own, or that of step scores beside Inseq's loop."""
     method = inseq_catalogue.methods()[request.attribution_method]
-    if not obstacle(request, method):
+    if request.engine != Engine.INSEQ and not obstacle(request, method):
         return method
     return inseq_catalogue.step_scores_only() if passes.shares_scores(request) else None
 
@@ -307,7 +308,7 @@ def _all_passes(request: AttributionRequest, loaded: LoadedModel, shapes: Sequen
         return [each for attempt in attempts for each in _all_passes(attempt, loaded, shapes)]
     if _engine(request, loaded, shapes) is Engine.SINGLE_PASS:
         return [each for shape in shapes for each in passes.of_single_pass(request, shape)]
-    at_once = _takes_single_pass(request, loaded, inseq_catalogue.step_scores_only(), shapes)
+    at_once = _takes_single_pass(of_scores(request), loaded, inseq_catalogue.step_scores_only(), shapes)
     return [each for shape in shapes for each in passes.of_text(request, shape, scores_at_once=at_once)]
 
 

@@ -95,6 +95,7 @@ def probe_request(request: AttributionRequest, method: Method, shape: Shape, wid
             "attributed_fn_args": request.attributed_fn_args if function else {},
             "step_scores": [DEFAULT_FUNCTION],
             "step_scores_args": {},
+            "candidates": 0,
             "output_step_attributions": False,
             "clean_special_chars": False,
         }

@@ -16,6 +16,7 @@ from typing import Any
 
 from inseq.data import FeatureAttributionOutput
 
+from attribution.catalogue import inseq_catalogue, next_token
 from attribution.catalogue.inseq_catalogue import Method
 from attribution.catalogue.length_changes import length_changes, rescaling_within
 from attribution.catalogue.single_pass_eligibility import obstacle
@@ -61,6 +62,23 @@ class EngineChoice:
         if method.name not in self._decided:
             self._decided[method.name] = self._decide(method)
         return self._decided[method.name].is_trusted
+
+    def scores_at_once(self, names: Sequence[str]) -> bool:
+        """Whether one forward over a text may compute these step scores of all its steps (by the single pass of
+        `dummy`), after a probe of the model if there was none.
+        """
+        dummy = inseq_catalogue.step_scores_only()
+        if names != [next_token.NAME] or self._request.engine != Engine.INSEQ:
+            return self.takes_single_pass(dummy)
+        # Candidates are beside the scores that the request wants from Inseq's loop.
+        if next_token.NAME not in self._decided:
+            self._decided[next_token.NAME] = self._verdict(dummy)
+        return self._decided[next_token.NAME].is_trusted
+
+    def give_up_scores_at_once(self, reason: str) -> None:
+        """Record that one forward over a text failed to compute its step scores: each step has its own from now on."""
+        self._decided[next_token.NAME] = Verdict(0, reason=reason)
+        self.give_up(inseq_catalogue.step_scores_only(), reason)
 
     def give_up(self, method: Method, reason: str) -> None:
         """Record that the single pass failed for a text: Inseq's loop runs this method from now on.

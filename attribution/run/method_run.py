@@ -26,6 +26,7 @@ from attribution.inseq_loop.text_attribution import TextAttribution
 from attribution.isolation import isolated
 from attribution.model_cache.loading import LoadedModel
 from attribution.run import result_checks, text_run, token_notes
+from attribution.run.candidate_notes import CandidateNotes, SequenceCandidates, shortened
 from attribution.run.engine_choice import EngineChoice
 from attribution.run.generated_targets import GeneratedTargets
 from attribution.run.prepared_text import PreparedText, TextReader
@@ -67,9 +68,11 @@ class Runner:
         targets: GeneratedTargets | None = None,
         recheck_share: float = 0.0,
         warnings: Sequence[str] = (),
+        candidates: Sequence[SequenceCandidates | None] = (),
     ) -> None:
         """`expected_seconds`: the time that texts of these shapes should take, called once they are known. `targets`:
         shared by the methods of a comparison. `recheck_share`: see `EngineChoice`. `warnings` go into the record.
+        `candidates`: of each sequence, where another method computed them on the same target.
         """
         self._request = request
         self._loaded = loaded
@@ -105,6 +108,8 @@ class Runner:
         )
         self._sandbox = sandbox
         self.notes: list[SideNotes] = []  # for each sequence that is done
+        self._candidates = CandidateNotes(self._model, request.candidates, clean=request.clean_special_chars)
+        self._known_candidates = candidates
         # Seconds of the attribution: expected, set before it, and taken, without probes, set after it.
         self.expected = self.took = 0.0
 
@@ -157,6 +162,13 @@ class Runner:
         done = sum(each.attr_pos_end - each.attr_pos_start for each in output.sequence_attributions)
         output.info["partial"] = {"steps_done": done, "steps_total": snapshot.steps_total}
         return output, notes
+
+    def candidates(self, output: FeatureAttributionOutput) -> list[SequenceCandidates | None]:
+        """The next-token candidates of each sequence of a whole or partial output of this run; from any thread."""
+        sequences = output.sequence_attributions
+        if self._known_candidates:
+            return shortened(self._known_candidates, [each.attr_pos_end - each.attr_pos_start for each in sequences])
+        return [self._candidates.of_sequence(each) for each in sequences]
 
     @property
     def record(self) -> RunRecord:
@@ -243,6 +255,7 @@ class Runner:
             prepared.contrast,
             progress=self._progress,
             on_progress=self._on_progress,
+            on_step=self._candidates.learn,
         )
         self._snapshot = replace(self._snapshot, current=(attribution, prepared))
         output, identity = text_run.attribute(attribution, self._choice, prepared.random_state, self._should_cancel)

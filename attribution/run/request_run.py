@@ -12,6 +12,7 @@ from functools import partial
 from inseq.data import FeatureAttributionOutput
 
 from attribution.catalogue.generation_catalogue import GenerationLimits
+from attribution.catalogue.next_token import requests_of_methods
 from attribution.estimates.estimator import Estimator, route_of
 from attribution.estimates.passes import Shape
 from attribution.estimates.rates import Rates
@@ -20,6 +21,7 @@ from attribution.model_cache.device_memory import is_out_of_memory
 from attribution.model_cache.loading import LoadedModel
 from attribution.model_cache.sources import bundled_models
 from attribution.run import memory_retry, record
+from attribution.run.candidate_notes import SequenceCandidates
 from attribution.run.comparison_progress import ComparisonProgress
 from attribution.run.generated_targets import GeneratedTargets
 from attribution.run.method_run import Runner
@@ -102,8 +104,9 @@ class RequestRunner:
             request.model, device=device, dtype=request.dtype, should_cancel=callbacks.should_cancel
         ) as loaded:
             expected = _ExpectedSeconds(request, loaded, self.estimator, progress)
-            for name in request.method_names:
-                one = request.of_method(name)
+            candidates: list[SequenceCandidates | None] = []
+            for one in requests_of_methods(request):
+                name = one.attribution_method
                 runner = Runner(
                     one,
                     loaded,
@@ -116,11 +119,13 @@ class RequestRunner:
                     recheck_share=self.settings.recheck_share,
                     targets=targets,
                     warnings=warnings,
+                    candidates=candidates,
                 )
                 callbacks.offer_partial(partial(_encode_partial, request, dict(done), loaded, runner))
                 output = runner.run()
                 self.rates.learn(loaded.key, route_of(one), expected=runner.expected, took=runner.took)
-                done[name] = record.with_record(output, runner.record, loaded, runner.notes)
+                candidates = candidates or runner.candidates(output)
+                done[name] = record.with_record(output, runner.record, loaded, runner.notes, candidates)
         callbacks.report(runner.saving)
         return record.encode(request, done)
 
@@ -144,9 +149,8 @@ class _ExpectedSeconds:
     def of_method(self, name: str, shapes: Sequence[Shape]) -> float:
         """Seconds of one method; the first call estimates all of them, which have the same texts."""
         if not self._seconds:
-            for each in self._request.method_names:
-                one = self._request.of_method(each)
-                self._seconds[each] = self._estimator.expected_seconds(one, self._loaded, shapes)
+            for one in requests_of_methods(self._request):
+                self._seconds[one.attribution_method] = self._estimator.expected_seconds(one, self._loaded, shapes)
                 self._estimator.check_memory(one, self._loaded, shapes)
             self._progress.expect(self._seconds)
         return self._seconds[name]
@@ -161,6 +165,5 @@ def _encode_partial(
         return record.encode(request, done)
     output, notes = found
     run = runner.record
-    return record.encode(
-        request, {**done, run.request.attribution_method: record.with_record(output, run, loaded, notes)}
-    )
+    output = record.with_record(output, run, loaded, notes, runner.candidates(output))
+    return record.encode(request, {**done, run.request.attribution_method: output})

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from attribution.catalogue import inseq_catalogue
 from attribution.inseq_loop.engine_calls import (
     Attributed,
     by_kept_states,
@@ -55,7 +54,7 @@ def _runs(attribution: TextAttribution, choice: EngineChoice) -> list[Attributed
     with kept_states(attribution.network) as kept:
         found = [_by_chosen_engine(attribution, first, choice)]
     for work in others:
-        if choice.takes_single_pass(work.method):
+        if choice.scores_at_once(work.step_scores):
             try:
                 found.append(attribution.run(work, partial(by_kept_states, kept=kept)))
                 continue
@@ -70,17 +69,23 @@ def _by_chosen_engine(attribution: TextAttribution, work: MethodOnText, choice: 
 
     In the loop, step scores come from one forward over the whole text if the single pass of `dummy` is trusted.
     """
+    if work.is_for_scores_only:
+        if choice.scores_at_once(work.step_scores):
+            try:
+                return attribution.run(work, by_single_pass)
+            except UnsupportedByModel as error:
+                choice.give_up_scores_at_once(error.detail)
+        return attribution.run(work, by_loop)
     if choice.takes_single_pass(work.method):
         try:
             return attribution.run(work, by_single_pass)
         except UnsupportedByModel as error:
             choice.give_up(work.method, error.detail)
-    dummy = inseq_catalogue.step_scores_only()
-    if can_share_scores(attribution.request, work) and choice.takes_single_pass(dummy):
+    if can_share_scores(attribution.request, work) and choice.scores_at_once(work.step_scores):
         try:
             return attribution.run(work, by_loop_with_shared_scores)
         except UnsupportedByModel as error:
-            choice.give_up(dummy, error.detail)
+            choice.give_up_scores_at_once(error.detail)
     return attribution.run(work, by_loop)
 
 
