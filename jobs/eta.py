@@ -13,12 +13,45 @@ from dataclasses import dataclass, replace
 from models import Progress, Stage
 
 Kind = tuple[str, str]  # model and method names: jobs of one kind take about equally long
+Place = tuple[Stage, str | None]  # a stage, and in a comparison the method
 
-_EXTRAPOLATE_FROM = 0.05  # fraction attributed from which elapsed time predicts better than the prior estimate
+_EXTRAPOLATE_FROM = 0.05  # share of a stage from which its elapsed time corrects what is expected of its rest
 _OVERDUE = 2.0  # seconds a job may exceed its ETA at least before the ETA is withdrawn
 _SMOOTHING = 0.2  # weight of the newest duration in an exponential moving average
 _MAX_KINDS = 1000  # kinds whose durations are remembered
 _QUEUE_MAX_AGE = 1.0  # seconds for which a count of the waiting jobs is reused
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """The reports about one stage of one method, from its first with these expectations."""
+
+    place: Place
+    began_at: float
+    fraction: float  # of the job, at the first report
+    share: float  # of the stage's steps, at the first report
+    expected: float | None  # seconds until the job ends, at the first report
+    pace: float  # real seconds for an expected one, as of the stages before
+
+    def seconds_left(self, progress: Progress, now: float) -> tuple[float | None, float]:
+        """Return the seconds until the job ends, and the pace that this stage keeps so far."""
+        expected, elapsed = progress.eta_seconds, now - self.began_at
+        if expected is None or self.expected is None:
+            return self._extrapolated(progress, elapsed), self.pace
+        done, share = self.expected - expected, _share_of(progress)
+        if done <= 0 or share <= self.share or (share - self.share) / (1 - self.share) < _EXTRAPOLATE_FROM:
+            return expected * self.pace, self.pace
+        rest = min(expected, done * (1 - share) / (share - self.share))  # of this stage, as expected
+        pace = elapsed / done
+        # A busy machine slows all stages alike; another error of this stage's expectation says nothing of the others.
+        return pace * rest + math.sqrt(pace) * (expected - rest), math.sqrt(pace)
+
+    def _extrapolated(self, progress: Progress, elapsed: float) -> float | None:
+        """Return the seconds until attributing is done where nothing is expected; None before its first step."""
+        if progress.stage is not Stage.ATTRIBUTING or progress.fraction <= self.fraction:
+            return progress.eta_seconds
+        done = (progress.fraction - self.fraction) / (1 - self.fraction)
+        return elapsed * (1 - done) / done
 
 
 @dataclass(frozen=True)
@@ -29,9 +62,8 @@ class RunningEta:
     started_at: float
     reported_at: float
     seconds_left: float | None = None  # at `reported_at`
-    stage: Stage = Stage.QUEUED
-    attributing_seconds: float = 0.0  # spent in stage ATTRIBUTING up to `reported_at`
-    first_fraction: float | None = None  # the fraction at the first report of stage ATTRIBUTING
+    stretch: _Stretch | None = None
+    pace: float = 1.0
 
     @classmethod
     def of_new(cls, kind: Kind, now: float) -> RunningEta:
@@ -39,32 +71,27 @@ class RunningEta:
         return cls(kind, started_at=now, reported_at=now)
 
     def updated(self, progress: Progress, now: float) -> RunningEta:
-        """Return the ETA after this report. `progress.eta_seconds` is the engine's prior for the rest, or None."""
-        seconds, first = self.attributing_seconds, self.first_fraction
-        if self.stage is Stage.ATTRIBUTING:
-            seconds += now - self.reported_at
-        if progress.stage is Stage.LOADING_MODEL:  # the engine starts again, for example after running out of memory
-            seconds, first = 0.0, None
-        left = progress.eta_seconds
-        if progress.stage is Stage.ATTRIBUTING:
-            first = progress.fraction if first is None else first
-            left = _seconds_left(progress, first, seconds)
+        """Return the ETA after this report.
+
+        `progress.eta_seconds` is what the engine expects of the rest, or None; it is corrected by the time that the
+        present stage takes.
+        """
+        place, stretch = (progress.stage, progress.method), self.stretch
+        if stretch is None or stretch.place != place or (stretch.expected is None) != (progress.eta_seconds is None):
+            stretch = _Stretch(place, now, progress.fraction, _share_of(progress), progress.eta_seconds, self.pace)
+        left, pace = stretch.seconds_left(progress, now)
         return replace(
             self,
             reported_at=now,
             seconds_left=None if left is None else round(left, 3),
-            stage=progress.stage,
-            attributing_seconds=seconds,
-            first_fraction=first,
+            stretch=stretch,
+            pace=pace,
         )
 
 
-def _seconds_left(progress: Progress, first_fraction: float, elapsed: float) -> float | None:
-    """Return the seconds until attributing is done: extrapolated from `elapsed`, or the prior, or None."""
-    done = (progress.fraction - first_fraction) / (1 - first_fraction) if first_fraction < 1 else 1.0
-    if done >= _EXTRAPOLATE_FROM or (progress.eta_seconds is None and done > 0):
-        return elapsed * (1 - done) / done
-    return progress.eta_seconds
+def _share_of(progress: Progress) -> float:
+    """Return the share of a stage's steps that are done; 0 for a stage without steps."""
+    return progress.steps_done / progress.steps_total if progress.steps_total else 0.0
 
 
 class JobDurations:

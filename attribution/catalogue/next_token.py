@@ -1,8 +1,8 @@
 """The likeliest next tokens of each step, computed where the step scores are, and from the same logits.
 
 A step score is one number for each step. The candidates are a row of numbers, from a function in Inseq's table of step
-functions under a name that no request can give: they take every way that step scores take, through Inseq's loop and
-through the single pass, and a way that has the logits already runs no forward for them.
+functions under a name with a colon, which no request can give. So they take every way that step scores take, through
+Inseq's loop and through the single pass, and a way that has the logits already runs no forward for them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from models import AttributionRequest, Engine
 
-NAME = "next-token candidates"
+NAME = "service:next_token_candidates"
 MOST = 20  # candidates that a request may ask for
 _OWN = 3  # numbers about the step's own token, which precede those of the candidates
 

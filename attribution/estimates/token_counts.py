@@ -13,7 +13,8 @@ from attribution.catalogue.generation_catalogue import GenerationLimits
 from attribution.estimates.passes import Shape
 from attribution.model_cache.loading import LoadedModel
 from attribution.text import encoding, languages
-from attribution.text.generation_settings import generation_settings
+from attribution.text.encoding import Prompt
+from attribution.text.generation_settings import GenerationSettings, generation_settings
 from attribution.text.sandbox import TextSandbox
 from models import AttributionRequest
 
@@ -75,8 +76,20 @@ class TokenCounter:
             )
             return CountedInput(length, Shape(source, first, end), target.input_ids.shape[1], new=0)
         settings = generation_settings(loaded, request, prompt, spoken, limits)
-        before, new = 1 if seq2seq else length, settings.max_new_tokens
-        first = request.attr_pos_start or before
-        end = min(request.attr_pos_end or before + new, before + new)
-        shape = Shape(source, first, max(end, first))
-        return CountedInput(length, shape, before + new, new, settings.beams, settings.warnings)
+        return counted_generation(loaded, request, prompt, settings)
+
+
+def counted_generation(
+    loaded: LoadedModel,
+    request: AttributionRequest,
+    prompt: Prompt,
+    settings: GenerationSettings,
+    new: int | None = None,
+) -> CountedInput:
+    """The token counts of an input whose target is generated, of `new` tokens: by default the most there may be."""
+    length, new = prompt.encoding.input_ids.shape[1], settings.max_new_tokens if new is None else new
+    source, before = (length, 1) if loaded.model.is_encoder_decoder else (0, length)
+    first = request.attr_pos_start or before
+    end = min(request.attr_pos_end or before + new, before + new)
+    shape = Shape(source, first, max(end, first))
+    return CountedInput(length, shape, before + new, new, settings.beams, settings.warnings)

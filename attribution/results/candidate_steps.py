@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,7 +27,7 @@ def unmerged_candidates(
             continue
         steps = {id(token): step for step, token in enumerate(before.target[before.attr_pos_start :])}
         places = (steps.get(id(token)) for token in after.target[after.attr_pos_start : after.attr_pos_end])
-        yield [None if place is None else [_as_json(each) for each in candidates[place]] for place in places]
+        yield [None if place is None else candidates[place] for place in places]
 
 
 def without_texts(candidates: StepCandidates | None) -> StepCandidates | None:
@@ -39,9 +38,3 @@ def without_texts(candidates: StepCandidates | None) -> StepCandidates | None:
         step and [{name: value for name, value in each.items() if name != "text"} for each in step]
         for step in candidates
     ]
-
-
-def _as_json(candidate: dict[str, Any]) -> dict[str, Any]:
-    """Return a candidate with null for a probability that is no number, as JSON has none."""
-    probability = candidate["probability"]
-    return candidate | {"probability": None if probability is None or math.isnan(probability) else probability}

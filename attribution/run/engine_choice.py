@@ -24,6 +24,7 @@ from attribution.estimates import probes
 from attribution.estimates.passes import Shape
 from attribution.model_cache.loading import LoadedModel
 from attribution.run.engine_probe import Verdict, largest_difference, probe, tolerance
+from attribution.run.method_progress import MethodProgress
 from models import AttributionRequest, Engine
 from problems import UnsupportedByModel
 
@@ -39,14 +40,16 @@ class EngineChoice:
         request: AttributionRequest,
         loaded: LoadedModel,
         *,
+        progress: MethodProgress,
         on_progress: Callable[[float], None],
         recheck_share: float = 0.0,
     ) -> None:
-        """`on_progress` is called within probes and may raise. `recheck_share`: the share (0 to 1) of texts
-        that both engines attribute.
+        """`progress` shows that a probe runs. `on_progress` is called within probes and may raise. `recheck_share`: the
+        share (0 to 1) of texts that both engines attribute.
         """
         self._request = request
         self._loaded = loaded
+        self._progress = progress
         self._on_progress = on_progress
         self._recheck_share = recheck_share
         self._decided: dict[str, Verdict] = {}
@@ -159,9 +162,15 @@ class EngineChoice:
                     f"length would take longer than Inseq's loop for {steps} steps.",
                 )
             began = perf_counter()
-            self._loaded.verdicts[key] = probe(
-                self._request, self._loaded, method, shape=shape, on_progress=self._on_progress
-            )
+            with self._progress.checking(probes.forwards_of(self._request, self._loaded, method, shape)):
+                self._loaded.verdicts[key] = probe(
+                    self._request,
+                    self._loaded,
+                    method,
+                    shape=shape,
+                    progress=self._progress,
+                    on_progress=self._on_progress,
+                )
             self.probing_seconds += perf_counter() - began
         verdict: Verdict = self._loaded.verdicts[key]
         return verdict

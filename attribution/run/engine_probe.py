@@ -15,11 +15,10 @@ from attribution.corrections.registry import Ledger
 from attribution.estimates.passes import Shape
 from attribution.estimates.probes import DOUBTED, MOST_ROUNDING, probe_request
 from attribution.inseq_loop.engine_calls import EngineCall, by_loop, by_single_pass
-from attribution.inseq_loop.text_attribution import TextAttribution
+from attribution.inseq_loop.text_attribution import TextAttribution, TextProgress
 from attribution.isolation import RANDOM_DRAWS, RandomState
 from attribution.model_cache.device_memory import is_out_of_memory
 from attribution.model_cache.loading import LoadedModel
-from attribution.run.progress import ProgressCounter
 from attribution.run.rounding import MARGIN, SAME, fits_in_float64, in_float64
 from attribution.text.encoding import Prompt, Text, from_ids
 from models import AttributionRequest
@@ -67,16 +66,17 @@ def probe(
     method: Method,
     *,
     shape: Shape,
+    progress: TextProgress,
     on_progress: Callable[[float], None],
 ) -> Verdict:
     """Run a method by both engines on a text of this shape.
 
-    The random generators are afterwards where they were. Raises what `on_progress` raises, and out-of-memory errors;
-    any other failure is the verdict's reason.
+    `progress` is told of steps that are none of the job's. The random generators are afterwards where they were. Raises
+    what `on_progress` raises, and out-of-memory errors; any other failure is the verdict's reason.
     """
     length = shape.longest
     probed = probe_request(request, method, shape, loaded.model.get_embedding_layer().embedding_dim)
-    run = _ProbeRun(probed, loaded, probe_text(loaded, shape), on_progress)
+    run = _ProbeRun(probed, loaded, probe_text(loaded, shape), progress, on_progress)
     try:
         theirs, ours = run.output(by_loop), run.output(by_single_pass)
     except Exception as error:  # whatever a model raises: if Inseq's loop raises it too, the job fails with it
@@ -101,6 +101,7 @@ class _ProbeRun:
     request: AttributionRequest
     loaded: LoadedModel
     text: Text
+    progress: TextProgress
     on_progress: Callable[[float], None]
 
     def output(self, engine: EngineCall) -> FeatureAttributionOutput:
@@ -111,7 +112,7 @@ class _ProbeRun:
             Ledger(enabled=True),
             self.text,
             {"attributed_fn_args": dict(self.request.attributed_fn_args), "step_scores_args": {}},
-            progress=ProgressCounter(lambda _: None),
+            progress=self.progress,
             on_progress=self.on_progress,
         )
         (work,) = attribution.runs()

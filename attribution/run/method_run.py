@@ -29,15 +29,17 @@ from attribution.run import result_checks, text_run, token_notes
 from attribution.run.candidate_notes import CandidateNotes, SequenceCandidates, shortened
 from attribution.run.engine_choice import EngineChoice
 from attribution.run.generated_targets import GeneratedTargets
+from attribution.run.method_progress import MethodProgress, Unit
 from attribution.run.prepared_text import PreparedText, TextReader
-from attribution.run.progress import ProgressCounter, Report, Unit
 from attribution.run.record import RunRecord
 from attribution.run.refinement_search import RefinementSearch
+from attribution.run.request_progress import RequestProgress
+from attribution.run.time_plan import TimePlan
 from attribution.run.token_notes import SideNotes
 from attribution.text import encoding, languages
 from attribution.text.encoding import Text
 from attribution.text.sandbox import TextSandbox
-from models import Arguments, AttributionRequest, Progress
+from models import Arguments, AttributionRequest
 from problems import Cancelled, UnsupportedByModel
 
 
@@ -59,9 +61,9 @@ class Runner:
         request: AttributionRequest,
         loaded: LoadedModel,
         *,
-        report: Report,
+        progress: RequestProgress,
+        plan: TimePlan,
         should_cancel: Callable[[], bool],
-        expected_seconds: Callable[[Sequence[Shape]], float],
         max_input_tokens: int,
         most_n_steps: int,
         sandbox: TextSandbox,
@@ -70,9 +72,9 @@ class Runner:
         warnings: Sequence[str] = (),
         candidates: Sequence[SequenceCandidates | None] = (),
     ) -> None:
-        """`expected_seconds`: the time that texts of these shapes should take, called once they are known. `targets`:
-        shared by the methods of a comparison. `recheck_share`: see `EngineChoice`. `warnings` go into the record.
-        `candidates`: of each sequence, where another method computed them on the same target.
+        """`progress` and `plan` are the whole request's, `targets` are shared by the methods of a comparison.
+        `recheck_share`: see `EngineChoice`. `warnings` go into the record. `candidates`: of each sequence, where an
+        earlier method computed them.
         """
         self._request = request
         self._loaded = loaded
@@ -81,12 +83,14 @@ class Runner:
         self._is_refined = refinement.is_asked(request.attribution_args)
         self._most_n_steps = most_n_steps
         self._should_cancel = should_cancel
-        self._expected_seconds = expected_seconds
+        self._plan = plan
         self._snapshot = _Snapshot()
-        self._progress = ProgressCounter(report, Unit.FORWARD if self._method.is_final_step else Unit.STEP)
+        unit = Unit.FORWARD if self._method.is_final_step else Unit.STEP
+        self._progress = MethodProgress(progress, self._method.name, unit)
         self._choice = EngineChoice(
             self._request_with(refinement.FIRST) if self._is_refined else request,
             loaded,
+            progress=self._progress,
             on_progress=lambda _: self._check_cancelled(),
             recheck_share=recheck_share,
         )
@@ -102,6 +106,7 @@ class Runner:
             self._ledger,
             self._warnings,
             self._progress,
+            plan,
             draws_random=checks.draws_random(request),
             max_input_tokens=max_input_tokens,
             sandbox=sandbox,
@@ -137,7 +142,10 @@ class Runner:
             if all(applied):
                 stack.enter_context(fix.applied(self._model))
             spoken = stack.enter_context(languages.spoken(self._model, self._request.languages))
-            texts = [self._reader.read(index, spoken) for index in range(self._request.count)]
+            if not self._plan.is_measured:
+                self._progress.measuring()
+                self._plan.measure()
+            texts = self._reader.read_all(spoken)
             self._generation_args = [each.generation_args for each in texts if each.generation_args is not None]
             self._attribute_all(texts)
         return merge_attributions(list(self._snapshot.outputs))
@@ -184,11 +192,6 @@ class Runner:
             n_steps=list(self._n_steps),
         )
 
-    @property
-    def saving(self) -> Progress:
-        """The progress once all texts are attributed and the result is being stored."""
-        return self._progress.saving()
-
     # Cancellation
 
     @contextmanager
@@ -220,9 +223,9 @@ class Runner:
         if self._method.is_final_step and (warning := self._choice.maps_of_other_positions()):
             self._warnings.append(warning)
         self._progress.begin_attributing(sum(self._units(each.text) for each in texts))
-        self.expected = self._expected_seconds(shapes)
-        self._progress.expect(self.expected)
+        self.expected = self._plan.before_attributing(self._method.name, shapes)
         began = time.monotonic()
+        text_run.choose_engines(self._request, self._method, self._choice)
         self._snapshot = _Snapshot(sum(each.text.steps for each in texts))
         for each in texts:
             output = self._attribute(each)

@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from attribution.catalogue import next_token
+from attribution.catalogue.inseq_catalogue import Method
+from attribution.estimates import passes
 from attribution.inseq_loop.engine_calls import (
     Attributed,
     by_kept_states,
@@ -19,7 +22,17 @@ from attribution.inseq_loop.text_setup import MethodOnText
 from attribution.isolation import RANDOM_DRAWS, RandomState, held
 from attribution.run.engine_choice import EngineChoice
 from attribution.single_pass.kept_states import kept_states
+from models import AttributionRequest
 from problems import UnsupportedByModel
+
+
+def choose_engines(request: AttributionRequest, method: Method, choice: EngineChoice) -> None:
+    """Decide what a request's texts will run by, so that probes of the model run before the first text.
+
+    Raises `UnsupportedByModel` if the request requires the single pass and it is not trusted.
+    """
+    if not choice.takes_single_pass(method) and passes.shares_scores(request):
+        choice.scores_at_once(next_token.scored_names(request))
 
 
 def attribute(
