@@ -16,6 +16,7 @@ Kind = tuple[str, str]  # model and method names: jobs of one kind take about eq
 Place = tuple[Stage, str | None]  # a stage, and in a comparison the method
 
 _EXTRAPOLATE_FROM = 0.05  # share of a stage from which its elapsed time corrects what is expected of its rest
+_MEMORY = 0.3  # of a job's expected seconds, after which a stage's earlier pace counts a third
 _OVERDUE = 2.0  # seconds a job may exceed its ETA at least before the ETA is withdrawn
 _SMOOTHING = 0.2  # weight of the newest duration in an exponential moving average
 _MAX_KINDS = 1000  # kinds whose durations are remembered
@@ -31,20 +32,45 @@ class _Stretch:
     fraction: float  # of the job, at the first report
     share: float  # of the stage's steps, at the first report
     expected: float | None  # seconds until the job ends, at the first report
-    pace: float  # real seconds for an expected one, as of the stages before
+    pace_before: float  # real seconds for an expected one, as of the stages before
+    reported_at: float
+    left: float | None  # expected seconds until the job ends, at `reported_at`
+    # Real and expected seconds so far, the recent ones with more weight: other jobs come and go on a machine.
+    taken: float = 0.0
+    done: float = 0.0
+
+    @classmethod
+    def beginning(cls, progress: Progress, now: float, pace: float) -> _Stretch:
+        """Return the stretch that begins with this report."""
+        expected = progress.eta_seconds
+        place, share = _place_of(progress), _share_of(progress)
+        return cls(place, now, progress.fraction, share, expected, pace, reported_at=now, left=expected)
+
+    def after(self, progress: Progress, now: float) -> _Stretch:
+        """Return the stretch after one more report."""
+        left, taken, done = progress.eta_seconds, self.taken, self.done
+        if left is None or not self.expected or self.left is None:
+            return self
+        kept = math.exp((left - self.left) / (_MEMORY * self.expected)) if left < self.left else 1.0
+        taken, done = kept * taken + now - self.reported_at, kept * done + max(0.0, self.left - left)
+        return replace(self, reported_at=now, left=left, taken=taken, done=done)
+
+    @property
+    def pace(self) -> float | None:
+        """Real seconds for an expected one in this stage; None before anything of it is done."""
+        return self.taken / self.done if self.done > 0 else None
 
     def seconds_left(self, progress: Progress, now: float) -> tuple[float | None, float]:
-        """Return the seconds until the job ends, and the pace that this stage keeps so far."""
-        expected, elapsed = progress.eta_seconds, now - self.began_at
-        if expected is None or self.expected is None:
-            return self._extrapolated(progress, elapsed), self.pace
-        done, share = self.expected - expected, _share_of(progress)
-        if done <= 0 or share <= self.share or (share - self.share) / (1 - self.share) < _EXTRAPOLATE_FROM:
-            return expected * self.pace, self.pace
-        rest = min(expected, done * (1 - share) / (share - self.share))  # of this stage, as expected
-        pace = elapsed / done
+        """Return the seconds until the job ends, and the pace with which the next stage begins."""
+        if self.left is None or self.expected is None:
+            return self._extrapolated(progress, now - self.began_at), self.pace_before
+        share, pace = _share_of(progress), self.pace
+        if pace is None or share <= self.share or (share - self.share) / (1 - self.share) < _EXTRAPOLATE_FROM:
+            return self.left * self.pace_before, self.pace_before
+        # Of this stage, as expected.
+        rest = min(self.left, (self.expected - self.left) * (1 - share) / (share - self.share))
         # A busy machine slows all stages alike; another error of this stage's expectation says nothing of the others.
-        return pace * rest + math.sqrt(pace) * (expected - rest), math.sqrt(pace)
+        return pace * rest + math.sqrt(pace) * (self.left - rest), math.sqrt(pace)
 
     def _extrapolated(self, progress: Progress, elapsed: float) -> float | None:
         """Return the seconds until attributing is done where nothing is expected; None before its first step."""
@@ -76,9 +102,12 @@ class RunningEta:
         `progress.eta_seconds` is what the engine expects of the rest, or None; it is corrected by the time that the
         present stage takes.
         """
-        place, stretch = (progress.stage, progress.method), self.stretch
-        if stretch is None or stretch.place != place or (stretch.expected is None) != (progress.eta_seconds is None):
-            stretch = _Stretch(place, now, progress.fraction, _share_of(progress), progress.eta_seconds, self.pace)
+        stretch = self.stretch
+        is_other = stretch is None or stretch.place != _place_of(progress)
+        if stretch is None or is_other or (stretch.expected is None) != (progress.eta_seconds is None):
+            stretch = _Stretch.beginning(progress, now, self.pace)
+        else:
+            stretch = stretch.after(progress, now)
         left, pace = stretch.seconds_left(progress, now)
         return replace(
             self,
@@ -87,6 +116,10 @@ class RunningEta:
             stretch=stretch,
             pace=pace,
         )
+
+
+def _place_of(progress: Progress) -> Place:
+    return progress.stage, progress.method
 
 
 def _share_of(progress: Progress) -> float:

@@ -165,12 +165,19 @@ def step_functions() -> dict[str, StepFunction]:
         name: StepFunction(
             name=name,
             description=_first_sentence(function),
-            parameters={k: v for k, v in _parameters(function).items() if k not in reserved},
+            parameters=_with_ids({k: v for k, v in _parameters(function).items() if k not in reserved}),
             function=function,
         )
         for name, function in sorted(STEP_SCORES_MAP.items())
         if not is_corrected_name(name) and name != next_token.NAME
     }
+
+
+def _with_ids(parameters: dict[str, Parameter]) -> dict[str, Parameter]:
+    """The parameters of a step function, with ours for a contrast as token ids where it has one."""
+    if "contrast_targets" not in parameters:
+        return parameters
+    return parameters | {"contrast_ids": Parameter("contrast_ids", list[list[int]] | None, None)}
 
 
 def step_scores_only() -> Method:

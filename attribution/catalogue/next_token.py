@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import inseq
+import numpy as np
 import torch
 
 from models import AttributionRequest, Engine
@@ -65,12 +66,17 @@ def read(row: torch.Tensor, most: int) -> list[Candidate]:
     out, unless chosen.
     """
     own_id, own_probability, own_rank, *rest = row.tolist()
-    chosen = Candidate(int(own_id), own_probability, int(own_rank), chosen=True)
+    chosen = Candidate(int(own_id), _shortest(own_probability), int(own_rank), chosen=True)
     found = []
     for rank, (token_id, probability) in enumerate(zip(rest[: len(rest) // 2], rest[len(rest) // 2 :], strict=True), 1):
         if token_id >= 0 and rank <= most:
-            found.append(Candidate(int(token_id), probability, rank, chosen=int(token_id) == chosen.token_id))
+            found.append(Candidate(int(token_id), _shortest(probability), rank, int(token_id) == chosen.token_id))
     return found if any(each.chosen for each in found) else [*found, chosen]
+
+
+def _shortest(number: float) -> float:
+    """A float32 as the shortest decimal number that is read as it, as step scores are written."""
+    return float(str(np.float32(number)))
 
 
 def _next_token_candidates(args: Any) -> torch.Tensor:

@@ -19,6 +19,8 @@ DEFAULT_FUNCTION = "probability"
 BATCH_SIZES = ("internal_batch_size", "perturbations_per_eval")
 # Arguments that multiply the forward passes of a step; the server limits each (`max_n_steps`).
 STEP_COUNTS = ("n_steps", "n_samples", "max_probe_steps", "num_probes", "n_mcd_steps")
+# Arguments with which a contrastive function compares; `contrast_ids` is ours, for `contrast_targets` as token ids.
+CONTRASTS = ("contrast_targets", "contrast_sources", "contrast_ids")
 # Arguments that a request may write beside `attribution_args`.
 SHORTHANDS = ("n_steps", "internal_batch_size")
 

@@ -205,7 +205,10 @@ def _score_forwards(request: AttributionRequest, method: Method, *, at_once: boo
 def _has_two_contrasts(request: AttributionRequest) -> bool:
     """Whether the step scores have another contrast than the attributed function, and so need a separate run."""
     attributed, scored = (
-        [each.get(name) for name in ("contrast_targets", "contrast_targets_alignments")]
+        [
+            each.get("contrast_targets") or each.get("contrast_ids"),
+            each.get("contrast_targets_alignments"),
+        ]
         for each in (request.attributed_fn_args, request.step_scores_args)
     )
     return request.corrections and bool(attributed[0] and scored[0]) and attributed != scored

@@ -15,6 +15,7 @@ from attribution.model_cache.loading import LoadedModel
 from attribution.text import encoding, languages
 from attribution.text.encoding import Prompt
 from attribution.text.generation_settings import GenerationSettings, generation_settings
+from attribution.text.given_target import given_target
 from attribution.text.sandbox import TextSandbox
 from models import AttributionRequest
 
@@ -69,8 +70,8 @@ class TokenCounter:
         prompt, forced = encoding.read_input(loaded, request, index, max_tokens=max_tokens, sandbox=sandbox)
         length = prompt.encoding.input_ids.shape[1]
         source = length if seq2seq else 0
-        if forced is not None:
-            target = encoding.encode_target(loaded, request, prompt, forced, sandbox=sandbox, warnings=[])
+        target = given_target(loaded, request, index, prompt, forced, sandbox=sandbox, warnings=[])
+        if target is not None:
             first, end = encoding.check_positions(
                 loaded.model, prompt.encoding, target, request.attr_pos_start, request.attr_pos_end, generated=False
             )

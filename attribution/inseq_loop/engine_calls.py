@@ -165,7 +165,7 @@ def _scores_of_all_steps(setup: Setup, on_progress: ProgressCallback) -> list[st
     functions = functions_and_arguments(request, dummy, names, contrast | {"attributed_fn_args": {}}, setup.ledger)
     batch = embedded_batch(model, work.text.source, setup.target)
     builder = InseqOutputBuilder(setup.method, model, batch, setup.arguments | functions | {"attribute_target": False})
-    task = builder.task(lambda _: on_progress(0.0), needs_identity=False)
+    task = builder.task(lambda *_: on_progress(0.0), needs_identity=False)
     with cached_derivatives(setup.loaded.network), step_scores.remembered_forward(model):
         reading = task.unperturbed()
     return None if reading is None else reading.step_scores

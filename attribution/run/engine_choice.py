@@ -9,7 +9,7 @@ stand to it as the texts do (see `probe_shapes`), or Inseq's loop runs.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -25,6 +25,7 @@ from attribution.estimates.passes import Shape
 from attribution.model_cache.loading import LoadedModel
 from attribution.run.engine_probe import Verdict, largest_difference, probe, tolerance
 from attribution.run.method_progress import MethodProgress
+from attribution.single_pass.text_task import ProgressCallback
 from models import AttributionRequest, Engine
 from problems import UnsupportedByModel
 
@@ -41,7 +42,7 @@ class EngineChoice:
         loaded: LoadedModel,
         *,
         progress: MethodProgress,
-        on_progress: Callable[[float], None],
+        on_progress: ProgressCallback,
         recheck_share: float = 0.0,
     ) -> None:
         """`progress` shows that a probe runs. `on_progress` is called within probes and may raise. `recheck_share`: the

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from attribution.isolation import RANDOM_DRAWS, RandomState
 from attribution.model_cache.device_memory import is_out_of_memory
 from attribution.model_cache.loading import LoadedModel
 from attribution.run.rounding import MARGIN, SAME, fits_in_float64, in_float64
+from attribution.single_pass.text_task import ProgressCallback
 from attribution.text.encoding import Prompt, Text, from_ids
 from models import AttributionRequest
 
@@ -67,7 +68,7 @@ def probe(
     *,
     shape: Shape,
     progress: TextProgress,
-    on_progress: Callable[[float], None],
+    on_progress: ProgressCallback,
 ) -> Verdict:
     """Run a method by both engines on a text of this shape.
 
@@ -102,7 +103,7 @@ class _ProbeRun:
     loaded: LoadedModel
     text: Text
     progress: TextProgress
-    on_progress: Callable[[float], None]
+    on_progress: ProgressCallback
 
     def output(self, engine: EngineCall) -> FeatureAttributionOutput:
         """By this engine, with random draws that are the same in each run."""

@@ -95,9 +95,9 @@ class MethodProgress:
         if self._stage is Stage.ATTRIBUTING and self._unit is Unit.STEP:
             self._advance(steps)
 
-    def part_done(self, part: float) -> None:
-        """Note that a part (0 to 1) of the present text is done."""
-        self._advance(part * self._units)
+    def part_done(self, part: float, spent: float | None = None) -> None:
+        """Note that a part (0 to 1) of the present text is done, and that part of its time `spent`, if another."""
+        self._advance(part * self._units, None if spent is None else spent * self._units)
 
     @contextmanager
     def preparing(self) -> Iterator[None]:
@@ -125,14 +125,18 @@ class MethodProgress:
     def _enter(self, work: Work, total: int | None) -> None:
         self._work, self._stage, self._done, self._total, self._share = work, work[0], 0, total, 0.0
 
-    def _advance(self, units: float) -> None:
-        """Note that so many units of the present text are done, by its present attempt."""
-        begin, end = self._range
-        reached = self._before + begin * self._units + (end - begin) * min(units, self._units)
-        share = reached / self._total if self._total else 0.0
-        if share > self._share:
-            self._share, self._done = share, max(self._done, int(reached + 1e-9))
+    def _advance(self, units: float, spent: float | None = None) -> None:
+        """Note the units of the present text that its present attempt has done, and those whose time is `spent`."""
+        done = max(self._done, int(self._reached(units) + 1e-9))
+        share = self._reached(units if spent is None else spent) / self._total if self._total else 0.0
+        if share > self._share or done > self._done:
+            self._share, self._done = max(self._share, share), done
             self._send()
+
+    def _reached(self, units: float) -> float:
+        """So many units of the present text's present attempt, as units of all texts."""
+        begin, end = self._range
+        return self._before + begin * self._units + (end - begin) * min(units, self._units)
 
     def _send(self) -> None:
         if self._stage is Stage.CHECKING:

@@ -91,7 +91,7 @@ class Runner:
             self._request_with(refinement.FIRST) if self._is_refined else request,
             loaded,
             progress=self._progress,
-            on_progress=lambda _: self._check_cancelled(),
+            on_progress=lambda *_: self._check_cancelled(),
             recheck_share=recheck_share,
         )
         self._ledger = Ledger(enabled=request.corrections)
@@ -211,10 +211,10 @@ class Runner:
         if self._should_cancel():
             raise Cancelled
 
-    def _on_progress(self, part: float) -> None:
-        """Called within the single pass, before each of its pieces, with the part of the text that is done."""
+    def _on_progress(self, done: float, spent: float | None = None, /) -> None:
+        """Called within the single pass, before each of its pieces: see `ProgressCallback`."""
         self._check_cancelled()
-        self._progress.part_done(part)
+        self._progress.part_done(done, spent)
 
     # Attribution
 

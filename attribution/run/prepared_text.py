@@ -18,6 +18,7 @@ from attribution.text import encoding
 from attribution.text.contrast import ContrastReader
 from attribution.text.encoding import Prompt, Text
 from attribution.text.generation_settings import GenerationSettings
+from attribution.text.given_target import given_target
 from attribution.text.growing_text import continuation_of
 from attribution.text.sandbox import TextSandbox
 from models import Arguments, AttributionRequest
@@ -62,7 +63,7 @@ class TextReader:
             )
             for index in range(self.request.count)
         ]
-        if self.request.targets is not None or self.targets.are_known:
+        if self.request.has_target or self.targets.are_known:
             return [self._read(index, *each, languages) for index, each in enumerate(inputs)]
         # All prompts before the first target: the time that they take together is what the progress is made of.
         prompts = [prompt for prompt, _ in inputs]
@@ -87,7 +88,8 @@ class TextReader:
         request, loaded = self.request, self.loaded
         self.warnings.extend(prompt.warnings)
         random_state = generation_args = None
-        if forced is None:
+        target = given_target(loaded, request, index, prompt, forced, sandbox=self.sandbox, warnings=self.warnings)
+        if target is None:
             self.warnings.extend(encoding.ending_warning(loaded, request))
             generated = self.targets.of_input(
                 index,
@@ -104,13 +106,9 @@ class TextReader:
                 self.ledger.apply(correction)
             # A random method's draws begin after those of the generation.
             target, random_state = generated.target, generated.random_state if self.draws_random else None
-        else:
-            target = encoding.encode_target(
-                loaded, request, prompt, forced, sandbox=self.sandbox, warnings=self.warnings
-            )
-            if self.draws_random:
-                with held(RANDOM_DRAWS, self.sandbox.should_cancel):
-                    random_state = RandomState.seeded(request.seed)
+        elif self.draws_random:
+            with held(RANDOM_DRAWS, self.sandbox.should_cancel):
+                random_state = RandomState.seeded(request.seed)
         self.progress.request.write_text(index, continuation_of(loaded.model, prompt.encoding, target))
         first, end = encoding.check_positions(
             loaded.model,
@@ -118,7 +116,7 @@ class TextReader:
             target,
             request.attr_pos_start,
             request.attr_pos_end,
-            generated=forced is None,
+            generated=not request.has_target,
         )
         text = Text(prompt, forced, target, first, end)
         contrasts = ContrastReader(request, loaded, text, self.ledger, self.warnings, self.sandbox)
@@ -145,6 +143,6 @@ def inseq_info(request: AttributionRequest, loaded: LoadedModel, text: Text) -> 
         "input_texts": [text.prompt.text],
         "generated_texts": generated,
         "generation_args": dict(request.generation_args),
-        "constrained_decoding": request.targets is not None,
+        "constrained_decoding": request.has_target,
         "generate_from_target_prefix": False,
     }
