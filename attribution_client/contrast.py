@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attribution_schema.job import Job
 from attribution_schema.request import AttributionRequest
-from attribution_schema.result import AttributionResult, Candidate, MethodResult, SequenceAttribution
+from attribution_schema.result import AttributionResult, Candidate, SequenceAttribution
 
 
 def contrast_request(
@@ -20,8 +20,8 @@ def contrast_request(
 
     position: of the token in `target` of the result's sequence, which has not been merged by an aggregator.
     candidate: one of the sequence's `candidates` at that token, or the id of any other token. The new job has the same
-    text, token for token, and the arguments of the old one; its scores are those of `attributed_fn`, the difference of
-    the two tokens' probabilities by default.
+    text, token for token, and the arguments of the old one; of a comparison, those of the result's method. Its scores
+    are those of `attributed_fn`: by default the difference of the two tokens' probabilities.
 
     Raises `ValueError` for a position that was not attributed, for the token that stands there itself, for a result
     whose tokens were merged, and for a job whose request cannot be read.
@@ -38,7 +38,7 @@ def contrast_request(
     other = candidate.token_id if isinstance(candidate, Candidate) else candidate
     if other == ids[position]:
         raise ValueError(f"{scored.target[position].token!r} is the token that stands at position {position}.")
-    request = job.request.of_method(result.method) if isinstance(result, MethodResult) else job.request
+    request = job.request.of_method(str(result.info.get("attribution_method")))
     conversations = request.conversations
     return request.model_copy(
         update={

@@ -27,7 +27,7 @@ from problems import InputRejected
 
 Pairs = list[tuple[int, int]]  # a position of the target, and one of its contrast
 Encodings = Mapping[str, BatchEncoding]  # of contrasts that are not encoded as Inseq would: [1, length] each
-_IDS = "\ud800 ids "  # no text of a request begins so: it is no valid Unicode
+_IDS = "\0ids "  # how the text that stands for a contrast of ids begins
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class ContrastReader:
         reply's, in a decoder the one behind its start token, otherwise 0.
         """
         model, prompt = self.loaded.model, self.text.prompt
-        if contrast.startswith(_IDS):
+        if contrast.startswith(_IDS) and contrast in self.encodings:
             return int(self.encodings[contrast].input_ids.shape[1]), int(model.is_encoder_decoder)
         if model.is_encoder_decoder:
             check_target_language(model.tokenizer)
