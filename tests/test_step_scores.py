@@ -147,6 +147,22 @@ def test_forwards(engine, model, forwards, method, way):
     assert counts[2] - counts[1] == steps  # both contrastive functions share one for each step
 
 
+@pytest.mark.parametrize(("method", "way"), METHODS_AND_WAYS)
+def test_forwards_of_candidates(engine, model, forwards, method, way):
+    """They cost at most one forward over the text, also beside Inseq's loop, and none where step scores are asked for."""
+    counts = {}
+    for names in ([], ["probability"]):
+        for most in (5, 0):
+            run(engine, model, method, engine=way, step_scores=names, candidates=most)  # probes the model if need be
+            forwards[0] = 0
+            run(engine, model, method, engine=way, step_scores=names, candidates=most)
+            counts[bool(names), most] = forwards[0]
+    assert counts[True, 5] == counts[True, 0]
+    extra = counts[False, 5] - counts[False, 0]
+    own = method in OWN or method == "attention"
+    assert extra == 0 if own and not (way == "auto" and method in {"gradient_shap", "occlusion"}) else 0 <= extra <= 1
+
+
 def test_padding_inside_a_text_costs_no_forward(engine, forwards):
     """A model that pads with its end of turn reads padding in every chat: it is tried once for each kind of text."""
     counts = []

@@ -16,6 +16,7 @@ MAY_NAME_METHODS = {
     "api/uvicorn_server.py",  # the first job that a started server prints
     "attribution/catalogue/traits.py",
     "attribution/single_pass/method_dispatch.py",  # maps methods to implementations
+    "attribution_client/contrast.py",  # the difference that a click on a candidate asks for
     "attribution_client/options.py",  # the terminal's default method
     "attribution_client/plots.py",  # the axis of a probability
     "attribution_schema/request.py",
