@@ -67,6 +67,21 @@ def test_generated_tokens_are_counted_over_all_texts():
     assert [each.eta_seconds for each in seen] == pytest.approx([6.0, 6.0, 5.0, 5.0, 3.6])
 
 
+def test_the_first_forward_of_a_text_takes_as_long_as_its_prompt():
+    progress, seen = counter(plan={GENERATING: 12.0})
+    progress.expect_generating([3, 1], [7.0, 2.0])  # 7 + 1 + 1 and 2 times a token's forward
+    progress.begin_generating()
+    for _ in range(3):
+        progress.forward_begins()
+    progress.begin_generating()
+    progress.forward_begins()
+    assert [each.eta_seconds for each in told(seen, Stage.GENERATING)] == pytest.approx([
+        12.0, 12.0,
+        12 * 4 / 11, 12 * 3 / 11,  # of 11 tokens' time
+        12 * 3 / 11, 12 * 2 / 11,
+    ], abs=1e-3)  # fmt: skip
+
+
 def test_forwards_of_a_method_with_one_step():
     progress, seen = counter(Unit.FORWARD, {ATTRIBUTING: 4.0})
     progress.begin_attributing(4)

@@ -119,13 +119,14 @@ class Estimator:
         """The expected seconds of generating the `new` tokens of these inputs. The model's rates are known."""
         rates = self._rates.of(loaded.key)
         assert rates is not None
-        # One forward over the prompt, and one for each new token.
-        seconds = sum(
-            rates.forward.at(each.prompt * each.beams) + each.new * rates.forward.at(each.beams)
-            for each in inputs
-            if each.new
-        )
+        seconds = sum(rates.of_generation(each.prompt, each.new, each.beams) for each in inputs if each.new)
         return seconds * (self._rates.factor(loaded.key, _GENERATING) or 1.0)
+
+    def prompt_cost(self, loaded: LoadedModel, one: CountedInput) -> float:
+        """How many times as long as a new token's forward the prompt's takes. The model's rates are known."""
+        rates = self._rates.of(loaded.key)
+        assert rates is not None
+        return rates.of_generation(one.prompt, 0, one.beams) / max(rates.of_generation(1, 0, one.beams), 1e-9)
 
     def learn_generating(self, loaded: LoadedModel, inputs: Sequence[CountedInput], took: float) -> None:
         """Record the real duration in seconds of generating the `new` tokens of these inputs."""

@@ -38,6 +38,8 @@ class MethodProgress:
         self._before = 0  # units of the texts before the present one; tokens, while targets are generated
         self._units = 0  # of the present text
         self._most_tokens: list[int] = []  # of the texts whose generation has not begun
+        self._prompts: list[float] = []  # and the time of each one's first forward, in those of a token
+        self._begun_prompts = 0.0  # the sum of those that have begun
         self._range = (0.0, 1.0)  # the part of the present text that its present attempt counts from, and to
         self._expected_forwards = 1  # of the present probe
 
@@ -46,15 +48,21 @@ class MethodProgress:
         self._enter((Stage.MEASURING, None), None)
         self._send()
 
-    def expect_generating(self, most_tokens: Sequence[int]) -> None:
-        """Set the most tokens of each target that is generated; each forward pass generates one."""
+    def expect_generating(self, most_tokens: Sequence[int], prompts: Sequence[float] = ()) -> None:
+        """Set the most tokens of each target that is generated; each forward pass generates one.
+
+        `prompts`: how many times as long as the others each target's first forward takes, over the whole prompt.
+        """
         self._enter((Stage.GENERATING, None), sum(most_tokens))
         self._before = self._forwards = self._units = 0
         self._most_tokens = list(most_tokens)
+        self._prompts, self._begun_prompts = [each - 1 for each in prompts] or [0.0] * len(most_tokens), 0.0
 
     def begin_generating(self) -> None:
         """Begin the next text's generation; the one before it has ended, perhaps before its most tokens."""
         self._before += min(self._forwards, self._units)
+        if self._forwards == 1:  # the prompt's own was all
+            self._begun_prompts += self._prompts.pop(0)
         self._units, self._forwards = self._most_tokens.pop(0), 0
         self._total = self._before + self._units + sum(self._most_tokens)
         self._send()
@@ -81,7 +89,11 @@ class MethodProgress:
         if self._stage is Stage.GENERATING and self._total is not None:
             self._forwards += 1
             self._done = min(self._before + min(self._forwards, self._units), self._total)
-            self._share = (self._done - 1) / self._total  # this one has only begun
+            if self._forwards == 2:  # noqa: PLR2004 - the prompt's is done
+                self._begun_prompts += self._prompts.pop(0)
+            # The present forward has only begun.
+            share = (self._done - 1 + self._begun_prompts) / (self._total + self._begun_prompts + sum(self._prompts))
+            self._share = max(self._share, share)
             self._send()
         elif self._stage is Stage.CHECKING:
             self._forwards += 1

@@ -72,8 +72,7 @@ class TextReader:
             for index, prompt in enumerate(prompts)
         ]
         most = [counted_generation(self.loaded, self.request, *each) for each in zip(prompts, settings, strict=True)]
-        self.plan.before_generating(most)
-        self.progress.expect_generating([each.new for each in most])
+        self.progress.expect_generating([each.new for each in most], self.plan.before_generating(most))
         texts = [self._read(index, prompt, None, languages) for index, prompt in enumerate(prompts)]
         self.plan.generated([self._counted(*each) for each in zip(texts, settings, strict=True)], self.targets.seconds)
         return texts

@@ -36,11 +36,15 @@ class TimePlan:
         """Measure the model's rates, if no job has."""
         self._estimator.measure(self._loaded)
 
-    def before_generating(self, inputs: Sequence[CountedInput]) -> None:
-        """Expect the generation of these inputs' targets, and their attribution."""
+    def before_generating(self, inputs: Sequence[CountedInput]) -> list[float]:
+        """Expect the generation of these inputs' targets, and their attribution.
+
+        Returns how many times as long as a token's forward each prompt's takes.
+        """
         generating = self._estimator.generating_seconds(self._loaded, inputs)
         plan: dict[Work, float] = {(Stage.GENERATING, None): generating}
         self._progress.expect(plan | self._of_methods([each.shape for each in inputs]))
+        return [self._estimator.prompt_cost(self._loaded, each) for each in inputs]
 
     def generated(self, inputs: Sequence[CountedInput], took: float) -> None:
         """Learn from the time of a generation of so many tokens (`new`)."""
