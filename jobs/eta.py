@@ -70,7 +70,8 @@ class _Stretch:
         # Of this stage, as expected.
         rest = min(self.left, (self.expected - self.left) * (1 - share) / (share - self.share))
         # A busy machine slows all stages alike; another error of this stage's expectation says nothing of the others.
-        return pace * rest + math.sqrt(pace) * (self.left - rest), math.sqrt(pace)
+        others = max(1.0, math.sqrt(pace))
+        return pace * rest + others * (self.left - rest), others
 
     def _extrapolated(self, progress: Progress, elapsed: float) -> float | None:
         """Return the seconds until attributing is done where nothing is expected; None before its first step."""

@@ -108,6 +108,19 @@ def test_parts_of_a_text_count_in_either_unit(unit):
     assert [each.fraction * 8 for each in told(seen)] == [0, 1, 1.5, 4, 4, 6]  # finer than steps
 
 
+def test_what_precedes_the_steps_takes_its_share_of_the_time():
+    """A forward that takes as long as three steps."""
+    progress, seen = counter(plan={ATTRIBUTING: 7.0})
+    progress.begin_attributing(4)
+    progress.begin_text(4)
+    progress.part_done(0.0, 3 / 7)
+    progress.steps_done(1)
+    progress.part_done(0.25, 4 / 7)
+    progress.steps_done(2)
+    assert [each.steps_done for each in told(seen)] == [0, 0, 1, 2]
+    assert [each.eta_seconds for each in told(seen)] == pytest.approx([7, 4, 3, 2])
+
+
 def test_a_text_that_is_attributed_again_does_not_count_again():
     progress, seen = counter()
     progress.begin_attributing(4)
@@ -249,6 +262,7 @@ def test_texts_are_told_as_they_grow_and_stay():
 _CALLS = st.one_of(
     st.tuples(st.just("steps_done"), st.integers(0, 9)),
     st.tuples(st.just("part_done"), st.floats(0, 1)),
+    st.tuples(st.just("part_done"), st.floats(0, 1), st.floats(0, 1)),
     st.tuples(st.just("forward_begins")),
     st.tuples(st.just("begin_attempt"), st.floats(0, 0.5), st.floats(0.5, 1)),
     st.tuples(st.just("begin_text")),

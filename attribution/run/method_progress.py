@@ -40,6 +40,7 @@ class MethodProgress:
         self._most_tokens: list[int] = []  # of the texts whose generation has not begun
         self._prompts: list[float] = []  # and the time of each one's first forward, in those of a token
         self._begun_prompts = 0.0  # the sum of those that have begun
+        self._ahead = 0.0  # the time of what precedes the present text's steps, in units
         self._range = (0.0, 1.0)  # the part of the present text that its present attempt counts from, and to
         self._expected_forwards = 1  # of the present probe
 
@@ -75,7 +76,7 @@ class MethodProgress:
     def begin_text(self, units: int) -> None:
         """Begin the next text; the one before it counts as done."""
         self._before += self._units
-        self._units, self._forwards, self._range = units, 0, (0.0, 1.0)
+        self._units, self._forwards, self._ahead, self._range = units, 0, 0.0, (0.0, 1.0)
         self._done = max(self._done, self._before)
         self._share = max(self._share, self._before / self._total if self._total else 0.0)
         self._send()
@@ -105,10 +106,12 @@ class MethodProgress:
     def steps_done(self, steps: int) -> None:
         """Note that so many steps of the present text are done."""
         if self._stage is Stage.ATTRIBUTING and self._unit is Unit.STEP:
-            self._advance(steps)
+            self._advance(steps, self._units * (steps + self._ahead) / (self._units + self._ahead))
 
     def part_done(self, part: float, spent: float | None = None) -> None:
         """Note that a part (0 to 1) of the present text is done, and that part of its time `spent`, if another."""
+        if spent is not None and spent < 1:
+            self._ahead = max(0.0, self._units * (spent - part) / (1 - spent))
         self._advance(part * self._units, None if spent is None else spent * self._units)
 
     @contextmanager
