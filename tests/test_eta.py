@@ -90,7 +90,7 @@ def test_each_stage_corrects_its_own_rest_and_half_of_the_others(clock):
 
 
 def test_without_steps_the_expected_time_holds(clock):
-    """Nobody knows how far a probe is."""
+    """Nobody knows how far such a stage is."""
     job = Job(clock)
     for prior in (10.0, 8.0):
         progress = Progress(stage=Stage.CHECKING, fraction=0.5, eta_seconds=prior)

@@ -155,7 +155,7 @@ class MethodProgress:
 
     def _send(self) -> None:
         if self._stage is Stage.CHECKING:
-            share = min(1.0, self._forwards / self._expected_forwards)
-            self.request.show((Stage.CHECKING, self._method), share)
+            done, total = min(self._forwards, self._expected_forwards), self._expected_forwards
+            self.request.show((Stage.CHECKING, self._method), done / total, steps_done=done, steps_total=total)
             return
         self.request.show(self._work, self._share, stage=self._stage, steps_done=self._done, steps_total=self._total)
