@@ -30,6 +30,7 @@ from attribution_schema.request import (
 from attribution_schema.result import (
     Agreement,
     AttributionResult,
+    Candidate,
     ComparisonResult,
     JobAgreement,
     JobAgreements,
@@ -50,6 +51,7 @@ __all__ = [
     "Arguments",
     "AttributionRequest",
     "AttributionResult",
+    "Candidate",
     "ChatMessage",
     "ComparisonResult",
     "Engine",

@@ -174,4 +174,6 @@ class _Watcher:
 def event_id(job: Job) -> str:
     """Return the id of the event that carries this document: equal for equal states, also after a server restart."""
     progress = job.progress
-    return f"{job.status}-{job.attempt}-{progress.stage}-{progress.steps_done}-{int(job.cancel_requested)}"
+    place = f"{progress.stage}-{progress.method or ''}-{progress.steps_done}-{progress.fraction:.4f}"
+    written = sum(map(len, progress.generated_text or ()))
+    return f"{job.status}-{job.attempt}-{place}-{written}-{int(job.cancel_requested)}"

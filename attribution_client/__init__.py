@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from attribution_client.async_client import AsyncAttributionClient
 from attribution_client.client import AttributionClient
+from attribution_client.contrast import contrast_request
 from attribution_client.errors import (
     AttributionCancelled,
     AttributionFailed,
@@ -80,6 +81,7 @@ __all__ = [
     "WebhookRejected",
     "attribution_graph",
     "compare_methods",
+    "contrast_request",
     "plot_attribution_graph",
     "plot_attribution_heatmap",
     "plot_highlighted_text",

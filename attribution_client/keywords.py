@@ -61,7 +61,9 @@ class MoreFields(TypedDict, total=False):
     # One conversation or several. So written, a type checker knows the type of the dictionaries in a list.
     messages: Sequence[Message | Sequence[Message]] | None
     generated_text: str | list[str] | None
+    generated_ids: list[list[int]] | None
     step_scores: list[str]
+    candidates: int
     attributed_fn: str | None
     attribution_args: dict[str, Any]
     attributed_fn_args: dict[str, Any]

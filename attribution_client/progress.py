@@ -53,5 +53,5 @@ def _stage(job: Job) -> str:
         return "cancelling"
     if job.progress.stage is Stage.QUEUED and job.queue_position:
         return f"queued behind {job.queue_position}"
-    stage = str(job.progress.stage).replace("_", " ")
+    stage = job.progress.stage.words
     return f"{stage}: {job.progress.method}" if job.progress.method else stage

@@ -37,12 +37,29 @@ class Stage(OpenEnum):
 
     QUEUED = "queued"  # waiting for a worker
     LOADING_MODEL = "loading_model"  # reading weights, or waiting for another job on the same model
+    MEASURING = "measuring"  # the model's speed, once after it is loaded: what ETAs are computed from
     PREPARING = "preparing"  # computing what the method needs once for a model, e.g. nearest neighbours
-    GENERATING = "generating"  # the model generates the target; a step is a token
+    GENERATING = "generating"  # the model generates the targets; a step is a token
+    CHECKING = "checking"  # comparing the single pass with Inseq's loop on a short text, once for a model and method
     ATTRIBUTING = (
         "attributing"  # the attribution loop; a step is a generated token (or a forward, for final-step methods)
     )
     SAVING = "saving"  # the result is being written
+
+    @property
+    def words(self) -> str:
+        """The stage in words."""
+        return _WORDS.get(self.value, self.value.replace("_", " "))
+
+
+_WORDS = {
+    "loading_model": "loading the model",
+    "measuring": "measuring the model's speed",
+    "preparing": "preparing the method",
+    "generating": "generating the text",
+    "checking": "checking the single pass",
+    "saving": "saving the result",
+}
 
 
 class Progress(BaseModel):
@@ -52,9 +69,20 @@ class Progress(BaseModel):
 
     stage: Stage = Stage.QUEUED
     method: str | None = Field(None, description="In a comparison: the method that is running.")
-    steps_done: int = 0
+    steps_done: int = Field(0, description="Of the stage.")
     steps_total: int | None = None
-    fraction: float = Field(0.0, ge=0, le=1)
+    fraction: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="The share of the job's expected time that is done, over all stages, texts and methods. Within an "
+        "`attempt` of the job it never decreases.",
+    )
+    generated_text: list[str] | None = Field(
+        None,
+        description="While the job runs: for each input the text behind the prompt, given or generated so far; empty "
+        "for one that has not begun. Null before there is any, and once the job has ended: the result has it then.",
+    )
     eta_seconds: float | None = None
 
 

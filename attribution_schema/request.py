@@ -65,6 +65,7 @@ MAX_TAGS = 16
 EmptyAsNone = AfterValidator(lambda text: text or None)
 Name = Annotated[str, StringConstraints(strip_whitespace=True, max_length=200), EmptyAsNone]
 Notes = Annotated[str, StringConstraints(max_length=20_000), EmptyAsNone]
+TokenId = Annotated[int, Field(ge=0)]
 MethodName = Annotated[str, StringConstraints(max_length=100)]
 
 
@@ -133,15 +134,27 @@ class AttributionRequest(BaseModel):
         description="The target, for constrained decoding: one per input. For a decoder-only model it starts with the "
         "input; behind messages it is the assistant's reply alone. Without it the model generates.",
     )
+    generated_ids: list[Annotated[list[TokenId], Field(min_length=1)]] | None = Field(
+        None,
+        description="Instead of `generated_text`: the target's token ids, one list for each input, as `target` of a "
+        "result has them: from the first token of the prompt, or of the decoder. They are attributed as they are.",
+    )
     step_scores: list[str] = Field([], max_length=32, description="Step functions to report for each generated token.")
     attributed_fn: str | None = Field(
         None, max_length=100, description="The step function that is attributed; Inseq's default is `probability`."
+    )
+    candidates: int = Field(
+        5,
+        ge=0,
+        le=20,
+        description="How many of the likeliest next tokens to report for each generated token, with their "
+        "probabilities; 0 for none.",
     )
     attribution_args: Arguments = Field({}, description="Arguments of the attribution method.")
     attributed_fn_args: Arguments = Field(
         {},
         description="Arguments of the attributed function. `contrast_targets` is as `generated_text` is: behind "
-        "messages the assistant's reply alone.",
+        "messages the assistant's reply alone; `contrast_ids` is as `generated_ids` is.",
     )
     step_scores_args: Arguments = Field({}, description="Arguments of the step score functions.")
     generation_args: Arguments = Field({}, description="Arguments of Transformers' `generate`, e.g. `max_new_tokens`.")
@@ -260,6 +273,12 @@ class AttributionRequest(BaseModel):
             raise ValueError(
                 f"generated_text needs one text per input: {self.count} inputs, {len(self.targets or ())} targets"
             )
+        if self.generated_ids is not None and self.generated_text is not None:
+            raise ValueError("give either generated_text or generated_ids")
+        if self.generated_ids is not None and len(self.generated_ids) != self.count:
+            raise ValueError(
+                f"generated_ids needs one list per input: {self.count} inputs, {len(self.generated_ids)} lists"
+            )
         if None not in (start := self.attr_pos_start, end := self.attr_pos_end) and start >= end:  # type: ignore[operator]
             raise ValueError("attr_pos_start must be less than attr_pos_end")
         return self
@@ -305,6 +324,11 @@ class AttributionRequest(BaseModel):
         return self.tokenizer_args.model_dump(exclude_none=True)
 
     @property
+    def has_target(self) -> bool:
+        """Whether the request gives the targets; else the model generates them."""
+        return self.generated_text is not None or self.generated_ids is not None
+
+    @property
     def targets(self) -> list[str] | None:
-        """The forced targets, one for each input; None if the model generates."""
+        """The texts of the targets, one for each input; None if the request gives none."""
         return [self.generated_text] if isinstance(self.generated_text, str) else self.generated_text

@@ -26,6 +26,17 @@ class Token(BaseModel):
     role: str | None = Field(None, description="In a conversation: the role of that message.")
 
 
+class Candidate(BaseModel):
+    """A token that the model might have generated at a step."""
+
+    token: str
+    token_id: int
+    text: str | None = Field(None, description="With `decode_tokens=true`: the token as readable text.")
+    probability: float | None = Field(description="By a softmax of the model's own logits at this step.")
+    rank: int = Field(description="Its place among all tokens of the vocabulary: 1 for the likeliest.")
+    chosen: bool = Field(description="Whether it is the token that stands in the text.")
+
+
 class SequenceAttribution(BaseModel):
     """The attribution of one sequence, shaped like Inseq's `FeatureAttributionSequenceOutput`.
 
@@ -38,6 +49,12 @@ class SequenceAttribution(BaseModel):
     target_attributions: list[Any] | None
     step_scores: dict[str, list[float | None]]
     sequence_scores: dict[str, list[Any]]
+    candidates: list[list[Candidate] | None] | None = Field(
+        None,
+        description="For each generated token the likeliest tokens at its step, likeliest first; the token itself is "
+        "among them, last if it is not one of the likeliest. Null for a token that an aggregator merged; null as a "
+        "whole where the request wanted none.",
+    )
     attr_pos_start: int
     attr_pos_end: int
 

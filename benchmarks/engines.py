@@ -36,6 +36,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from attribution.engine import AttributionEngine
 from attribution.run.method_run import Runner
+from attribution.run.request_progress import RequestProgress
+from attribution.run.time_plan import TimePlan
 from attribution.text.sandbox import Sandboxes, TextSandbox
 from benchmarks.random_models import SIZES, Size, build, peak, quiet, reset_peak, texts
 from models import AttributionRequest
@@ -151,9 +153,11 @@ def engine_way(engine: AttributionEngine, body: dict[str, Any], way: str) -> Way
 
     def run() -> Any:
         with engine._models.lease(request.model, device="cpu", dtype="float32") as loaded:  # noqa: SLF001
+            progress = RequestProgress(lambda _: None)
             return Runner(
-                request, loaded, report=lambda _: None, should_cancel=lambda: False,
-                expected_seconds=lambda _: 0.0, most_n_steps=2000, max_input_tokens=4096,
+                request, loaded, progress=progress,
+                plan=TimePlan(request, loaded, engine._estimator, progress),  # noqa: SLF001
+                should_cancel=lambda: False, most_n_steps=2000, max_input_tokens=4096,
                 sandbox=TextSandbox(_SANDBOXES, loaded.source, lambda: False),
             ).run()  # fmt: skip
 

@@ -13,12 +13,72 @@ from dataclasses import dataclass, replace
 from models import Progress, Stage
 
 Kind = tuple[str, str]  # model and method names: jobs of one kind take about equally long
+Place = tuple[Stage, str | None]  # a stage, and in a comparison the method
 
-_EXTRAPOLATE_FROM = 0.05  # fraction attributed from which elapsed time predicts better than the prior estimate
+_EXTRAPOLATE_FROM = 0.05  # share of a stage from which its elapsed time corrects what is expected of its rest
+_MEMORY = 0.3  # of a job's expected seconds, after which a stage's earlier pace counts a third
 _OVERDUE = 2.0  # seconds a job may exceed its ETA at least before the ETA is withdrawn
 _SMOOTHING = 0.2  # weight of the newest duration in an exponential moving average
 _MAX_KINDS = 1000  # kinds whose durations are remembered
 _QUEUE_MAX_AGE = 1.0  # seconds for which a count of the waiting jobs is reused
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """The reports about one stage of one method, from its first with these expectations."""
+
+    place: Place
+    began_at: float
+    fraction: float  # of the job, at the first report
+    share: float  # of the stage's steps, at the first report
+    expected: float | None  # seconds until the job ends, at the first report
+    pace_before: float  # real seconds for an expected one, as of the stages before
+    reported_at: float
+    left: float | None  # expected seconds until the job ends, at `reported_at`
+    # Real and expected seconds so far, the recent ones with more weight: other jobs come and go on a machine.
+    taken: float = 0.0
+    done: float = 0.0
+
+    @classmethod
+    def beginning(cls, progress: Progress, now: float, pace: float) -> _Stretch:
+        """Return the stretch that begins with this report."""
+        expected = progress.eta_seconds
+        place, share = _place_of(progress), _share_of(progress)
+        return cls(place, now, progress.fraction, share, expected, pace, reported_at=now, left=expected)
+
+    def after(self, progress: Progress, now: float) -> _Stretch:
+        """Return the stretch after one more report."""
+        left, taken, done = progress.eta_seconds, self.taken, self.done
+        if left is None or not self.expected or self.left is None:
+            return self
+        kept = math.exp((left - self.left) / (_MEMORY * self.expected)) if left < self.left else 1.0
+        taken, done = kept * taken + now - self.reported_at, kept * done + max(0.0, self.left - left)
+        return replace(self, reported_at=now, left=left, taken=taken, done=done)
+
+    @property
+    def pace(self) -> float | None:
+        """Real seconds for an expected one in this stage; None before anything of it is done."""
+        return self.taken / self.done if self.done > 0 else None
+
+    def seconds_left(self, progress: Progress, now: float) -> tuple[float | None, float]:
+        """Return the seconds until the job ends, and the pace with which the next stage begins."""
+        if self.left is None or self.expected is None:
+            return self._extrapolated(progress, now - self.began_at), self.pace_before
+        share, pace = _share_of(progress), self.pace
+        if pace is None or share <= self.share or (share - self.share) / (1 - self.share) < _EXTRAPOLATE_FROM:
+            return self.left * self.pace_before, self.pace_before
+        # Of this stage, as expected.
+        rest = min(self.left, (self.expected - self.left) * (1 - share) / (share - self.share))
+        # A busy machine slows all stages alike; another error of this stage's expectation says nothing of the others.
+        others = max(1.0, math.sqrt(pace))
+        return pace * rest + others * (self.left - rest), others
+
+    def _extrapolated(self, progress: Progress, elapsed: float) -> float | None:
+        """Return the seconds until attributing is done where nothing is expected; None before its first step."""
+        if progress.stage is not Stage.ATTRIBUTING or progress.fraction <= self.fraction:
+            return progress.eta_seconds
+        done = (progress.fraction - self.fraction) / (1 - self.fraction)
+        return elapsed * (1 - done) / done
 
 
 @dataclass(frozen=True)
@@ -29,9 +89,8 @@ class RunningEta:
     started_at: float
     reported_at: float
     seconds_left: float | None = None  # at `reported_at`
-    stage: Stage = Stage.QUEUED
-    attributing_seconds: float = 0.0  # spent in stage ATTRIBUTING up to `reported_at`
-    first_fraction: float | None = None  # the fraction at the first report of stage ATTRIBUTING
+    stretch: _Stretch | None = None
+    pace: float = 1.0
 
     @classmethod
     def of_new(cls, kind: Kind, now: float) -> RunningEta:
@@ -39,32 +98,34 @@ class RunningEta:
         return cls(kind, started_at=now, reported_at=now)
 
     def updated(self, progress: Progress, now: float) -> RunningEta:
-        """Return the ETA after this report. `progress.eta_seconds` is the engine's prior for the rest, or None."""
-        seconds, first = self.attributing_seconds, self.first_fraction
-        if self.stage is Stage.ATTRIBUTING:
-            seconds += now - self.reported_at
-        if progress.stage is Stage.LOADING_MODEL:  # the engine starts again, for example after running out of memory
-            seconds, first = 0.0, None
-        left = progress.eta_seconds
-        if progress.stage is Stage.ATTRIBUTING:
-            first = progress.fraction if first is None else first
-            left = _seconds_left(progress, first, seconds)
+        """Return the ETA after this report.
+
+        `progress.eta_seconds` is what the engine expects of the rest, or None; it is corrected by the time that the
+        present stage takes.
+        """
+        stretch = self.stretch
+        is_other = stretch is None or stretch.place != _place_of(progress)
+        if stretch is None or is_other or (stretch.expected is None) != (progress.eta_seconds is None):
+            stretch = _Stretch.beginning(progress, now, self.pace)
+        else:
+            stretch = stretch.after(progress, now)
+        left, pace = stretch.seconds_left(progress, now)
         return replace(
             self,
             reported_at=now,
             seconds_left=None if left is None else round(left, 3),
-            stage=progress.stage,
-            attributing_seconds=seconds,
-            first_fraction=first,
+            stretch=stretch,
+            pace=pace,
         )
 
 
-def _seconds_left(progress: Progress, first_fraction: float, elapsed: float) -> float | None:
-    """Return the seconds until attributing is done: extrapolated from `elapsed`, or the prior, or None."""
-    done = (progress.fraction - first_fraction) / (1 - first_fraction) if first_fraction < 1 else 1.0
-    if done >= _EXTRAPOLATE_FROM or (progress.eta_seconds is None and done > 0):
-        return elapsed * (1 - done) / done
-    return progress.eta_seconds
+def _place_of(progress: Progress) -> Place:
+    return progress.stage, progress.method
+
+
+def _share_of(progress: Progress) -> float:
+    """Return the share of a stage's steps that are done; 0 for a stage without steps."""
+    return progress.steps_done / progress.steps_total if progress.steps_total else 0.0
 
 
 class JobDurations:

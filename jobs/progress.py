@@ -47,9 +47,9 @@ class ProgressWriter(Periodic):
     def _write(self) -> None:
         entries = self._running.all()
         changed = [
-            (entry.job, entry.progress)
+            (entry.job, entry.stored_progress)
             for entry in entries
-            if self._written.get(entry.job.job_id, Progress()) != entry.progress
+            if self._written.get(entry.job.job_id, Progress()) != entry.stored_progress
         ]
         try:
             if changed:
@@ -57,4 +57,4 @@ class ProgressWriter(Periodic):
         except StorageFailed as error:
             log.warning("progress_not_stored", error=error.detail)
             return
-        self._written = {entry.job.job_id: entry.progress for entry in entries}
+        self._written = {entry.job.job_id: entry.stored_progress for entry in entries}

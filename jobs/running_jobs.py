@@ -29,6 +29,11 @@ class RunningJob:
     progress: Progress = Progress()  # noqa: RUF009 - frozen
     encode_partial: EncodePartial | None = None
 
+    @property
+    def stored_progress(self) -> Progress:
+        """The progress as it is stored: without the texts, which the result has, and which grow with every token."""
+        return self.progress.model_copy(update={"generated_text": None})
+
 
 class RunningJobs:
     """The running jobs by their ids, and which of them are to be cancelled."""

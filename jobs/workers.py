@@ -254,7 +254,7 @@ class WorkerPool:
 
     def _progress(self, job: JobRecord) -> Progress:
         entry = self._running.get(job.job_id)
-        return Progress() if entry is None else entry.progress
+        return Progress() if entry is None else entry.stored_progress
 
     def _partial(self, job: JobRecord) -> Sequence[ResultPart]:
         return encoded_partial(self._running, job.job_id)

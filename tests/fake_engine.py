@@ -106,7 +106,8 @@ class FakeEngine:
         seconds = {"sleep": float(argument or 0), "die": 0.3, "forever": 10**6}.get(action, 0)
         deadline = time.monotonic() + seconds
         report(Progress(stage=Stage.ATTRIBUTING, steps_done=0, steps_total=4))
-        report(Progress(stage=Stage.ATTRIBUTING, steps_done=1, steps_total=4, fraction=0.25))
+        done = {"steps_done": 1, "steps_total": 4, "fraction": 0.25, "generated_text": [text]}
+        report(Progress(stage=Stage.ATTRIBUTING, **done))
         while time.monotonic() < deadline or (action == "hold" and not self.go_on.is_set()):
             if should_cancel():
                 raise Cancelled

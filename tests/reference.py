@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import inseq
+import pytest
 import torch
 from inseq.data import FeatureAttributionOutput
 from inseq.data.attribution import FeatureAttributionSequenceOutput
@@ -90,3 +92,14 @@ def assert_close(a: torch.Tensor | None, b: torch.Tensor | None, name: str, rtol
     scale = float(torch.nan_to_num(b).abs().max()) if b.numel() else 0.0
     # Counts (`top_p_size`) become floats in Inseq's file.
     torch.testing.assert_close(a, b.to(a.dtype), rtol=rtol, atol=rtol * max(scale, 1e-12), equal_nan=True, msg=name)
+
+
+def assert_same_candidates(ours: list[Any] | None, theirs: list[Any] | None, *, rtol: float = 1e-5) -> None:
+    """Compare the probability of each rank, and of the chosen token: of two that are about equal, rounding decides."""
+    assert (ours is None) == (theirs is None)
+    for mine, other in zip(chain.from_iterable(ours or []), chain.from_iterable(theirs or []), strict=True):
+        for a, b in zip(mine, other, strict=len(mine) == len(other)):
+            assert a["probability"] == pytest.approx(b["probability"], rel=rtol, abs=rtol)
+        (a,), (b,) = ([each for each in step if each["chosen"]] for step in (mine, other))
+        assert a["token_id"] == b["token_id"]
+        assert a["probability"] == pytest.approx(b["probability"], rel=rtol, abs=rtol)

@@ -117,7 +117,7 @@ def test_a_keyword_that_is_like_none_is_answered_with_all():
         ("client.attribute('m', 'saliency', 'x', step", {"step_scores=", "step_scores_args="}),
         ("client.submit(tim", {"timeout_seconds="}),
         ("client.results('job', norm", {"normalize="}),
-        ("many.compare('m', [], 'x', gen", {"generated_text=", "generation_args="}),
+        ("many.compare('m', [], 'x', gen", {"generated_text=", "generated_ids=", "generation_args="}),
     ],
 )
 def test_a_notebook_completes_keywords(typed, completed):

@@ -379,8 +379,10 @@ def test_the_largest_request_is_estimated_at_once(server):
         generation_args={"max_new_tokens": 1024}, input_text=[SENTENCE] * 64,
     )  # fmt: skip
     assert told.status_code == 200
-    assert told.json()["forward_passes"] == 64 * 1024 * 2000
-    request = AttributionRequest(model="m", method="lime", input_text="x", attribution_args={"n_samples": 2000})
+    assert told.json()["forward_passes"] == 64 * 1024 * 2000 + 64  # one over each text, for the candidates
+    request = AttributionRequest(
+        model="m", method="lime", input_text="x", attribution_args={"n_samples": 2000}, candidates=0
+    )
     assert len(list(of_text(request, Shape(5, 1, 1025)))) <= 2 * 1024  # whole batches and a rest, for each token
 
 

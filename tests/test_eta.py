@@ -48,10 +48,12 @@ class Job:
         self.clock, self.estimator = clock, estimator(clock)
         self.eta = RunningEta.of_new(A, clock.now)
 
-    def reports(self, stage=Stage.ATTRIBUTING, fraction=0.0, *, prior=None, after=0.0):
-        """Report progress `after` seconds; returns the ETA."""
+    def reports(self, stage=Stage.ATTRIBUTING, fraction=0.0, *, prior=None, after=0.0, share=None):
+        """Report progress `after` seconds; returns the ETA. `share`: of the stage, by default as of the job."""
         self.clock.now += after
-        self.eta = self.eta.updated(Progress(stage=stage, fraction=fraction, eta_seconds=prior), self.clock.now)
+        steps = {"steps_done": round(1000 * (fraction if share is None else share)), "steps_total": 1000}
+        progress = Progress(stage=stage, fraction=fraction, eta_seconds=prior, **steps)
+        self.eta = self.eta.updated(progress, self.clock.now)
         return self.estimator.of_running(self.eta)
 
     def after(self, seconds):
@@ -69,9 +71,32 @@ def test_the_prior_holds_until_enough_is_done_to_extrapolate(clock):
     assert job.after(2) == 48.0
     assert job.reports(fraction=0.04, prior=48.0, after=2) == 48.0  # from the prior; extrapolated it would be 4 s * 24
     assert job.reports(fraction=0.05, prior=47.5, after=1) == pytest.approx(5 * 0.95 / 0.05)
-    assert job.reports(fraction=0.5, prior=25.0, after=5) == pytest.approx(10.0)
-    assert job.after(4) == pytest.approx(6.0)
+    # Of the last 22.5 s expected, 5 s were taken, and of all 25 s 10: the recent pace counts more.
+    assert 25 * 5 / 22.5 < (left := job.reports(fraction=0.5, prior=25.0, after=5)) < 25 * 10 / 25
+    assert job.after(4) == pytest.approx(left - 4)
     assert job.reports(fraction=1.0, prior=0.0, after=4) == 0.0
+
+
+def test_each_stage_corrects_its_own_rest_and_half_of_the_others(clock):
+    """Generating takes four times as long as expected: half of that, on the logarithmic scale, is held to be the load."""
+    job = Job(clock)
+    assert job.reports(Stage.GENERATING, 0.0, prior=30.0, share=0.0) == 30.0
+    assert job.reports(Stage.GENERATING, 0.01, prior=29.9, share=0.01, after=0.4) == 29.9  # too early
+    # 5 s expected, 20 s taken for half of the stage: 5 s of it are left at pace 4, and 20 s of others at pace 2.
+    assert job.reports(Stage.GENERATING, 0.2, prior=25.0, share=0.5, after=19.6) == pytest.approx(4 * 5 + 2 * 20)
+    # The next stage begins at that pace, until its own is known.
+    assert job.reports(fraction=0.4, prior=20.0, share=0.0, after=20) == pytest.approx(2 * 20)
+    assert job.reports(fraction=0.7, prior=10.0, share=0.5, after=10) == pytest.approx(10.0)
+
+
+def test_without_steps_the_expected_time_holds(clock):
+    """Nobody knows how far such a stage is."""
+    job = Job(clock)
+    for prior in (10.0, 8.0):
+        progress = Progress(stage=Stage.CHECKING, fraction=0.5, eta_seconds=prior)
+        job.eta = job.eta.updated(progress, clock.now)
+        assert job.estimator.of_running(job.eta) == prior
+        clock.now += 100
 
 
 def test_without_a_prior_the_first_step_is_extrapolated(clock):

@@ -261,7 +261,7 @@ def test_progress_is_told_step_by_step(engine):
     told: list[Progress] = []
     run(engine, LOOKUP, "saliency", report=told.append)
     attributing = [(p.steps_done, p.steps_total) for p in told if p.stage == "attributing"]
-    assert attributing == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert list(dict.fromkeys(attributing)) == [(0, 3), (1, 3), (2, 3), (3, 3)]
     assert told[0].stage == "loading_model"
     assert told[-1].stage == "saving"
     told.clear()
@@ -277,5 +277,5 @@ def test_what_a_method_needs_once_is_a_stage_of_its_own(engine):
         engine, PHRASEBOOK, "discretized_integrated_gradients", attribution_args={"n_steps": 4}, generated_text="il",
         report=lambda progress: stages.append(progress.stage.value),
     )  # fmt: skip
-    assert list(dict.fromkeys(stages)) == ["loading_model", "attributing", "preparing", "saving"]
-    assert stages[stages.index("preparing") + 1] == "attributing"
+    order = [stage for stage in dict.fromkeys(stages) if stage != "measuring"]  # the first job on this model
+    assert order == ["loading_model", "checking", "preparing", "attributing", "saving"]  # the probe needs it first

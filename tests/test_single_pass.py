@@ -27,7 +27,7 @@ from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT
 from tests.families import FAMILIES, build, family_params
 
 METHODS = ["saliency", "input_x_gradient", "integrated_gradients", "gradient_shap", "deeplift", "occlusion", "dummy"]
-OWN_INFO = {"engine", "engine_check", "exec_time", "convergence"}
+OWN_INFO = {"engine", "engine_check", "exec_time", "convergence", "candidates"}
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,7 @@ def assert_same(ours, theirs, rtol=1e-5):
             reference.assert_close(getattr(mine, name), getattr(other, name), name, rtol)
         assert mine.step_scores.keys() == other.step_scores.keys()
     assert ours.info.keys() - OWN_INFO == theirs.info.keys() - OWN_INFO
+    reference.assert_same_candidates(ours.info.get("candidates"), theirs.info.get("candidates"), rtol=rtol)
     for key in theirs.info.keys() - OWN_INFO:
         assert ours.info[key] == theirs.info[key], key
     assert ("convergence" in ours.info) == ("convergence" in theirs.info)

@@ -12,7 +12,9 @@ from attribution.engine import AttributionEngine
 from attribution.inseq_loop import engine_calls
 from attribution.model_cache.loading import ModelKey, load
 from attribution.run.method_run import Runner
+from attribution.run.request_progress import RequestProgress
 from attribution.run.rounding import Float64Throughout
+from attribution.run.time_plan import TimePlan
 from attribution.text.sandbox import Sandboxes, TextSandbox
 from models import AttributionRequest
 from settings import Settings
@@ -110,9 +112,10 @@ def test_equals_first_principles(folder, tmp_path, monkeypatch, family, method):
     loaded = load(source, ModelKey(family, source.revision, device="cpu", dtype="float64"))
     sandbox = TextSandbox(Sandboxes(seconds=60, memory=2**30), source, lambda: False)
     # Inseq stores scores in float32, so compare the scores before they are passed to Inseq's classes.
+    progress = RequestProgress(lambda _: None)
     Runner(
-        request, loaded, report=lambda _: None, should_cancel=lambda: False, expected_seconds=lambda _: 0.0,
-        most_n_steps=2000, max_input_tokens=100, sandbox=sandbox,
+        request, loaded, progress=progress, plan=TimePlan(request, loaded, engine._estimator, progress),
+        should_cancel=lambda: False, most_n_steps=2000, max_input_tokens=100, sandbox=sandbox,
     ).run()  # fmt: skip
     columns = found[-len(plain.steps) :]
     for step, column in zip(plain.steps, columns, strict=True):

@@ -129,11 +129,12 @@ def test_forwards(engine, model, forwards, method, way):
     """Compares the numbers of forward passes of a job with and without step scores."""
     counts = []
     scores, contrast = ["probability", "entropy"], {"contrast_targets": OTHER[model]}
-    more = {"engine": way, "step_scores_args": contrast}
-    run(engine, model, method, engine=way, step_scores=scores)  # the first run also probes the model
+    plain = {"engine": way, "candidates": 0}
+    more = plain | {"step_scores_args": contrast}
+    run(engine, model, method, step_scores=scores, **plain)  # the first run also probes the model
     for names in ([], scores, [*scores, "pcxmi", "contrast_prob"]):
         forwards[0] = 0
-        output = run(engine, model, method, step_scores=names, **more if "pcxmi" in names else {"engine": way})
+        output = run(engine, model, method, step_scores=names, **more if "pcxmi" in names else plain)
         counts.append(forwards[0])
     steps = output[0].attr_pos_end - output[0].attr_pos_start
     # With `auto`, methods without a single pass need one forward pass over the whole text.
@@ -144,6 +145,22 @@ def test_forwards(engine, model, forwards, method, way):
         for_all = 0  # their own forward of the whole text gives the scores
     assert counts[1] - counts[0] == for_all
     assert counts[2] - counts[1] == steps  # both contrastive functions share one for each step
+
+
+@pytest.mark.parametrize(("method", "way"), METHODS_AND_WAYS)
+def test_forwards_of_candidates(engine, model, forwards, method, way):
+    """They cost at most one forward over the text, also beside Inseq's loop, and none where step scores are asked for."""
+    counts = {}
+    for names in ([], ["probability"]):
+        for most in (5, 0):
+            run(engine, model, method, engine=way, step_scores=names, candidates=most)  # probes the model if need be
+            forwards[0] = 0
+            run(engine, model, method, engine=way, step_scores=names, candidates=most)
+            counts[bool(names), most] = forwards[0]
+    assert counts[True, 5] == counts[True, 0]
+    extra = counts[False, 5] - counts[False, 0]
+    own = method in OWN or method == "attention"
+    assert extra == 0 if own and not (way == "auto" and method in {"gradient_shap", "occlusion"}) else 0 <= extra <= 1
 
 
 def test_padding_inside_a_text_costs_no_forward(engine, forwards):

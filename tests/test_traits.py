@@ -19,6 +19,7 @@ MAY_NAME_METHODS = {
     "attribution/catalogue/traits.py",
     "attribution/catalogue/words.py",  # what they are called
     "attribution/single_pass/method_dispatch.py",  # maps methods to implementations
+    "attribution_client/contrast.py",  # the difference that a click on a candidate asks for
     "attribution_client/heatmap_text.py",  # the usual function, which a result's head leaves out
     "attribution_client/terminal/options.py",  # the terminal's default method
     "attribution_client/plots.py",  # the axis of a probability

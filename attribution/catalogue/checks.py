@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizer
 from attribution.catalogue import config_checks, generation_catalogue, inseq_catalogue, refinement, traits
 from attribution.catalogue.inseq_catalogue import Method, Parameter, StepFunction, attributed_function
 from attribution.catalogue.single_pass_eligibility import obstacle
-from attribution.catalogue.traits import BATCH_SIZES, DEFAULT_FUNCTION, SHORTHANDS, STEP_COUNTS, Reads
+from attribution.catalogue.traits import BATCH_SIZES, CONTRASTS, DEFAULT_FUNCTION, SHORTHANDS, STEP_COUNTS, Reads
 from attribution_schema.did_you_mean import did_you_mean
 from models import Arguments, AttributionRequest, Engine, ProblemItem
 from problems import InvalidRequest
@@ -68,7 +68,14 @@ def resolve(
     if errors:
         detail = errors[0].detail if len(errors) == 1 else f"{len(errors)} errors; the first: {errors[0].detail}"
         raise InvalidRequest(detail, errors=errors)
-    return request.model_copy(update={"attribution_args": attribution_args} | dict.fromkeys(SHORTHANDS))
+    return request.model_copy(
+        update={"attribution_args": attribution_args} | dict.fromkeys(SHORTHANDS) | of_corrections(request)
+    )
+
+
+def of_corrections(request: AttributionRequest) -> Arguments:
+    """The fields that a request without corrections changes: nothing of ours runs then."""
+    return {} if request.corrections else {"candidates": 0}
 
 
 def typed(values: Arguments, parameters: dict[str, Parameter]) -> Arguments:
@@ -176,12 +183,14 @@ def _function_argument_errors(
     owner = " and ".join(repr(function.name) for function in chosen) or "no step function, so it"
     yield from _argument_errors(pointer, values, accepted, owner, required=True)
     for function in chosen:
-        if function.is_contrastive and not (values.get("contrast_targets") or values.get("contrast_sources")):
+        if function.is_contrastive and not any(values.get(name) for name in CONTRASTS):
             yield _at(
                 f"{pointer}/contrast_targets",
                 f"{function.name!r} compares with something: give contrast_targets, or contrast_sources for an "
                 "encoder-decoder model. Inseq would silently compare the target with itself.",
             )
+        if function.is_contrastive and values.get("contrast_targets") and values.get("contrast_ids"):
+            yield _at(f"{pointer}/contrast_ids", "Give either contrast_targets or contrast_ids.")
 
 
 def _refusals(
@@ -259,9 +268,10 @@ def _generation_errors(
 ) -> Iterator[ProblemItem]:
     """Yield an error for each argument of `generate` that cannot work; `defaults` are the model's own, where known."""
     values = request.generation_args
-    if request.generated_text is not None:
+    if request.has_target:
         if values:
-            yield _at("/generation_args", "Nothing is generated if generated_text is given: leave out generation_args.")
+            given = "generated_text" if request.generated_ids is None else "generated_ids"
+            yield _at("/generation_args", f"Nothing is generated if {given} is given: leave out generation_args.")
         return
     refused, accepted = generation_catalogue.REFUSED, generation_catalogue.parameters()
     for name in values.keys() & refused.keys():

@@ -45,7 +45,9 @@ def resolve(
         errors = list(dict.fromkeys(errors))  # an error of every method is listed once
         detail = errors[0].detail if len(errors) == 1 else f"{len(errors)} errors; the first: {errors[0].detail}"
         raise InvalidRequest(detail, errors=errors)
-    return request.model_copy(update={"attribution_args": resolved} | dict.fromkeys(SHORTHANDS))
+    return request.model_copy(
+        update={"attribution_args": resolved} | dict.fromkeys(SHORTHANDS) | checks.of_corrections(request)
+    )
 
 
 def _misplaced(request: AttributionRequest, methods: Sequence[str]) -> Iterator[ProblemItem]:

@@ -28,7 +28,7 @@ from inseq.data.aggregation_functions import AggregationFunction
 from inseq.data.aggregator import Aggregator
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from attribution.catalogue import traits, words
+from attribution.catalogue import next_token, traits, words
 from attribution.catalogue.traits import (
     DEFAULT_FUNCTION,
     STEP_SCORES_ONLY,
@@ -187,12 +187,19 @@ def step_functions() -> dict[str, StepFunction]:
             name=name,
             title=(known := _words(words.STEP_FUNCTIONS, name, function)).title,
             description=known.description,
-            parameters={k: v for k, v in _parameters(function).items() if k not in reserved},
+            parameters=_with_ids({k: v for k, v in _parameters(function).items() if k not in reserved}),
             function=function,
         )
         for name, function in sorted(STEP_SCORES_MAP.items())
-        if not is_corrected_name(name)
+        if not is_corrected_name(name) and name != next_token.NAME
     }
+
+
+def _with_ids(parameters: dict[str, Parameter]) -> dict[str, Parameter]:
+    """The parameters of a step function, with ours for a contrast as token ids where it has one."""
+    if "contrast_targets" not in parameters:
+        return parameters
+    return parameters | {"contrast_ids": Parameter("contrast_ids", list[list[int]] | None, None)}
 
 
 def step_scores_only() -> Method:

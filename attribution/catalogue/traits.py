@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from attribution.catalogue import next_token
+
 # Inseq's method that computes step scores and attributes nothing, and its default attributed function.
 STEP_SCORES_ONLY = "dummy"
 DEFAULT_FUNCTION = "probability"
@@ -20,6 +22,8 @@ START_HERE = "input_x_gradient"
 BATCH_SIZES = ("internal_batch_size", "perturbations_per_eval")
 # Arguments that multiply the forward passes of a step; the server limits each (`max_n_steps`).
 STEP_COUNTS = ("n_steps", "n_samples", "max_probe_steps", "num_probes", "n_mcd_steps")
+# Arguments with which a contrastive function compares; `contrast_ids` is ours, for `contrast_targets` as token ids.
+CONTRASTS = ("contrast_targets", "contrast_sources", "contrast_ids")
 # Arguments that a request may write beside `attribution_args`.
 SHORTHANDS = ("n_steps", "internal_batch_size")
 
@@ -211,5 +215,7 @@ def of_method(name: str) -> MethodTraits:
 
 
 def of_step_function(name: str) -> StepFunctionTraits:
-    """The traits of a step function by Inseq's name."""
+    """The traits of a step function by Inseq's name, or of the candidates by theirs."""
+    if name == next_token.NAME:
+        return _OF_LOGITS
     return STEP_FUNCTIONS.get(name, StepFunctionTraits())

@@ -179,6 +179,9 @@ PARAMETERS: dict[str, Words] = {
         "is: for a decoder-only model with its prompt, behind `messages` the reply alone.",
     ),
     "contrast_sources": Words("Source of the contrast", "Another source text, for encoder-decoder models."),
+    "contrast_ids": Words(
+        "Contrast as token ids", "In place of the text: one list of ids of the model's vocabulary for each input."
+    ),
     "contrast_targets_alignments": Words(
         "Alignment of the contrast",
         "If the two have different numbers of tokens: for each input a list of pairs of [position, position of the "

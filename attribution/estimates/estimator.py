@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,6 +21,7 @@ from attribution.catalogue.config_checks import has_embeddings_of_layers
 from attribution.catalogue.generation_catalogue import GenerationLimits
 from attribution.catalogue.inseq_catalogue import Method
 from attribution.catalogue.length_changes import length_changes, rescaling_within
+from attribution.catalogue.next_token import of_scores, requests_of_methods
 from attribution.catalogue.single_pass_eligibility import obstacle
 from attribution.catalogue.traits import ScoreShape
 from attribution.estimates import passes, probes
@@ -38,7 +40,17 @@ from settings import Settings
 
 _GIB = 1024**3
 _READ_AT_ONCE = 4  # estimates that render and tokenize at the same time; the others wait
+_GENERATING = "generating"  # the route under which the times of generations are shared
 _ALWAYS_TRIED = 256 * 1024**2  # bytes that a job may take whatever is free: estimates are not that exact
+
+
+@dataclass(frozen=True)
+class StageSeconds:
+    """The expected seconds of one method's stages: its probes, and its attribution."""
+
+    method: str
+    probing: float
+    attributing: float
 
 
 class Estimator:
@@ -68,19 +80,58 @@ class Estimator:
         with self._models.in_use(request.model, device=device, dtype=request.dtype) as loaded:
             rates = self._measured(loaded)
             inputs = self._inputs(request, loaded)
-            requests = [request.of_method(name) for name in request.method_names]
-            probed = [_probed_method(one) for one in requests]
+            requests = requests_of_methods(request)
+            stages = self.expected_stages(requests, loaded, [each.shape for each in inputs])
             each = [
-                # Methods that Inseq's loop runs share the probe of step scores.
-                self._estimate(one, loaded, rates, inputs, None if method in probed[:index] else method)
-                for index, (one, method) in enumerate(zip(requests, probed, strict=True))
+                self._estimate(one, loaded, rates, inputs, seconds)
+                for one, seconds in zip(requests, stages, strict=True)
             ]
             return self._in_time(each[0] if request.methods is None else _added_up(request, each))
 
-    def expected_seconds(self, request: AttributionRequest, loaded: LoadedModel, shapes: Sequence[Shape]) -> float:
-        """Expected seconds to attribute texts of these shapes. The caller holds the model's lock."""
-        factor = self._rates.factor(loaded.key, route_of(request))
-        return self._rates.measured(loaded).seconds(_all_passes(request, loaded, shapes)) * (factor or 1.0)
+    def is_measured(self, loaded: LoadedModel) -> bool:
+        """Whether the model's rates are known."""
+        return self._rates.of(loaded.key) is not None
+
+    def measure(self, loaded: LoadedModel) -> None:
+        """Measure the model's rates if they are not known. The caller holds the model's lock."""
+        self._rates.measured(loaded)
+
+    def expected_stages(
+        self, requests: Sequence[AttributionRequest], loaded: LoadedModel, shapes: Sequence[Shape]
+    ) -> list[StageSeconds]:
+        """The expected seconds of each method of a request (see `requests_of_methods`) on texts of these shapes, one
+        after another. The model's rates are known.
+        """
+        rates = self._rates.of(loaded.key)
+        assert rates is not None
+        probed = [_probed_method(one) for one in requests]
+        found = []
+        for index, (one, method) in enumerate(zip(requests, probed, strict=True)):
+            factor = self._rates.factor(loaded.key, route_of(one)) or 1.0
+            attributing = rates.seconds(_all_passes(one, loaded, shapes)) * factor
+            probing = 0.0
+            if method is not None and method not in probed[:index]:  # methods that Inseq's loop runs share a probe
+                probing = probes.expected_seconds(of_scores(one), loaded, rates, method, shapes)
+            found.append(StageSeconds(one.attribution_method, probing, attributing))
+        return found
+
+    def generating_seconds(self, loaded: LoadedModel, inputs: Sequence[CountedInput]) -> float:
+        """The expected seconds of generating the `new` tokens of these inputs. The model's rates are known."""
+        rates = self._rates.of(loaded.key)
+        assert rates is not None
+        seconds = sum(rates.of_generation(each.prompt, each.new, each.beams) for each in inputs if each.new)
+        return seconds * (self._rates.factor(loaded.key, _GENERATING) or 1.0)
+
+    def prompt_cost(self, loaded: LoadedModel, one: CountedInput) -> float:
+        """How many times as long as a new token's forward the prompt's takes. The model's rates are known."""
+        rates = self._rates.of(loaded.key)
+        assert rates is not None
+        return rates.of_generation(one.prompt, 0, one.beams) / max(rates.of_generation(1, 0, one.beams), 1e-9)
+
+    def learn_generating(self, loaded: LoadedModel, inputs: Sequence[CountedInput], took: float) -> None:
+        """Record the real duration in seconds of generating the `new` tokens of these inputs."""
+        expected = self.generating_seconds(loaded, inputs)
+        self._rates.learn(loaded.key, _GENERATING, expected=expected, took=took)
 
     def check_memory(self, request: AttributionRequest, loaded: LoadedModel, shapes: Sequence[Shape]) -> None:
         """Raise `MemoryError` if these texts need more than the CPU's free memory. The caller holds the model's lock.
@@ -154,21 +205,16 @@ class Estimator:
         loaded: LoadedModel,
         rates: ModelRates,
         inputs: list[CountedInput],
-        probed: Method | None,
+        expected: StageSeconds,
     ) -> Estimate:
-        """The cost of one method, with the probe of `probed` if it has not run yet."""
+        """The cost of one method, whose stages take these seconds."""
         device, method = loaded.key.device, request.attribution_method
         shapes = [each.shape for each in inputs]
         engine = _engine(request, loaded, shapes)
         every = _all_passes(request, loaded, shapes)
         factor = self._rates.factor(loaded.key, route_of(request))
-        attributing = rates.seconds(every) * (factor or 1.0)
-        probing = 0.0 if probed is None else probes.expected_seconds(request, loaded, rates, probed, shapes)
-        generating = sum(
-            rates.forward.at(each.prompt * each.beams) + each.new * rates.forward.at(each.beams)
-            for each in inputs
-            if each.new
-        )
+        probing, attributing = expected.probing, expected.attributing
+        generating = self.generating_seconds(loaded, inputs)
         stored = sum(_score_bytes(request, loaded, each.shape) for each in inputs)
         peak = self._peak(request, loaded, rates, every, shapes)
         available = memory_of(device).free + loaded.size  # the weights are in memory already
@@ -295,7 +341,7 @@ def _takes_single_pass(
 def _probed_method(request: AttributionRequest) -> Method | None:
     """The method whose probe the job may need: its own, or that of step scores beside Inseq's loop."""
     method = inseq_catalogue.methods()[request.attribution_method]
-    if not obstacle(request, method):
+    if request.engine != Engine.INSEQ and not obstacle(request, method):
         return method
     return inseq_catalogue.step_scores_only() if passes.shares_scores(request) else None
 
@@ -307,7 +353,7 @@ def _all_passes(request: AttributionRequest, loaded: LoadedModel, shapes: Sequen
         return [each for attempt in attempts for each in _all_passes(attempt, loaded, shapes)]
     if _engine(request, loaded, shapes) is Engine.SINGLE_PASS:
         return [each for shape in shapes for each in passes.of_single_pass(request, shape)]
-    at_once = _takes_single_pass(request, loaded, inseq_catalogue.step_scores_only(), shapes)
+    at_once = _takes_single_pass(of_scores(request), loaded, inseq_catalogue.step_scores_only(), shapes)
     return [each for shape in shapes for each in passes.of_text(request, shape, scores_at_once=at_once)]
 
 

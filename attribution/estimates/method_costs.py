@@ -59,7 +59,7 @@ def _described(method: Method) -> dict[str, Any]:
 
 def _tokens(method: Method) -> int:
     """Tokens of all forward and backward passes, by the engine that usually runs the method."""
-    request = AttributionRequest(model="any", method=method.name, input_text="any")
+    request = AttributionRequest(model="any", method=method.name, input_text="any", candidates=0)  # the method alone
     passes = (of_single_pass if method.traits.has_single_pass else of_text)(request, USUAL)
     return sum(each.calls * each.tokens * (1 + each.backwards) for each in passes)
 

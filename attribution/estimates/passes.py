@@ -14,6 +14,7 @@ from typing import Any
 
 from attribution.catalogue import inseq_catalogue
 from attribution.catalogue.inseq_catalogue import Method
+from attribution.catalogue.next_token import scored_names
 from attribution.catalogue.traits import MethodTraits
 from attribution.inseq_loop.step_scores import has_own_logits, is_noisy
 from attribution.single_pass.batch_sizes import usual_rows
@@ -190,13 +191,13 @@ def _windows(arguments: dict[str, object], attributed: int) -> int:
 
 def _score_forwards(request: AttributionRequest, method: Method, *, at_once: bool) -> tuple[int, bool]:
     """Forwards for the step scores of one position, and whether one forward of the whole text is run besides."""
-    names = request.step_scores
+    names = scored_names(request)
     if not names:
         return 0, False
     apart, noisy = method.is_final_step or _has_two_contrasts(request), is_noisy(names)
     own = has_own_logits(request, method) and not apart
     if not request.corrections or (not own and noisy and not (at_once and apart)):
-        return 1 + _extra_forwards(names, request.step_scores_args), False  # as in Inseq
+        return 1 + _extra_forwards(request.step_scores, request.step_scores_args), False  # as in Inseq
     once = at_once and not own and method.has_scores
     return (0 if own or once else 1) + _own_score_forwards(request), once
 
@@ -204,7 +205,10 @@ def _score_forwards(request: AttributionRequest, method: Method, *, at_once: boo
 def _has_two_contrasts(request: AttributionRequest) -> bool:
     """Whether the step scores have another contrast than the attributed function, and so need a separate run."""
     attributed, scored = (
-        [each.get(name) for name in ("contrast_targets", "contrast_targets_alignments")]
+        [
+            each.get("contrast_targets") or each.get("contrast_ids"),
+            each.get("contrast_targets_alignments"),
+        ]
         for each in (request.attributed_fn_args, request.step_scores_args)
     )
     return request.corrections and bool(attributed[0] and scored[0]) and attributed != scored

@@ -60,15 +60,24 @@ def expected_seconds(
     return precisions * rates.seconds(passes_of_missing(request, loaded, method, texts))
 
 
+def forwards_of(request: AttributionRequest, loaded: LoadedModel, method: Method, shape: Shape) -> int:
+    """About how many forward passes a probe of this shape runs."""
+    precisions = 1 + _is_doubt_expected(loaded, method)
+    return precisions * sum(each.calls for each in _passes_of(request, loaded, method, shape) if each.is_forward)
+
+
 def passes_of_missing(
     request: AttributionRequest, loaded: LoadedModel, method: Method, texts: Sequence[Shape]
 ) -> Iterator[Passes]:
     """What both engines run in the probes that these texts need and that have not run yet, once."""
-    width = loaded.model.get_embedding_layer().embedding_dim
     for shape in _missing(request, loaded, method, texts):
-        probed = probe_request(request, method, shape, width)
-        yield from passes.of_text(probed, shape)
-        yield from passes.of_single_pass(probed, shape)
+        yield from _passes_of(request, loaded, method, shape)
+
+
+def _passes_of(request: AttributionRequest, loaded: LoadedModel, method: Method, shape: Shape) -> Iterator[Passes]:
+    probed = probe_request(request, method, shape, loaded.model.get_embedding_layer().embedding_dim)
+    yield from passes.of_text(probed, shape)
+    yield from passes.of_single_pass(probed, shape)
 
 
 def probe_request(request: AttributionRequest, method: Method, shape: Shape, width: int) -> AttributionRequest:
@@ -95,6 +104,7 @@ def probe_request(request: AttributionRequest, method: Method, shape: Shape, wid
             "attributed_fn_args": request.attributed_fn_args if function else {},
             "step_scores": [DEFAULT_FUNCTION],
             "step_scores_args": {},
+            "candidates": 0,
             "output_step_attributions": False,
             "clean_special_chars": False,
         }

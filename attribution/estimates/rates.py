@@ -58,6 +58,10 @@ class ModelRates:
     def seconds(self, passes: Iterable[Passes]) -> float:
         return sum(each.calls * self._seconds(each) for each in passes)
 
+    def of_generation(self, prompt: int, new: int, beams: int) -> float:
+        """Seconds of a generation: a forward over the prompt, and one for each new token."""
+        return self.forward.at(prompt * beams) + new * self.forward.at(beams)
+
     def peak_bytes(self, passes: Iterable[Passes]) -> int:
         """Bytes of the weights and of the largest pass."""
         return self.weights + max((self._bytes(each) for each in passes), default=0)

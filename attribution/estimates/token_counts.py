@@ -13,7 +13,9 @@ from attribution.catalogue.generation_catalogue import GenerationLimits
 from attribution.estimates.passes import Shape
 from attribution.model_cache.loading import LoadedModel
 from attribution.text import encoding, languages
-from attribution.text.generation_settings import generation_settings
+from attribution.text.encoding import Prompt
+from attribution.text.generation_settings import GenerationSettings, generation_settings
+from attribution.text.given_target import given_target
 from attribution.text.sandbox import TextSandbox
 from models import AttributionRequest
 
@@ -68,15 +70,27 @@ class TokenCounter:
         prompt, forced = encoding.read_input(loaded, request, index, max_tokens=max_tokens, sandbox=sandbox)
         length = prompt.encoding.input_ids.shape[1]
         source = length if seq2seq else 0
-        if forced is not None:
-            target = encoding.encode_target(loaded, request, prompt, forced, sandbox=sandbox, warnings=[])
+        target = given_target(loaded, request, index, prompt, forced, sandbox=sandbox, warnings=[])
+        if target is not None:
             first, end = encoding.check_positions(
                 loaded.model, prompt.encoding, target, request.attr_pos_start, request.attr_pos_end, generated=False
             )
             return CountedInput(length, Shape(source, first, end), target.input_ids.shape[1], new=0)
         settings = generation_settings(loaded, request, prompt, spoken, limits)
-        before, new = 1 if seq2seq else length, settings.max_new_tokens
-        first = request.attr_pos_start or before
-        end = min(request.attr_pos_end or before + new, before + new)
-        shape = Shape(source, first, max(end, first))
-        return CountedInput(length, shape, before + new, new, settings.beams, settings.warnings)
+        return counted_generation(loaded, request, prompt, settings)
+
+
+def counted_generation(
+    loaded: LoadedModel,
+    request: AttributionRequest,
+    prompt: Prompt,
+    settings: GenerationSettings,
+    new: int | None = None,
+) -> CountedInput:
+    """The token counts of an input whose target is generated, of `new` tokens: by default the most there may be."""
+    length, new = prompt.encoding.input_ids.shape[1], settings.max_new_tokens if new is None else new
+    source, before = (length, 1) if loaded.model.is_encoder_decoder else (0, length)
+    first = request.attr_pos_start or before
+    end = min(request.attr_pos_end or before + new, before + new)
+    shape = Shape(source, first, max(end, first))
+    return CountedInput(length, shape, before + new, new, settings.beams, settings.warnings)

@@ -36,15 +36,21 @@ Attributed = tuple[FeatureAttributionOutput, list[completeness.Step]]
 
 
 class FinishedSteps(list[FeatureAttributionStepOutput]):
-    """The finished steps of one text, in order; `on_step` is called with their number after each."""
+    """The finished steps of one text, in order; `on_step` is called with each before others see it, and `on_count`
+    with their number after it.
+    """
 
-    def __init__(self, on_step: Callable[[int], None]) -> None:
+    def __init__(
+        self, on_step: Callable[[FeatureAttributionStepOutput], None], on_count: Callable[[int], None]
+    ) -> None:
         super().__init__()
         self._on_step = on_step
+        self._on_count = on_count
 
     def append(self, step: FeatureAttributionStepOutput) -> None:
+        self._on_step(step)
         super().append(step)
-        self._on_step(len(self))
+        self._on_count(len(self))
 
 
 METHOD_WARNINGS = "method_warnings"  # a key of an output's `info`, on its way from a corrected method to the run
@@ -159,7 +165,7 @@ def _scores_of_all_steps(setup: Setup, on_progress: ProgressCallback) -> list[st
     functions = functions_and_arguments(request, dummy, names, contrast | {"attributed_fn_args": {}}, setup.ledger)
     batch = embedded_batch(model, work.text.source, setup.target)
     builder = InseqOutputBuilder(setup.method, model, batch, setup.arguments | functions | {"attribute_target": False})
-    task = builder.task(lambda _: on_progress(0.0), needs_identity=False)
+    task = builder.task(lambda *_: on_progress(0.0), needs_identity=False)
     with cached_derivatives(setup.loaded.network), step_scores.remembered_forward(model):
         reading = task.unperturbed()
     return None if reading is None else reading.step_scores

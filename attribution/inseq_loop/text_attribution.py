@@ -6,14 +6,17 @@ Knows one text and one method at a time; the texts of a request, the choice of t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 from inseq.data import FeatureAttributionOutput
+from inseq.data.attribution import FeatureAttributionStepOutput
 from transformers import PreTrainedModel
 
 from attribution.catalogue import inseq_catalogue
 from attribution.catalogue.inseq_catalogue import Method
+from attribution.catalogue.next_token import scored_names
 from attribution.corrections import positions_and_padding
 from attribution.corrections.registry import Ledger
 from attribution.inseq_loop.engine_calls import Attributed, EngineCall, FinishedSteps
@@ -52,8 +55,12 @@ class TextAttribution:
         *,
         progress: TextProgress,
         on_progress: ProgressCallback,
+        on_step: Callable[[FeatureAttributionStepOutput], None] = lambda _: None,
     ) -> None:
-        """`on_progress` is called before each piece of a single pass with the fraction that is done; it may raise."""
+        """`on_progress` is called before each piece of a single pass with the fraction that is done; it may raise.
+
+        `on_step` is called with each finished step, in the thread that runs it.
+        """
         self._request = request
         self._loaded = loaded
         self._ledger = ledger
@@ -61,6 +68,7 @@ class TextAttribution:
         self._contrast = contrast
         self._progress = progress
         self._on_progress = on_progress
+        self._on_step = on_step
         self._running: RunningText | None = None
         self.method: Method = inseq_catalogue.methods()[request.attribution_method]
 
@@ -77,7 +85,7 @@ class TextAttribution:
         """The runs that make up this attribution: the method with its step scores, or two runs, where Inseq would fail
         or compute wrong scores in one. The outputs of the runs go to `joined`.
         """
-        method, text, contrast, names = self.method, self._text, self._contrast, self._request.step_scores
+        method, text, contrast, names = self.method, self._text, self._contrast, scored_names(self._request)
         if not names or not self._needs_second_run():
             return [MethodOnText(method, text, names, contrast)]
         dummy = inseq_catalogue.step_scores_only()
@@ -94,7 +102,7 @@ class TextAttribution:
         """
         try:
             with set_up(self._request, self._loaded, self._ledger, work, self._progress.preparing) as setup:
-                steps, names = FinishedSteps(self._step_done), setup.step_score_names
+                steps, names = FinishedSteps(self._on_step, self._step_done), setup.step_score_names
                 if not work.is_for_scores_only and not work.method.is_final_step:
                     pad_token = self._loaded.model.pad_token
                     self._running = RunningText(work.text, steps, names, pad_token, work.method.name)
@@ -120,7 +128,8 @@ class TextAttribution:
 
     def _needs_second_run(self) -> bool:
         if self.method.is_final_step:
-            return self._ledger.apply(positions_and_padding.FINAL_STEP_SCORES)
+            # Candidates alone are nothing that Inseq would fail at.
+            return not self._request.step_scores or self._ledger.apply(positions_and_padding.FINAL_STEP_SCORES)
         attributed, scored = (
             {name: self._contrast[each].get(name) for name in ("contrast_targets", "contrast_targets_alignments")}
             for each in ("attributed_fn_args", "step_scores_args")

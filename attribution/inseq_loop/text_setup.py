@@ -13,7 +13,7 @@ from inseq.data import BatchEmbedding, BatchEncoding, DecoderOnlyBatch, EncoderD
 from inseq.models import HuggingfaceModel
 from inseq.utils.typing import TokenWithId
 
-from attribution.catalogue import checks, inseq_catalogue
+from attribution.catalogue import checks, inseq_catalogue, next_token
 from attribution.catalogue.inseq_catalogue import Method
 from attribution.corrections import embeddings, positions_and_padding
 from attribution.corrections.registry import Ledger
@@ -34,7 +34,7 @@ class MethodOnText:
 
     method: Method
     text: Text
-    step_scores: list[str]
+    step_scores: list[str]  # see `next_token.scored_names`
     contrast: dict[str, Arguments]  # `attributed_fn_args` and `step_scores_args` of this text
     is_for_scores_only: bool = False  # a second run over the text, whose step scores alone are used
 
@@ -115,7 +115,8 @@ def functions_and_arguments(
     given = contrast["attributed_fn_args"]
     attributed = corrected_step_function(function.name, ledger, given, repeats_rows=repeats_rows)
     parameters = function.parameters if request.attributed_fn else {}
-    scored = {key: value for name in step_scores for key, value in functions[name].parameters.items()}
+    own = [functions[name] for name in step_scores if name != next_token.NAME]
+    scored = {key: value for each in own for key, value in each.parameters.items()}
     return {
         "attributed_fn": attributed,
         "step_scores": [corrected_step_function(name, ledger, contrast["step_scores_args"]) for name in step_scores],

@@ -25,15 +25,20 @@ def json_view(outputs: Mapping[str, FeatureAttributionOutput], options: ViewOpti
     aggregated = {name: aggregate(output, options) for name, output in outputs.items()}
     return orjson.dumps(
         {
-            "comparison": [_with_method(name, output, options) for name, output in aggregated.items()],
+            "comparison": [_with_method(name, outputs[name], output, options) for name, output in aggregated.items()],
             "agreement": [] if options.granular else list(_agreements(aggregated)),
         }
     )
 
 
-def _with_method(name: str, output: FeatureAttributionOutput, options: ViewOptions) -> orjson.Fragment:
-    """Return one method's result with the method's name in front, without parsing the result's JSON again."""
-    result = aggregated_json(output, with_text=options.decode_tokens)
+def _with_method(
+    name: str, raw: FeatureAttributionOutput, output: FeatureAttributionOutput, options: ViewOptions
+) -> orjson.Fragment:
+    """Return one method's result with the method's name in front, without parsing the result's JSON again.
+
+    `output` is the aggregated `raw`.
+    """
+    result = aggregated_json(raw, output, with_text=options.decode_tokens)
     return orjson.Fragment(b'{"method":' + orjson.dumps(name) + b"," + result[1:])
 
 

@@ -12,6 +12,8 @@ from inseq.utils.typing import TokenWithId
 
 # The key of `info` whose value is the notes of each sequence's tokens, see `attribution.text.readable_tokens`.
 NOTES = "tokens"
+# The key of `info` whose value is the next-token candidates of each sequence's steps, see `SequenceCandidates`.
+CANDIDATES = "candidates"
 SIDES = ("source", "target")
 TENSOR_FIELDS = ("source_attributions", "target_attributions")
 TENSOR_DICTS = ("step_scores", "sequence_scores")
@@ -32,9 +34,14 @@ def token_notes(output: FeatureAttributionOutput) -> list[dict[str, list[dict[st
     return output.info.get(NOTES) or [{}] * len(output.sequence_attributions)
 
 
+def candidates(output: FeatureAttributionOutput) -> list[list[list[dict[str, Any]]] | None]:
+    """Return the candidates of each sequence's steps; None where the output has none."""
+    return output.info.get(CANDIDATES) or [None] * len(output.sequence_attributions)
+
+
 def without_notes(info: dict[str, Any]) -> dict[str, Any]:
-    """Return `info` without the notes of tokens, which views write beside the tokens themselves."""
-    return {name: value for name, value in info.items() if name != NOTES}
+    """Return `info` without the notes of tokens and the candidates, which views write beside the tokens themselves."""
+    return {name: value for name, value in info.items() if name not in {NOTES, CANDIDATES}}
 
 
 def with_own_functions(output: FeatureAttributionOutput) -> FeatureAttributionOutput:

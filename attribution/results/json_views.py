@@ -15,6 +15,7 @@ from inseq.utils.serialization import json_advanced_dumps
 from inseq.utils.typing import TokenWithId
 
 from attribution.results.aggregation import aggregate
+from attribution.results.candidate_steps import StepCandidates, unmerged_candidates, without_texts
 from attribution.results.inseq_fields import (
     SIDES,
     TENSOR_DICTS,
@@ -33,17 +34,21 @@ def json_view(output: FeatureAttributionOutput, options: ViewOptions) -> bytes:
 
     NaN (the score of a position that was not generated yet) is `null`. Raises `InvalidRequest`, as `aggregate` does.
     """
-    return aggregated_json(aggregate(output, options), with_text=options.decode_tokens)
+    return aggregated_json(output, aggregate(output, options), with_text=options.decode_tokens)
 
 
-def aggregated_json(output: FeatureAttributionOutput, *, with_text: bool) -> bytes:
-    """Return the JSON view of an output whose scores are aggregated; `with_text` adds each token's decoded text."""
+def aggregated_json(raw: FeatureAttributionOutput, output: FeatureAttributionOutput, *, with_text: bool) -> bytes:
+    """Return the JSON view of an output whose scores are aggregated; `with_text` adds each token's decoded text.
+
+    `raw` is the output before its aggregation, whose steps the candidates belong to.
+    """
     steps = output.step_attributions
+    sequences = zip(output.sequence_attributions, token_notes(output), unmerged_candidates(raw, output), strict=True)
     return orjson.dumps(
         {
             "sequence_attributions": [
-                _sequence_json(sequence, notes, with_text=with_text)
-                for sequence, notes in zip(output.sequence_attributions, token_notes(output), strict=True)
+                _sequence_json(sequence, notes, candidates, with_text=with_text)
+                for sequence, notes, candidates in sequences
             ],
             "step_attributions": None if steps is None else [_step_json(each) for each in steps],
             "info": without_notes(output.info),
@@ -72,7 +77,11 @@ def inseq_view(output: FeatureAttributionOutput, options: ViewOptions) -> bytes:
 
 
 def _sequence_json(
-    sequence: FeatureAttributionSequenceOutput, notes: dict[str, list[Note]], *, with_text: bool
+    sequence: FeatureAttributionSequenceOutput,
+    notes: dict[str, list[Note]],
+    candidates: StepCandidates | None,
+    *,
+    with_text: bool,
 ) -> dict[str, Any]:
     written = {"special", "template", "turn", "role"} | ({"text", "continues", "contrast"} if with_text else set())
     tokens = {
@@ -88,6 +97,7 @@ def _sequence_json(
         "target_attributions": _array(sequence.target_attributions),
         "step_scores": {name: _array(scores) for name, scores in (sequence.step_scores or {}).items()},
         "sequence_scores": {name: _array(scores) for name, scores in (sequence.sequence_scores or {}).items()},
+        "candidates": candidates if with_text else without_texts(candidates),
         "attr_pos_start": sequence.attr_pos_start,
         "attr_pos_end": sequence.attr_pos_end,
     }

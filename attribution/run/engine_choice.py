@@ -9,13 +9,14 @@ stand to it as the texts do (see `probe_shapes`), or Inseq's loop runs.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
 from inseq.data import FeatureAttributionOutput
 
+from attribution.catalogue import inseq_catalogue, next_token
 from attribution.catalogue.inseq_catalogue import Method
 from attribution.catalogue.length_changes import length_changes, rescaling_within
 from attribution.catalogue.single_pass_eligibility import obstacle
@@ -23,6 +24,8 @@ from attribution.estimates import probes
 from attribution.estimates.passes import Shape
 from attribution.model_cache.loading import LoadedModel
 from attribution.run.engine_probe import Verdict, largest_difference, probe, tolerance
+from attribution.run.method_progress import MethodProgress
+from attribution.single_pass.text_task import ProgressCallback
 from models import AttributionRequest, Engine
 from problems import UnsupportedByModel
 
@@ -38,14 +41,16 @@ class EngineChoice:
         request: AttributionRequest,
         loaded: LoadedModel,
         *,
-        on_progress: Callable[[float], None],
+        progress: MethodProgress,
+        on_progress: ProgressCallback,
         recheck_share: float = 0.0,
     ) -> None:
-        """`on_progress` is called within probes and may raise. `recheck_share`: the share (0 to 1) of texts
-        that both engines attribute.
+        """`progress` shows that a probe runs. `on_progress` is called within probes and may raise. `recheck_share`: the
+        share (0 to 1) of texts that both engines attribute.
         """
         self._request = request
         self._loaded = loaded
+        self._progress = progress
         self._on_progress = on_progress
         self._recheck_share = recheck_share
         self._decided: dict[str, Verdict] = {}
@@ -61,6 +66,23 @@ class EngineChoice:
         if method.name not in self._decided:
             self._decided[method.name] = self._decide(method)
         return self._decided[method.name].is_trusted
+
+    def scores_at_once(self, names: Sequence[str]) -> bool:
+        """Whether one forward over a text may compute these step scores of all its steps (by the single pass of
+        `dummy`), after a probe of the model if there was none.
+        """
+        dummy = inseq_catalogue.step_scores_only()
+        if names != [next_token.NAME] or self._request.engine != Engine.INSEQ:
+            return self.takes_single_pass(dummy)
+        # Candidates are beside the scores that the request wants from Inseq's loop.
+        if next_token.NAME not in self._decided:
+            self._decided[next_token.NAME] = self._verdict(dummy)
+        return self._decided[next_token.NAME].is_trusted
+
+    def give_up_scores_at_once(self, reason: str) -> None:
+        """Record that one forward over a text failed to compute its step scores: each step has its own from now on."""
+        self._decided[next_token.NAME] = Verdict(0, reason=reason)
+        self.give_up(inseq_catalogue.step_scores_only(), reason)
 
     def give_up(self, method: Method, reason: str) -> None:
         """Record that the single pass failed for a text: Inseq's loop runs this method from now on.
@@ -141,9 +163,15 @@ class EngineChoice:
                     f"length would take longer than Inseq's loop for {steps} steps.",
                 )
             began = perf_counter()
-            self._loaded.verdicts[key] = probe(
-                self._request, self._loaded, method, shape=shape, on_progress=self._on_progress
-            )
+            with self._progress.checking(probes.forwards_of(self._request, self._loaded, method, shape)):
+                self._loaded.verdicts[key] = probe(
+                    self._request,
+                    self._loaded,
+                    method,
+                    shape=shape,
+                    progress=self._progress,
+                    on_progress=self._on_progress,
+                )
             self.probing_seconds += perf_counter() - began
         verdict: Verdict = self._loaded.verdicts[key]
         return verdict

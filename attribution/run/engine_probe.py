@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,16 +10,17 @@ import torch
 from inseq.data import FeatureAttributionOutput
 
 from attribution.catalogue.inseq_catalogue import Method
+from attribution.catalogue.next_token import without_candidates
 from attribution.corrections.registry import Ledger
 from attribution.estimates.passes import Shape
 from attribution.estimates.probes import DOUBTED, MOST_ROUNDING, probe_request
 from attribution.inseq_loop.engine_calls import EngineCall, by_loop, by_single_pass
-from attribution.inseq_loop.text_attribution import TextAttribution
+from attribution.inseq_loop.text_attribution import TextAttribution, TextProgress
 from attribution.isolation import RANDOM_DRAWS, RandomState
 from attribution.model_cache.device_memory import is_out_of_memory
 from attribution.model_cache.loading import LoadedModel
-from attribution.run.progress import ProgressCounter
 from attribution.run.rounding import MARGIN, SAME, fits_in_float64, in_float64
+from attribution.single_pass.text_task import ProgressCallback
 from attribution.text.encoding import Prompt, Text, from_ids
 from models import AttributionRequest
 
@@ -66,16 +67,17 @@ def probe(
     method: Method,
     *,
     shape: Shape,
-    on_progress: Callable[[float], None],
+    progress: TextProgress,
+    on_progress: ProgressCallback,
 ) -> Verdict:
     """Run a method by both engines on a text of this shape.
 
-    The random generators are afterwards where they were. Raises what `on_progress` raises, and out-of-memory errors;
-    any other failure is the verdict's reason.
+    `progress` is told of steps that are none of the job's. The random generators are afterwards where they were. Raises
+    what `on_progress` raises, and out-of-memory errors; any other failure is the verdict's reason.
     """
     length = shape.longest
     probed = probe_request(request, method, shape, loaded.model.get_embedding_layer().embedding_dim)
-    run = _ProbeRun(probed, loaded, probe_text(loaded, shape), on_progress)
+    run = _ProbeRun(probed, loaded, probe_text(loaded, shape), progress, on_progress)
     try:
         theirs, ours = run.output(by_loop), run.output(by_single_pass)
     except Exception as error:  # whatever a model raises: if Inseq's loop raises it too, the job fails with it
@@ -100,7 +102,8 @@ class _ProbeRun:
     request: AttributionRequest
     loaded: LoadedModel
     text: Text
-    on_progress: Callable[[float], None]
+    progress: TextProgress
+    on_progress: ProgressCallback
 
     def output(self, engine: EngineCall) -> FeatureAttributionOutput:
         """By this engine, with random draws that are the same in each run."""
@@ -110,7 +113,7 @@ class _ProbeRun:
             Ledger(enabled=True),
             self.text,
             {"attributed_fn_args": dict(self.request.attributed_fn_args), "step_scores_args": {}},
-            progress=ProgressCounter(lambda _: None),
+            progress=self.progress,
             on_progress=self.on_progress,
         )
         (work,) = attribution.runs()
@@ -156,7 +159,7 @@ def probe_text(loaded: LoadedModel, shape: Shape) -> Text:
 def _differences(ours: FeatureAttributionOutput, theirs: FeatureAttributionOutput) -> Iterator[float]:
     for mine, other in zip(ours.sequence_attributions, theirs.sequence_attributions, strict=True):
         pairs = [(getattr(mine, name), getattr(other, name)) for name in ("source_attributions", "target_attributions")]
-        scores = other.step_scores or {}
+        scores = without_candidates(other.step_scores)  # ids of tokens, which have no difference
         pairs += [((mine.step_scores or {}).get(name), score) for name, score in scores.items()]
         for a, b in pairs:
             if a is None or b is None or a.shape != b.shape or not torch.equal(a.isnan(), b.isnan()):

@@ -26,17 +26,20 @@ from attribution.inseq_loop.text_attribution import TextAttribution
 from attribution.isolation import isolated
 from attribution.model_cache.loading import LoadedModel
 from attribution.run import result_checks, text_run, token_notes
+from attribution.run.candidate_notes import CandidateNotes, SequenceCandidates, shortened
 from attribution.run.engine_choice import EngineChoice
 from attribution.run.generated_targets import GeneratedTargets
+from attribution.run.method_progress import MethodProgress, Unit
 from attribution.run.prepared_text import PreparedText, TextReader
-from attribution.run.progress import ProgressCounter, Report, Unit
 from attribution.run.record import RunRecord
 from attribution.run.refinement_search import RefinementSearch
+from attribution.run.request_progress import RequestProgress
+from attribution.run.time_plan import TimePlan
 from attribution.run.token_notes import SideNotes
 from attribution.text import encoding, languages
 from attribution.text.encoding import Text
 from attribution.text.sandbox import TextSandbox
-from models import Arguments, AttributionRequest, Progress
+from models import Arguments, AttributionRequest
 from problems import Cancelled, UnsupportedByModel
 
 
@@ -58,18 +61,20 @@ class Runner:
         request: AttributionRequest,
         loaded: LoadedModel,
         *,
-        report: Report,
+        progress: RequestProgress,
+        plan: TimePlan,
         should_cancel: Callable[[], bool],
-        expected_seconds: Callable[[Sequence[Shape]], float],
         max_input_tokens: int,
         most_n_steps: int,
         sandbox: TextSandbox,
         targets: GeneratedTargets | None = None,
         recheck_share: float = 0.0,
         warnings: Sequence[str] = (),
+        candidates: Sequence[SequenceCandidates | None] = (),
     ) -> None:
-        """`expected_seconds`: the time that texts of these shapes should take, called once they are known. `targets`:
-        shared by the methods of a comparison. `recheck_share`: see `EngineChoice`. `warnings` go into the record.
+        """`progress` and `plan` are the whole request's, `targets` are shared by the methods of a comparison.
+        `recheck_share`: see `EngineChoice`. `warnings` go into the record. `candidates`: of each sequence, where an
+        earlier method computed them.
         """
         self._request = request
         self._loaded = loaded
@@ -78,13 +83,15 @@ class Runner:
         self._is_refined = refinement.is_asked(request.attribution_args)
         self._most_n_steps = most_n_steps
         self._should_cancel = should_cancel
-        self._expected_seconds = expected_seconds
+        self._plan = plan
         self._snapshot = _Snapshot()
-        self._progress = ProgressCounter(report, Unit.FORWARD if self._method.is_final_step else Unit.STEP)
+        unit = Unit.FORWARD if self._method.is_final_step else Unit.STEP
+        self._progress = MethodProgress(progress, self._method.name, unit)
         self._choice = EngineChoice(
             self._request_with(refinement.FIRST) if self._is_refined else request,
             loaded,
-            on_progress=lambda _: self._check_cancelled(),
+            progress=self._progress,
+            on_progress=lambda *_: self._check_cancelled(),
             recheck_share=recheck_share,
         )
         self._ledger = Ledger(enabled=request.corrections)
@@ -99,12 +106,15 @@ class Runner:
             self._ledger,
             self._warnings,
             self._progress,
+            plan,
             draws_random=checks.draws_random(request),
             max_input_tokens=max_input_tokens,
             sandbox=sandbox,
         )
         self._sandbox = sandbox
         self.notes: list[SideNotes] = []  # for each sequence that is done
+        self._candidates = CandidateNotes(self._model, request.candidates, clean=request.clean_special_chars)
+        self._known_candidates = candidates
         # Seconds of the attribution: expected, set before it, and taken, without probes, set after it.
         self.expected = self.took = 0.0
 
@@ -132,7 +142,10 @@ class Runner:
             if all(applied):
                 stack.enter_context(fix.applied(self._model))
             spoken = stack.enter_context(languages.spoken(self._model, self._request.languages))
-            texts = [self._reader.read(index, spoken) for index in range(self._request.count)]
+            if not self._plan.is_measured:
+                self._progress.measuring()
+                self._plan.measure()
+            texts = self._reader.read_all(spoken)
             self._generation_args = [each.generation_args for each in texts if each.generation_args is not None]
             self._attribute_all(texts)
         return merge_attributions(list(self._snapshot.outputs))
@@ -158,6 +171,13 @@ class Runner:
         output.info["partial"] = {"steps_done": done, "steps_total": snapshot.steps_total}
         return output, notes
 
+    def candidates(self, output: FeatureAttributionOutput) -> list[SequenceCandidates | None]:
+        """The next-token candidates of each sequence of a whole or partial output of this run; from any thread."""
+        sequences = output.sequence_attributions
+        if self._known_candidates:
+            return shortened(self._known_candidates, [each.attr_pos_end - each.attr_pos_start for each in sequences])
+        return [self._candidates.of_sequence(each) for each in sequences]
+
     @property
     def record(self) -> RunRecord:
         """How the method ran so far; from any thread."""
@@ -171,11 +191,6 @@ class Runner:
             convergence=list(self._convergence),
             n_steps=list(self._n_steps),
         )
-
-    @property
-    def saving(self) -> Progress:
-        """The progress once all texts are attributed and the result is being stored."""
-        return self._progress.saving()
 
     # Cancellation
 
@@ -196,10 +211,10 @@ class Runner:
         if self._should_cancel():
             raise Cancelled
 
-    def _on_progress(self, part: float) -> None:
-        """Called within the single pass, before each of its pieces, with the part of the text that is done."""
+    def _on_progress(self, done: float, spent: float | None = None, /) -> None:
+        """Called within the single pass, before each of its pieces: see `ProgressCallback`."""
         self._check_cancelled()
-        self._progress.part_done(part)
+        self._progress.part_done(done, spent)
 
     # Attribution
 
@@ -208,9 +223,9 @@ class Runner:
         if self._method.is_final_step and (warning := self._choice.maps_of_other_positions()):
             self._warnings.append(warning)
         self._progress.begin_attributing(sum(self._units(each.text) for each in texts))
-        self.expected = self._expected_seconds(shapes)
-        self._progress.expect(self.expected)
+        self.expected = self._plan.before_attributing(self._method.name, shapes)
         began = time.monotonic()
+        text_run.choose_engines(self._request, self._method, self._choice)
         self._snapshot = _Snapshot(sum(each.text.steps for each in texts))
         for each in texts:
             output = self._attribute(each)
@@ -243,6 +258,7 @@ class Runner:
             prepared.contrast,
             progress=self._progress,
             on_progress=self._on_progress,
+            on_step=self._candidates.learn,
         )
         self._snapshot = replace(self._snapshot, current=(attribution, prepared))
         output, identity = text_run.attribute(attribution, self._choice, prepared.random_state, self._should_cancel)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from typing import Any
 import orjson
 from inseq.data import FeatureAttributionOutput
 
-from attribution.catalogue import inseq_catalogue
+from attribution.catalogue import inseq_catalogue, next_token
 from attribution.model_cache.loading import LoadedModel
 from attribution.results import comparison_view, inseq_fields, json_views, stored_form
+from attribution.run.candidate_notes import SequenceCandidates
 from attribution.run.token_notes import SideNotes
 from attribution_schema.view_options import ViewOptions
 from models import Arguments, AttributionRequest, ResultPart
@@ -37,14 +39,31 @@ class RunRecord:
 
 
 def with_record(
-    output: FeatureAttributionOutput, run: RunRecord, loaded: LoadedModel, notes: list[SideNotes]
+    output: FeatureAttributionOutput,
+    run: RunRecord,
+    loaded: LoadedModel,
+    notes: list[SideNotes],
+    candidates: list[SequenceCandidates | None],
 ) -> FeatureAttributionOutput:
-    """The output of a run with its record and its tokens' notes in `info`, in plain JSON types, so that the result
-    read from the store equals it.
+    """The output of a run with its record, its tokens' notes and its steps' candidates in `info`, in plain JSON types,
+    so that the result read from the store equals it.
     """
-    output.info |= _info(run, loaded) | {inseq_fields.NOTES: notes}
+    told = {inseq_fields.CANDIDATES: candidates} if any(candidates) else {}
+    output.info |= _info(run, loaded) | {inseq_fields.NOTES: notes} | told
+    _leave_out_rows(output)
     output.info = orjson.loads(orjson.dumps(output.info, option=orjson.OPT_SERIALIZE_NUMPY, default=str))
     return inseq_fields.with_own_functions(output)
+
+
+def _leave_out_rows(output: FeatureAttributionOutput) -> None:
+    """Leave the rows of candidates out of the step scores. In copies: a partial result shares the run's own objects."""
+    for name in ("sequence_attributions", "step_attributions"):
+        each = getattr(output, name)
+        if each is not None:
+            setattr(output, name, [copy.copy(one) for one in each])
+    for each in (*output.sequence_attributions, *(output.step_attributions or [])):
+        if each.step_scores is not None:
+            each.step_scores = next_token.without_candidates(each.step_scores)
 
 
 def encode(request: AttributionRequest, outputs: Mapping[str, FeatureAttributionOutput]) -> list[ResultPart]:

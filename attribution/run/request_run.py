@@ -5,28 +5,29 @@ Knows nothing of jobs, threads or storage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 from inseq.data import FeatureAttributionOutput
 
 from attribution.catalogue.generation_catalogue import GenerationLimits
+from attribution.catalogue.next_token import requests_of_methods
 from attribution.estimates.estimator import Estimator, route_of
-from attribution.estimates.passes import Shape
 from attribution.estimates.rates import Rates
 from attribution.model_cache.cache import ModelCache
 from attribution.model_cache.device_memory import is_out_of_memory
 from attribution.model_cache.loading import LoadedModel
 from attribution.model_cache.sources import bundled_models
 from attribution.run import memory_retry, record
-from attribution.run.comparison_progress import ComparisonProgress
+from attribution.run.candidate_notes import SequenceCandidates
 from attribution.run.generated_targets import GeneratedTargets
 from attribution.run.method_run import Runner
-from attribution.run.progress import Report
+from attribution.run.request_progress import Report, RequestProgress
+from attribution.run.time_plan import TimePlan
 from attribution.single_pass.batch_sizes import smaller_pieces
 from attribution.text.sandbox import Sandboxes, TextSandbox
-from models import AttributionRequest, Progress, ResultPart, Stage
+from models import AttributionRequest, ResultPart
 from problems import OutOfMemory
 from settings import Settings
 
@@ -59,8 +60,10 @@ class RequestRunner:
         that fails too. Raises a `JobError` that says why it cannot be done, `Cancelled`, and whatever Inseq and the
         model raise.
         """
+        is_comparison = request.methods is not None
+        progress = RequestProgress(callbacks.report, texts=request.count, names_methods=is_comparison)
         try:
-            return self._attempt(request, device, callbacks)
+            return self._attempt(request, device, callbacks, progress)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -73,7 +76,7 @@ class RequestRunner:
         )
         try:
             with smaller_pieces(memory_retry.DIVISOR):
-                return self._attempt(smaller, device, callbacks, warning)
+                return self._attempt(smaller, device, callbacks, progress, warning)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -84,16 +87,19 @@ class RequestRunner:
             ) from error
 
     def _attempt(
-        self, request: AttributionRequest, device: str, callbacks: Callbacks, *warnings: str
+        self,
+        request: AttributionRequest,
+        device: str,
+        callbacks: Callbacks,
+        progress: RequestProgress,
+        *warnings: str,
     ) -> list[ResultPart]:
         """Every method of the request in turn; `warnings` go into each method's result."""
-        callbacks.report(Progress(stage=Stage.LOADING_MODEL))
+        progress.restart()
         if request.model not in bundled_models():
             self.sandboxes.prepare()  # it starts while the model is loaded
-        is_comparison = request.methods is not None
-        progress = ComparisonProgress(callbacks.report, request.method_names)
         targets = GeneratedTargets(
-            are_shared=is_comparison,
+            are_shared=request.methods is not None,
             limits=GenerationLimits.of(self.settings),
             should_cancel=callbacks.should_cancel,
         )
@@ -101,55 +107,35 @@ class RequestRunner:
         with self.models.lease(
             request.model, device=device, dtype=request.dtype, should_cancel=callbacks.should_cancel
         ) as loaded:
-            expected = _ExpectedSeconds(request, loaded, self.estimator, progress)
-            for name in request.method_names:
-                one = request.of_method(name)
+            plan = TimePlan(request, loaded, self.estimator, progress)
+            candidates: list[SequenceCandidates | None] = []
+            for one in requests_of_methods(request):
+                name = one.attribution_method
                 runner = Runner(
                     one,
                     loaded,
-                    report=progress.of_method(name) if is_comparison else callbacks.report,
+                    progress=progress,
+                    plan=plan,
                     should_cancel=callbacks.should_cancel,
-                    expected_seconds=partial(expected.of_method, name),
                     max_input_tokens=self.settings.max_input_tokens,
                     most_n_steps=self.settings.max_n_steps,
                     sandbox=TextSandbox(self.sandboxes, loaded.source, callbacks.should_cancel),
                     recheck_share=self.settings.recheck_share,
                     targets=targets,
                     warnings=warnings,
+                    candidates=candidates,
                 )
                 callbacks.offer_partial(partial(_encode_partial, request, dict(done), loaded, runner))
                 output = runner.run()
                 self.rates.learn(loaded.key, route_of(one), expected=runner.expected, took=runner.took)
-                done[name] = record.with_record(output, runner.record, loaded, runner.notes)
-        callbacks.report(runner.saving)
+                candidates = candidates or runner.candidates(output)
+                done[name] = record.with_record(output, runner.record, loaded, runner.notes, candidates)
+        progress.saving()
         return record.encode(request, done)
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-class _ExpectedSeconds:
-    """The time that each method of a request should take, estimated once the shapes of the texts are known."""
-
-    def __init__(
-        self, request: AttributionRequest, loaded: LoadedModel, estimator: Estimator, progress: ComparisonProgress
-    ) -> None:
-        self._request = request
-        self._loaded = loaded
-        self._estimator = estimator
-        self._progress = progress
-        self._seconds: dict[str, float] = {}
-
-    def of_method(self, name: str, shapes: Sequence[Shape]) -> float:
-        """Seconds of one method; the first call estimates all of them, which have the same texts."""
-        if not self._seconds:
-            for each in self._request.method_names:
-                one = self._request.of_method(each)
-                self._seconds[each] = self._estimator.expected_seconds(one, self._loaded, shapes)
-                self._estimator.check_memory(one, self._loaded, shapes)
-            self._progress.expect(self._seconds)
-        return self._seconds[name]
 
 
 def _encode_partial(
@@ -161,6 +147,5 @@ def _encode_partial(
         return record.encode(request, done)
     output, notes = found
     run = runner.record
-    return record.encode(
-        request, {**done, run.request.attribution_method: record.with_record(output, run, loaded, notes)}
-    )
+    output = record.with_record(output, run, loaded, notes, runner.candidates(output))
+    return record.encode(request, {**done, run.request.attribution_method: output})

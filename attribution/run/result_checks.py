@@ -8,6 +8,7 @@ from inseq.data import FeatureAttributionOutput
 from inseq.models import HuggingfaceModel
 
 from attribution.catalogue.inseq_catalogue import Method
+from attribution.catalogue.next_token import without_candidates
 from problems import AttributionFailed, InputRejected
 
 
@@ -32,6 +33,6 @@ def warnings_of_gaps(output: FeatureAttributionOutput, method: Method, model: Hu
             raise AttributionFailed(f"{method.name} gave no number for this text: every score is NaN.{advice}")
         if missing:
             yield f"{missing} of {total} scores are NaN.{advice}"
-        for name, values in (sequence.step_scores or {}).items():
+        for name, values in without_candidates(sequence.step_scores).items():
             if gaps := int(values.float().isnan().sum()):
                 yield f"{gaps} of {len(values)} values of {name} are NaN."

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from attribution.catalogue import inseq_catalogue
+from attribution.catalogue import next_token
+from attribution.catalogue.inseq_catalogue import Method
+from attribution.estimates import passes
 from attribution.inseq_loop.engine_calls import (
     Attributed,
     by_kept_states,
@@ -20,7 +22,17 @@ from attribution.inseq_loop.text_setup import MethodOnText
 from attribution.isolation import RANDOM_DRAWS, RandomState, held
 from attribution.run.engine_choice import EngineChoice
 from attribution.single_pass.kept_states import kept_states
+from models import AttributionRequest
 from problems import UnsupportedByModel
+
+
+def choose_engines(request: AttributionRequest, method: Method, choice: EngineChoice) -> None:
+    """Decide what a request's texts will run by, so that probes of the model run before the first text.
+
+    Raises `UnsupportedByModel` if the request requires the single pass and it is not trusted.
+    """
+    if not choice.takes_single_pass(method) and passes.shares_scores(request):
+        choice.scores_at_once(next_token.scored_names(request))
 
 
 def attribute(
@@ -55,7 +67,7 @@ def _runs(attribution: TextAttribution, choice: EngineChoice) -> list[Attributed
     with kept_states(attribution.network) as kept:
         found = [_by_chosen_engine(attribution, first, choice)]
     for work in others:
-        if choice.takes_single_pass(work.method):
+        if choice.scores_at_once(work.step_scores):
             try:
                 found.append(attribution.run(work, partial(by_kept_states, kept=kept)))
                 continue
@@ -70,17 +82,23 @@ def _by_chosen_engine(attribution: TextAttribution, work: MethodOnText, choice: 
 
     In the loop, step scores come from one forward over the whole text if the single pass of `dummy` is trusted.
     """
+    if work.is_for_scores_only:
+        if choice.scores_at_once(work.step_scores):
+            try:
+                return attribution.run(work, by_single_pass)
+            except UnsupportedByModel as error:
+                choice.give_up_scores_at_once(error.detail)
+        return attribution.run(work, by_loop)
     if choice.takes_single_pass(work.method):
         try:
             return attribution.run(work, by_single_pass)
         except UnsupportedByModel as error:
             choice.give_up(work.method, error.detail)
-    dummy = inseq_catalogue.step_scores_only()
-    if can_share_scores(attribution.request, work) and choice.takes_single_pass(dummy):
+    if can_share_scores(attribution.request, work) and choice.scores_at_once(work.step_scores):
         try:
             return attribution.run(work, by_loop_with_shared_scores)
         except UnsupportedByModel as error:
-            choice.give_up(dummy, error.detail)
+            choice.give_up_scores_at_once(error.detail)
     return attribution.run(work, by_loop)
 
 

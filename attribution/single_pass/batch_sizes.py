@@ -20,6 +20,7 @@ _CPU_POSITIONS, _GPU_POSITIONS = 1024, 65536
 _LOGITS_BYTES = 64 * 1024**2
 _STEPS_BYTES = 1024**3
 _FORWARD, _BACKWARD = 2.5, 0.8  # relative costs; a forward also pays for the cut, the head and bookkeeping
+FORWARD_IN_STEPS = _FORWARD / _BACKWARD  # the time of a forward with a graph, in those of one step's backward
 _SHARE = 0.25  # of the free memory
 
 # After a device ran out of memory, all batch sizes are divided by this.

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from captum.attr._utils.approximation_methods import approximation_parameters
 
-from attribution.single_pass.batch_sizes import rows_at_once
+from attribution.single_pass.batch_sizes import FORWARD_IN_STEPS, rows_at_once
 from attribution.single_pass.network import Graph
 from attribution.single_pass.text_task import HeadOutput, StepResult, Task
 
@@ -160,6 +160,9 @@ def _vector_jacobian_products(
     at_leaves = graph.gradients_at_leaves(head_output.gradients)
     at_once = rows_at_once(task.split_model, rows * task.rows_length, with_graph=False)
     for first in range(0, steps, at_once):
-        task.report_progress(done + part * first / steps)
+        # The forward has taken the time of a few of these.
+        task.report_progress(
+            done + part * first / steps, done + part * (first + FORWARD_IN_STEPS) / (steps + FORWARD_IN_STEPS)
+        )
         found = graph.pull_back(at_leaves, range(first, min(first + at_once, steps)), inputs)
         yield from zip(*found, strict=True)

@@ -80,14 +80,16 @@ class StepScores:
     def of_steps(self, steps: range, logits: torch.Tensor) -> list[dict[str, torch.Tensor]]:
         """Scores by name for each of these target positions, from logits [steps, vocabulary].
 
-        Each score is a tensor of shape [1] on the CPU.
+        Each score is a tensor of shape [1] on the CPU, and the candidates' row [1, numbers].
         """
         rowwise, others = dict[str, Sequence[torch.Tensor]](), list[dict[str, torch.Tensor]]()
         with torch.no_grad():
             for name in self._names:
                 if _traits_of(name).reads is Reads.LOGITS:
                     targets = self._batch.target_ids[0, steps.start : steps.stop]
-                    rowwise[name] = self._score(name, _as_output(logits), targets, self._batch).reshape(-1, 1).unbind()
+                    found = self._score(name, _as_output(logits), targets, self._batch)
+                    # [1] for each step; candidates are [1, numbers].
+                    rowwise[name] = found.reshape(len(logits), 1, *found.shape[1:]).unbind()
             # All functions of a step before the next step: neighbouring contrastive functions then share a forward.
             for step, row in zip(steps, logits, strict=True):
                 others.append({n: self._of_step(n, step, row) for n in self._names if n not in rowwise})

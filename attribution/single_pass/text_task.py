@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -13,8 +13,12 @@ from attribution.single_pass.batch_sizes import rows_of_logits, steps_at_once
 from attribution.single_pass.logit_functions import AttributedFunction, StepScores
 from attribution.single_pass.network import Graph, SplitModel
 
-# Called before each batch with the fraction done, from 0 to 1; it may raise to cancel.
-ProgressCallback = Callable[[float], None]
+
+class ProgressCallback(Protocol):
+    """Called before each batch; it may raise to cancel."""
+
+    def __call__(self, done: float, spent: float | None = None, /) -> None:
+        """Note the part (0 to 1) of the text that is done, and the part of its time that is spent, if it is another."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,8 @@ class Task:
                 report_progress=partial(self._report_part, start, share),
             )
 
-    def _report_part(self, start: float, share: float, done: float) -> None:
-        self.report_progress(start + share * done)
+    def _report_part(self, start: float, share: float, done: float, spent: float | None = None) -> None:
+        self.report_progress(start + share * done, start + share * (done if spent is None else spent))
 
     def with_inputs(
         self, split_model: SplitModel, inputs: tuple[torch.Tensor, ...], baselines: tuple[torch.Tensor, ...]

@@ -19,6 +19,7 @@ from attribution.corrections.registry import Ledger
 from attribution.model_cache.loading import LoadedModel
 from attribution.text import continuation
 from attribution.text.encoding import Prompt, Text, encode_reply, from_ids
+from attribution.text.given_target import encode_ids
 from attribution.text.languages import check_target_language
 from attribution.text.sandbox import TextSandbox
 from models import Arguments, AttributionRequest
@@ -26,6 +27,7 @@ from problems import InputRejected
 
 Pairs = list[tuple[int, int]]  # a position of the target, and one of its contrast
 Encodings = Mapping[str, BatchEncoding]  # of contrasts that are not encoded as Inseq would: [1, length] each
+_IDS = "\0ids "  # how the text that stands for a contrast of ids begins
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,10 @@ class ContrastReader:
                 if len(value) != request.count:
                     raise InputRejected(f"{name}.{key} needs one text per input ({request.count}).")
                 arguments[key] = value[index]
+        if (ids := arguments.pop("contrast_ids", None)) is not None:
+            if len(ids) != request.count:
+                raise InputRejected(f"{name}.contrast_ids needs one list of ids per input ({request.count}).")
+            arguments["contrast_targets"] = self._of_ids(f"{name}.contrast_ids", ids[index])
         alignments = arguments.get("contrast_targets_alignments")
         if alignments is not None and len(alignments) != request.count:
             raise InputRejected(f"{name}.contrast_targets_alignments needs one list per input ({request.count}).")
@@ -76,6 +82,8 @@ class ContrastReader:
         reply's, in a decoder the one behind its start token, otherwise 0.
         """
         model, prompt = self.loaded.model, self.text.prompt
+        if contrast.startswith(_IDS) and contrast in self.encodings:
+            return int(self.encodings[contrast].input_ids.shape[1]), int(model.is_encoder_decoder)
         if model.is_encoder_decoder:
             check_target_language(model.tokenizer)
         if self.request.conversations is None or model.is_encoder_decoder:
@@ -90,6 +98,12 @@ class ContrastReader:
             self.encodings[contrast] = self._reply(contrast) if is_reply else self._other_conversation(contrast)
         first = prompt.encoding.input_ids.shape[1] if is_reply else 0
         return int(self.encodings[contrast].input_ids.shape[1]), int(first)
+
+    def _of_ids(self, name: str, ids: list[int]) -> str:
+        """The text that stands for a contrast of these ids, wherever Inseq encodes it."""
+        contrast = _IDS + " ".join(map(str, ids))
+        self.encodings[contrast] = encode_ids(self.loaded, self.request, ids, name)
+        return contrast
 
     def _reply(self, contrast: str) -> BatchEncoding:
         prompt = self.text.prompt
@@ -115,7 +129,7 @@ class ContrastReader:
         if given is None:
             if theirs != ours:
                 raise InputRejected(
-                    f"contrast_targets has {theirs} tokens and the target {ours}; Inseq would silently align them from "
+                    f"The contrast has {theirs} tokens and the target {ours}; Inseq would silently align them from "
                     "the right. Give contrast_targets_alignments: for each input a list of pairs of [target position, "
                     f"contrast position], one for each position from {text.first} to {text.end - 1}."
                 )

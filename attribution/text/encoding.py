@@ -194,7 +194,7 @@ def encode_whole_target(loaded: LoadedModel, request: AttributionRequest, prompt
     if as_targets:
         check_target_language(model.tokenizer)
     count = _count(model, text, as_targets=as_targets, skip_special_tokens=request.skip_special_tokens)
-    _check_target_length(loaded, count)
+    check_target_length(loaded, count)
     encoding = model.encode(
         [text],
         as_targets=as_targets,
@@ -244,7 +244,7 @@ def encode_reply(
     if not reply.ids:
         raise InputRejected(f"{name} has no tokens.")
     warnings.extend(reply.warnings)
-    _check_target_length(loaded, prompt_ids.shape[1] + len(reply.ids), name)
+    check_target_length(loaded, prompt_ids.shape[1] + len(reply.ids), name)
     ids = torch.cat([prompt_ids, prompt_ids.new_tensor([reply.ids])], dim=1)
     return from_ids(model, ids, include_eos_baseline=request.include_eos_baseline)
 
@@ -271,7 +271,8 @@ def ending_warning(loaded: LoadedModel, request: AttributionRequest) -> list[str
     return [f"The tokenizer ends the input with {ending!r}, and the model generates behind that. {_WITHOUT_ENDING}"]
 
 
-def _check_target_length(loaded: LoadedModel, count: int, name: str = "generated_text") -> None:
+def check_target_length(loaded: LoadedModel, count: int, name: str = "generated_text") -> None:
+    """Raise `InputRejected` for a target of more tokens than the model has positions."""
     limit = min(_tokenizer_limit(loaded.model), loaded.limit or _NO_LIMIT)
     if count > limit:
         raise InputRejected(f"{name} has {count} tokens; the model allows {limit}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from attribution.model_cache.loading import LoadedModel
 from attribution.network_state import as_one_call
 from attribution.text.encoding import Prompt, encode_whole_target, from_ids
 from attribution.text.generation_settings import GenerationSettings
+from attribution.text.growing_text import streamed
 from attribution.text.languages import needs_target_language
 from models import Arguments, AttributionRequest
 from problems import AttributionFailed, InputRejected, NothingGenerated
@@ -31,15 +33,20 @@ class GeneratedTarget:
 
 
 def generate(
-    loaded: LoadedModel, request: AttributionRequest, prompt: Prompt, settings: GenerationSettings, ledger: Ledger
+    loaded: LoadedModel,
+    request: AttributionRequest,
+    prompt: Prompt,
+    settings: GenerationSettings,
+    ledger: Ledger,
+    on_text: Callable[[str], None],
 ) -> BatchEncoding:
-    """Generate the target ([1, target_len]).
+    """Generate the target ([1, target_len]). `on_text` gets the text behind the prompt while it grows (see `streamed`).
 
     Raises `NothingGenerated` if it has no tokens but those that end a text, `InputRejected` if the request's
     `generation_args` make `generate` fail, and `AttributionFailed` if it fails on this model whatever they are.
     """
     model, source, config = loaded.model, prompt.encoding, settings.config
-    ids = _generated_ids(loaded, request, source, settings)
+    ids = _generated_ids(loaded, request, source, settings, on_text)
     written = ids[0, 1 if model.is_encoder_decoder else source.input_ids.shape[1] :].tolist()
     empty = _ids_of(model.eos_token_id, config.eos_token_id, loaded.network.config.pad_token_id)
     forced = _ids_of(config.forced_bos_token_id)
@@ -56,11 +63,15 @@ def generate(
 
 
 def _generated_ids(
-    loaded: LoadedModel, request: AttributionRequest, source: BatchEncoding, settings: GenerationSettings
+    loaded: LoadedModel,
+    request: AttributionRequest,
+    source: BatchEncoding,
+    settings: GenerationSettings,
+    on_text: Callable[[str], None],
 ) -> torch.Tensor:
     """All ids of the target ([1, target_len]), with the prompt or the start token."""
     try:
-        return _call(loaded, source, settings.call)
+        return _call(loaded, source, settings.call | streamed(loaded, source, settings, on_text))
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         if is_out_of_memory(error):
             raise

@@ -14,6 +14,8 @@ const FIELDS = {
   "/tokenizer_args/src_lang": { group: "generation", label: "Source language", help: "Of a multilingual translation model, such as `eng_Latn`." },
   "/tokenizer_args/tgt_lang": { group: "generation", label: "Target language", help: "Generation starts with its token; such as `fra_Latn`." },
   "/chat_template_args": { group: "generation", label: "Variables of the chat template", help: 'Such as `{"enable_thinking": false}`; tools are in `tools`.' },
+  "/candidates": { group: "generation", label: "Likeliest next tokens to report" },
+  "/generated_ids": { group: "generation", label: "Target as token ids", help: "In place of the generated text: one list of ids for each input." },
   "/completeness_tolerance": { group: "method", label: "How far scores may be off" },
   "/attr_pos_start": { group: "positions", label: "First position" },
   "/attr_pos_end": { group: "positions", label: "Position to stop before" },

@@ -1,0 +1,176 @@
+"""The job behind a click on a candidate: its numbers are those of a job written by hand, on every kind of input."""
+
+from __future__ import annotations
+
+import pytest
+
+from attribution_client import AttributionClient, AttributionRequest, contrast_request
+from tests import chat_models, families
+from tests.conftest import LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
+
+CHAT = "chat-qwen2"
+MESSAGES = [{"role": "user", "content": "The quick brown"}]
+
+
+@pytest.fixture(scope="module")
+def client(server, model_dir):
+    if not (model_dir / CHAT).exists():
+        chat_models.build(CHAT, model_dir / CHAT)
+    if not (model_dir / "gpt2").exists():
+        families.build("gpt2", model_dir / "gpt2")
+    with AttributionClient(server.url) as client:
+        yield client
+
+
+def finished(client, **body):
+    job = client.wait(client.submit(AttributionRequest(**body)))
+    assert job.status == "completed", job.error
+    return job, client.results(job, decode_tokens=True)
+
+
+def candidate(sequence, position):
+    """The likeliest token that does not stand at the position."""
+    step = sequence.candidates[position - sequence.attr_pos_start]
+    return next(each for each in step if not each.chosen)
+
+
+# For each kind of input: the finished job, and how the same contrast is written by hand as text.
+TEXT = {"model": LOOKUP, "method": "input_x_gradient", "input_text": PROMPT}
+CHATS = {"model": CHAT, "method": "saliency", "messages": MESSAGES, "generated_text": " fox jumps over"}
+TRANSLATION = {"model": PHRASEBOOK, "method": "saliency", "input_text": ["a dog", SENTENCE],
+               "attribution_args": {"abs": False}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "sequence", "step"),
+    [(TEXT, 0, 0), (CHATS, 0, 1), (TRANSLATION, 1, 2), (TEXT | {"engine": "inseq", "seed": 3}, 0, 1)],
+    ids=["text", "chat", "encoder-decoder", "inseq"],
+)
+def test_it_is_the_job_that_one_would_write(client, body, sequence, step):
+    job, result = finished(client, **body)
+    scored = result.sequence_attributions[sequence]
+    position = scored.attr_pos_start + step
+    # The tokenizer would join most candidates of a random model with their neighbours; this one stands by itself.
+    other = scored.target[position - 1] if body is CHATS else candidate(scored, position)
+    asked = contrast_request(job, result, position, other.token_id, sequence=sequence)
+    mine, found = finished(client, **asked.model_dump(exclude_defaults=True))
+    assert mine.request.engine == job.request.engine
+    assert mine.request.attribution_args == job.request.attribution_args
+    (ours,) = found.sequence_attributions
+    assert (ours.attr_pos_start, ours.attr_pos_end) == (position, position + 1)
+    assert ours.target[position].token == f"{other.token} → {scored.target[position].token}"
+    assert [each.token_id for each in ours.target[:position]] == [each.token_id for each in scored.target[:position]]
+
+    # By hand, in text: the target, and the target with the other token.
+    texts = [each.text for each in scored.target]
+    before = 1 if body is TRANSLATION else 0
+    start = scored.attr_pos_start if body is CHATS else before  # the reply alone
+    target = "".join(texts[start:]).removesuffix("</s>").lstrip()
+    contrast = "".join([*texts[start:position], other.text, *texts[position + 1 :]]).removesuffix("</s>").lstrip()
+    if body is CHATS:
+        target, contrast = (f" {each}" for each in (target, contrast))
+    given = {name: value for name, value in body.items() if name not in {"generated_text", "input_text"}}
+    if body is not CHATS:
+        given["input_text"] = job.request.inputs[sequence]
+    _, written = finished(
+        client, **given, generated_text=target, attributed_fn="contrast_prob_diff",
+        attributed_fn_args={"contrast_targets": contrast}, attr_pos_start=position, attr_pos_end=position + 1,
+    )  # fmt: skip
+    (theirs,) = written.sequence_attributions
+    assert ours.source_attributions == theirs.source_attributions
+    assert ours.target_attributions == theirs.target_attributions
+    assert [(each.token, each.token_id) for each in ours.target] == [
+        (each.token, each.token_id) for each in theirs.target
+    ]
+
+
+def test_the_difference_is_that_of_the_two_probabilities(client):
+    """On tokens of a sampled text that the tokenizer would not make of it: ids are attributed as they are."""
+    job, result = finished(
+        client, model="gpt2", method="integrated_gradients", input_text="The quick brown", n_steps=4, candidates=20,
+        generation_args={"do_sample": True, "temperature": 2.0, "max_new_tokens": 6}, seed=1,
+    )  # fmt: skip
+    (scored,) = result.sequence_attributions
+    position = scored.attr_pos_end - 1
+    step = scored.candidates[-1]
+    (own,) = (each for each in step if each.chosen)
+    other = next(each for each in step if not each.chosen)
+    asked = contrast_request(job, result, position, other)
+    _, found = finished(client, **asked.model_dump(exclude_defaults=True) | {
+        "step_scores": ["contrast_prob_diff", "probability"],
+        "step_scores_args": asked.attributed_fn_args,
+    })  # fmt: skip
+    (ours,) = found.sequence_attributions
+    assert ours.step_scores["contrast_prob_diff"] == pytest.approx([own.probability - other.probability], abs=1e-6)
+    assert ours.step_scores["probability"] == pytest.approx([own.probability], rel=1e-4)
+    # A contrast job's own token has no id; its candidates have it, so a click goes on from there.
+    assert ours.target[position].token_id == -1
+    again = contrast_request(job, found, position, other.token_id)
+    assert again.generated_ids == asked.generated_ids
+    assert again.attributed_fn_args == asked.attributed_fn_args
+
+
+def test_a_comparison_asks_by_one_of_its_methods(client):
+    job = client.wait(client.submit(AttributionRequest(
+        model=LOOKUP, methods=["lime", "saliency"], input_text=PROMPT,
+        attribution_args={"lime": {"n_samples": 4}, "saliency": {"abs": False}},
+    )))  # fmt: skip
+    result = client.comparison(job)
+    assert job.request.methods == ["lime", "saliency"]
+    one = result.comparison[1]
+    (scored,) = one.sequence_attributions
+    start = scored.attr_pos_start
+    asked = contrast_request(job, one, start, candidate(scored, start))
+    assert asked == contrast_request(job, client.results(job, method="saliency"), start, candidate(scored, start))
+    assert (asked.method, asked.methods, asked.attribution_args) == ("saliency", None, {"abs": False})
+
+
+def test_what_cannot_be_asked(client):
+    job, result = finished(client, **TEXT)
+    (scored,) = result.sequence_attributions
+    start = scored.attr_pos_start
+    with pytest.raises(ValueError, match="was not attributed"):
+        contrast_request(job, result, start - 1, 5)
+    with pytest.raises(ValueError, match="is the token that stands"):
+        contrast_request(job, result, start, scored.target[start].token_id)
+    merged = client.results(job, aggregator=["spans", "scores"], aggregator_args={"target_spans": [[0, 2]]})
+    with pytest.raises(ValueError, match="merged tokens"):
+        contrast_request(job, merged, merged.sequence_attributions[0].attr_pos_start, 5)
+
+
+def test_ids_are_checked(server, client):
+    ids = [token["token_id"] for token in server.result(server.run(**TEXT))["sequence_attributions"][0]["target"]]
+    pointer_and_detail = {
+        "give either": {"generated_ids": [ids], "generated_text": f"{PROMPT} tea."},
+        "lists": {"generated_ids": [ids, ids]},
+        "/generation_args": {"generated_ids": [ids], "generation_args": {"max_new_tokens": 3}},
+        "either": {"generated_ids": [ids], "attributed_fn": "contrast_prob",
+                   "attributed_fn_args": {"contrast_ids": [ids], "contrast_targets": PROMPT}},
+        "int": {"generated_ids": [[*ids, -1]]},
+    }  # fmt: skip
+    for told, more in pointer_and_detail.items():
+        refusal = server.refusal(**TEXT, **more)
+        assert told in str(refusal["errors"]) or told in refusal["detail"], refusal
+    fails = {
+        "begin with the input's 10 tokens": {"generated_ids": [ids[1:]]},
+        "no token behind the input": {"generated_ids": [ids[:10]]},
+        "there is no token 99999": {"generated_ids": [[*ids, 99999]]},
+        "contrast_ids: there is no token 77777": {
+            "generated_ids": [ids], "attributed_fn": "contrast_prob",
+            "attributed_fn_args": {"contrast_ids": [[*ids[:-1], 77777]]},
+        },
+        "The contrast has 9 tokens": {
+            "generated_ids": [ids], "attributed_fn": "contrast_prob",
+            "attributed_fn_args": {"contrast_ids": [ids[:9]]},
+        },
+        "needs one list of ids per input": {
+            "generated_ids": [ids], "attributed_fn": "contrast_prob",
+            "attributed_fn_args": {"contrast_ids": [ids, ids]},
+        },
+    }  # fmt: skip
+    for told, more in fails.items():
+        job = server.wait(server.submit(**TEXT, **more))
+        assert (job["status"], job["error"]["type"]) == ("failed", "/problems/input-rejected"), job
+        assert told in job["error"]["detail"]
+    job = server.wait(server.submit(model=PHRASEBOOK, method="saliency", input_text=SENTENCE, generated_ids=[[5, 6]]))
+    assert "the decoder's start token" in job["error"]["detail"]
