@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
+from attribution_client import AttributionClient, contrast_request
 from tests import chat_models
 from tests.page import address, expect_values, opened_job, values
 
@@ -156,3 +159,43 @@ def test_a_large_table_is_drawn_as_pixels_with_numbers_at_the_pointer(server, ch
     assert Axe().run(page).response["violations"] == []
     page.get_by_role("button", name="Show the numbers").click()
     expect(page.get_by_role("gridcell")).to_have_count(rows * columns)
+
+
+def test_a_click_on_a_candidate_asks_why_not_that_token(server, chat, open_page):
+    """The new job is the one that the client's `contrast_request` makes, and its head says what is contrasted."""
+    job_id, sequence = chat
+    column = 1
+    page = open_page(server, f"/#/jobs/{job_id}?pos={column}")
+    opened_job(page)
+    shown = page.locator(".candidates")
+    candidates = sequence["candidates"][column]
+    assert values(shown.locator(".number")) == [each["probability"] for each in candidates]
+    (chosen,) = [each for each in candidates if each["chosen"]]
+    other = next(each for each in candidates if not each["chosen"])
+    expect(shown.locator("li.chosen")).to_have_count(1)
+    shown.get_by_role("button").first.click()
+    expect(page.locator(".question")).to_contain_text("contrast_prob_diff")
+    made = opened_job(page)
+    assert made != job_id
+    with AttributionClient(server.url) as client:
+        result = client.results(job_id)
+        expected = contrast_request(
+            client.job(job_id), result, sequence["attr_pos_start"] + column, other["token_id"]
+        ).model_dump(exclude={"name", "notes"})
+        assert client.job(made).request.model_dump(exclude={"name", "notes"}) == expected
+        (contrast,) = client.results(made, decode_tokens=True).sequence_attributions
+    assert contrast.target[sequence["attr_pos_start"] + column].contrast == other["text"]
+    assert chosen["text"].strip() in page.locator(".strongest h3").inner_text()
+    assert f"rather than “\u2068{other['text'].strip()}" in page.locator(".strongest h3").inner_text()
+    assert Axe().run(page).response["violations"] == []
+
+
+def test_the_text_is_read_while_it_is_generated(server, open_page, model_dir):
+    job_id = server.submit(
+        model="chat-qwen2", method="integrated_gradients", messages=MESSAGES, n_steps=1000, engine="inseq",
+        generation_args={"max_new_tokens": 20, "min_new_tokens": 20},
+    )  # fmt: skip
+    page = open_page(server, f"/#/jobs/{job_id}")
+    expect(page.locator(".so-far p")).to_have_text(re.compile(r"\S"))
+    server.client.post(f"/attribution/jobs/{job_id}/cancel")
+    expect(page.locator(".facts .status")).to_have_text("cancelled")

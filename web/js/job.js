@@ -6,6 +6,8 @@ export const STATUSES = ["pending", "running", "completed", "failed", "cancelled
 const STAGES = {
   queued: "waiting",
   loading_model: "loading the model",
+  measuring: "measuring the model’s speed",
+  checking: "checking the single pass",
   preparing: "preparing the method",
   generating: "generating",
   attributing: "attributing",

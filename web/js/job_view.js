@@ -55,11 +55,11 @@ export function JobView({ id, parameters, store, catalogue }) {
       <p class="hidden" role="status">${phaseOf(job)}</p>
       ${!store.isReadOnly && html`<${JobNotes} key=${job.job_id} job=${job} store=${store} />`}
       ${problem && html`<${Notice} problem=${problem} />`}
-      ${!hasEnded(job) && html`<div class="under-way"><${ProgressBar} job=${job} /></div>`}
+      ${!hasEnded(job) && html`<div class="under-way"><${ProgressBar} job=${job} /><${TextSoFar} job=${job} /></div>`}
       ${job.status === "failed" && html`<${Notice} problem=${job.error} />`}
       ${job.status === "cancelled" && html`<p class="muted">The job was cancelled.</p>`}
       ${job.expired_at && html`<p class="muted">The result was removed to make room. Run it again to get it back.</p>`}
-      ${hasScores(job) && html`<${ResultView} job=${job} parameters=${parameters} catalogue=${catalogue} />`}
+      ${hasScores(job) && html`<${ResultView} job=${job} parameters=${parameters} catalogue=${catalogue} store=${store} />`}
     </article>
   `;
 }
@@ -67,6 +67,18 @@ export function JobView({ id, parameters, store, catalogue }) {
 /** Whether there may be scores to show. A running job has those of the tokens that are attributed so far. */
 function hasScores({ status, progress, expired_at }) {
   return !expired_at && status !== "pending" && (status === "completed" || progress.steps_done > 0) && progress.stage !== "generating";
+}
+
+/** What the model has written so far; the result has it once there are scores. */
+function TextSoFar({ job }) {
+  const texts = hasScores(job) ? [] : (job.progress.generated_text ?? []).filter(Boolean);
+  if (!texts.length) return null;
+  return html`
+    <section class="so-far">
+      <h2>Generated so far</h2>
+      ${texts.map((text) => html`<p dir="auto">${text}</p>`)}
+    </section>
+  `;
 }
 
 function Delete({ onDelete }) {

@@ -14,7 +14,7 @@ import { SequenceView } from "./sequence_view.js";
 import { queryOf, ViewControls } from "./view_controls.js";
 
 /** The result; for a job that has not completed, the tokens attributed so far, or nothing if there are none. */
-export function ResultView({ job, parameters, catalogue }) {
+export function ResultView({ job, parameters, catalogue, store }) {
   const query = { ...queryOf(parameters), partial: job.status === "completed" ? undefined : true };
   const path = withQuery(job.links.results, { ...query, format: "json", decode_tokens: true });
   // The last result, the path that it answers (`of`), and the path that was answered last, with a result or a problem.
@@ -53,7 +53,7 @@ export function ResultView({ job, parameters, catalogue }) {
       ${!result && !problem && html`<p class="muted" role="status">Reading the result…</p>`}
       ${result && html`
         <div class="shown" aria-busy=${isOld && !problem} inert=${isOld && Boolean(problem)}>
-          <${Shown} job=${job} result=${result} parameters=${parameters} catalogue=${catalogue} onShow=${onShow} />
+          <${Shown} job=${job} result=${result} parameters=${parameters} catalogue=${catalogue} store=${store} onShow=${onShow} />
         </div>`}
     </section>
   `;
@@ -68,7 +68,7 @@ function chosenIn(result, parameters) {
 
 const sequenceAt = ({ sequence_attributions: sequences }, { seq }) => sequences[Math.min(Number(seq) || 0, sequences.length - 1)];
 
-function Shown({ job, result, parameters, catalogue, onShow }) {
+function Shown({ job, result, parameters, catalogue, store, onShow }) {
   const info = result.comparison ? Object.fromEntries(result.comparison.map(({ method, info }) => [method, info])) : result.info;
   const warnings = result.comparison
     ? result.comparison.flatMap(({ method, info }) => (info.warnings ?? []).map((each) => `${method}: ${each}`))
@@ -82,7 +82,8 @@ function Shown({ job, result, parameters, catalogue, onShow }) {
     ${warnings.length > 0 && html`<${Warnings} warnings=${warnings} />`}
     ${result.comparison
       ? html`<${Comparison} result=${result} index=${index} parameters=${parameters} onShow=${onShow} />`
-      : html`<${SequenceView} key=${index} sequence=${sequences[index]} parameters=${parameters} onShow=${onShow} />`}
+      : html`<${SequenceView} key=${index} sequence=${sequences[index]} parameters=${parameters} onShow=${onShow}
+          asked=${{ job, index, catalogue, store, method: parameters.method || methodsOf(job.request)[0] }} />`}
     ${catalogue.request && job.request && html`
       <${CopyAs} request=${shortest(job.request, catalogue)} jobId=${job.job_id} view=${queryOf(parameters)} />`}
     <details class="info">

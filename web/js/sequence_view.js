@@ -1,5 +1,6 @@
 // One sequence of a result: its text with coloured tokens, the score under the pointer, the strongest scores, the table
 // of all scores and the step scores.
+import { Candidates } from "./candidates.js";
 import { isUnit } from "./granularity.js";
 import { Matrix, StepScores } from "./matrix.js";
 import { scaleOf, short } from "./number_scale.js";
@@ -14,7 +15,8 @@ import { TokenView } from "./token_view.js";
 
 const MOST_NUMBERS = 400; // cells of a table that are written as numbers; more are drawn as pixels
 
-export function SequenceView({ sequence, parameters, onShow }) {
+/** `asked`: the job, its method and the number of the text, with which a candidate makes a job of its own. */
+export function SequenceView({ sequence, parameters, onShow, asked = {} }) {
   const table = useMemo(() => tableOf(sequence), [sequence]);
   const isHidden = useMemo(() => hiddenRows(table, parameters), [table, parameters.template]);
   const scale = useMemo(() => scaleOf(scaledScores(table, isHidden)), [table, isHidden]);
@@ -50,7 +52,10 @@ export function SequenceView({ sequence, parameters, onShow }) {
     </div>
     <div class="reading ${parameters.template === "no" ? "without-template" : ""}" onKeyDown=${onKeyDown}>
       <${TokenView} sequence=${sequence} ...${shared} scale=${active.scale} />
-      <${ScoreBars} table=${table} selection=${selection} isHidden=${isHidden} onSelect=${onSelect} />
+      <div class="beside">
+        <${ScoreBars} table=${table} selection=${selection} isHidden=${isHidden} onSelect=${onSelect} />
+        <${Candidates} ...${asked} sequence=${sequence} column=${selection.column} />
+      </div>
     </div>
     <${AllScores} table=${table} scale=${scale} isPerToken=${active.of !== "whole text"} selection=${selection} parameters=${parameters}
       onHover=${setHovered} onSelect=${onSelect} onShow=${onShow} />
