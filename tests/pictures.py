@@ -14,11 +14,13 @@ from nbconvert import HTMLExporter
 from PIL import Image
 
 from tests.browser import browser
+from tests.conftest import BUNDLED
 from tests.serving import ROOT, Server
 
 PICTURES = ROOT / "docs" / "pictures"
 SENTENCE = "the red cat sees a dog"
 MAX_BYTES = 200_000
+SMOLLM2 = "smollm2-135m-instruct-q4"
 
 
 def main():
@@ -48,7 +50,40 @@ def main():
             page.close()
 
         picture_heatmap(chromium, server, translated)
+        picture_passages(chromium, server)
         picture_notebook(chromium)
+
+
+# The answer has a day that no passage gives for the bridge: "The Golden Gate Bridge opened on October 28, 1937 ...".
+PASSAGES = """Here are three passages.
+
+1. The Eiffel Tower was built between 1887 and 1889 for the World's Fair in Paris. It is 330 metres tall.
+
+2. The Statue of Liberty was designed by Frédéric Auguste Bartholdi and dedicated on October 28, 1886.
+
+3. The Golden Gate Bridge opened in 1937. Its chief engineer was Joseph Strauss.
+
+When did the Golden Gate Bridge open, and who was its chief engineer?"""
+
+
+def picture_passages(chromium, server):
+    """Pictures of a chat model's answer from three passages: what the day in it depended on, in light and dark."""
+    if not (BUNDLED / SMOLLM2).exists():
+        print("without the answer of a chat model: run make smollm2 first")
+        return
+    job_id = server.run(
+        model=SMOLLM2, method="input_x_gradient", messages=[{"role": "user", "content": PASSAGES}],
+        generation_args={"max_new_tokens": 28}, step_scores=["probability"],
+    )  # fmt: skip
+    (sequence,) = server.result(job_id, decode_tokens=True)["sequence_attributions"]
+    generated = [token["text"] for token in sequence["target"][sequence["attr_pos_start"] :]]
+    for name, scheme in (("passages", "light"), ("passages-dark", "dark")):
+        page = chromium.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 760}, device_scale_factor=1.5)
+        page.goto(f"{server.url}/#/jobs/{job_id}?pos={generated.index(' October')}&template=no")
+        page.locator(".tokens .heat").first.wait_for()
+        page.locator(".bars li").first.wait_for()
+        save(page.screenshot(), PICTURES / f"{name}.png")
+        page.close()
 
 
 def picture_heatmap(chromium, server, job_id):

@@ -51,7 +51,7 @@ def test_the_first_result_is_one_click_away_and_its_numbers_are_the_servers(serv
     expect(chosen).to_have_attribute("data-column", str(column))
     scores = [row[column] for row in sequence["target_attributions"][: start + column]]
     assert lit(page)[: start + column] == [(each, pytest.approx(each / max(scores), abs=1e-4)) for each in scores]
-    bars = page.locator(".bars .number").evaluate_all("all => all.map(each => Number(each.dataset.value))")
+    bars = page.locator(".strongest .number").evaluate_all("all => all.map(each => Number(each.dataset.value))")
     assert bars == sorted(scores, reverse=True)[: len(bars)]
     expect_values(page.locator("td.bar"), sequence["step_scores"]["probability"])
 

@@ -68,7 +68,7 @@ def test_the_whole_answer_is_the_sum_of_its_tokens_without_the_template_if_that_
         "all => all.map(each => Number(each.style.getPropertyValue('--w')))"
     )
     assert shares == pytest.approx([abs(each) / max(map(abs, kept)) for each in kept], abs=1e-4)
-    bars = values(page.locator(".bars .number"))
+    bars = values(page.locator(".strongest .number"))
     assert bars == pytest.approx(sorted(kept, key=abs, reverse=True)[: len(bars)], abs=1e-6)
     assert Axe().run(page).response["violations"] == []
 

@@ -51,7 +51,7 @@ def test_head_is_get_without_a_body(app):
 def test_options_and_refusals_say_which_methods_a_path_has(app):
     expected = {
         "/attribution/jobs": "GET, POST, HEAD, OPTIONS",
-        "/attribution/jobs/x": "GET, DELETE, HEAD, OPTIONS",
+        "/attribution/jobs/x": "GET, PATCH, DELETE, HEAD, OPTIONS",
         "/attribution/jobs/x/cancel": "POST, OPTIONS",
         "/attribution/estimate": "POST, OPTIONS",
         "/": "GET, HEAD, OPTIONS",

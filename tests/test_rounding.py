@@ -165,7 +165,11 @@ def test_the_network_is_as_it_was(engine, monkeypatch, error):
         with pytest.raises(Cancelled):
             info(engine, "deep")
     else:
-        assert info(engine, "deep")["engine"] == "single_pass"
+        found = info(engine, "deep")
+        check = found["engine_check"]
+        # Without float64 the usual tolerance decides. How far float32 rounds depends on the processor.
+        is_trusted = error is None or check["largest_difference"] <= USUAL
+        assert found["engine"] == ("single_pass" if is_trusted else "inseq")
     assert torch.float64 in seen
     after = [*loaded.network.parameters(), *loaded.network.buffers()]
     assert [(each.dtype, each.data_ptr()) for each in after] == addresses

@@ -59,7 +59,7 @@ def test_show_draws_what_the_page_draws(server, chat, open_page, tmp_path, colum
     opened_job(page)
     expected = page.locator(".tokens .token.heat:not(.none)").evaluate_all(COLOURED)
     roles = page.locator(".role").all_inner_texts()
-    bars = page.locator(".bars li").all_inner_texts()
+    bars = page.locator(".strongest li").all_inner_texts()
     result.show(token=column).save(tmp_path / "shown.html")
     page.goto("about:blank")  # the page's own style must not be there
     page.set_content((tmp_path / "shown.html").read_text(encoding="utf-8"))

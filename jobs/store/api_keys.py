@@ -15,7 +15,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from jobs.store.data_dir import make_private
+from jobs.store.data_dir import REMEDY, make_private
 from jobs.store.schema import api_keys, for_reading, migrate, open_database
 from problems import StorageFailed
 
@@ -96,7 +96,7 @@ class ApiKeys:
                     self._connection = for_reading(self._engine).connect()
                 found = self._connection.execute(_LOOK_UP, {"hash": hashed}).one()
         except sa.exc.DBAPIError as error:
-            raise StorageFailed(f"The API keys cannot be read: {error.orig}.") from error
+            raise StorageFailed(f"The API keys cannot be read: {error.orig}. {REMEDY}") from error
         return found.are_set, found.key_id
 
     def close(self) -> None:
