@@ -8,7 +8,7 @@ SERVE_ARGS ?=
 # has its servers and models; the longest files come first (tests/conftest.py).
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=20
 
-.PHONY: serve test tests coverage test-numeric test-slow test-families check audit format lock sbom bench bench-engines bench-long bench-gpu bench-batching demo-models smollm2 chat-answer support-table notebook pictures clean
+.PHONY: serve test tests coverage test-numeric test-slow test-families check audit format lock sbom bench bench-engines bench-long bench-gpu bench-batching bench-page demo-models smollm2 chat-answer support-table notebook pictures clean
 
 serve: $(VENV)/.ready  ## serve on 127.0.0.1:8000 (SERVE_ARGS="--port 9000" for more)
 	$(BIN)/python main.py $(SERVE_ARGS)
@@ -57,6 +57,9 @@ bench-long: $(VENV)/.dev-ready  ## texts of 2,000 tokens in bounded memory, besi
 
 bench-gpu: $(VENV)/.dev-ready  ## on a GPU: a Llama of 1B in float32 and bfloat16, beside Inseq and Captum (eight minutes)
 	$(BIN)/python -m benchmarks.gpu
+
+bench-page: $(VENV)/.programs-ready  ## the page on a text of 2,000 + 200 tokens, in a browser
+	$(BIN)/python -m benchmarks.page
 
 bench-batching: $(VENV)/.dev-ready  ## what jobs could gain by running as one batch
 	$(BIN)/python -m benchmarks.batching

@@ -1,9 +1,8 @@
 """Measures the page on a long text: `python -m benchmarks.page`.
 
 A real server attributes a prompt of 2,000 tokens and its continuation of 200 on a random GPT-2; a real browser opens
-the result. Reports, in milliseconds, the time until the text is drawn; the time between a selection and the frame that
-shows it; and the time between frames while the page scrolls, beside that of another page in the same browser. The last
-line is JSON.
+the result. Reports, in milliseconds, the time until the text is drawn; the longest frame after a selection; and the
+time between frames while the page scrolls, beside that of another page in the same browser. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -28,18 +27,22 @@ _WORDS = "The quick brown fox jumps over the lazy dog. It was a bright cold day 
 _PROMPT, _GENERATED = 2000, 200
 _SELECTIONS = 40
 
-# Milliseconds from a click on each of these tokens to the second frame after it, when the first one is on the screen.
+# For each of these tokens, the longest time between two frames after a click on it, in milliseconds: the page draws at
+# most every 16.7, and more where a frame takes longer.
 _SELECT = """async (columns) => {
   const frame = () => new Promise(requestAnimationFrame);
   const found = [];
   for (const column of columns) {
     const token = document.querySelector(`.tokens [data-column="${column}"]`);
-    await frame();
-    const begun = performance.now();
+    let before = await frame();
     token.click();
-    await frame();
-    await frame();
-    found.push(performance.now() - begun);
+    let longest = 0;
+    for (let count = 0; count < 6; count += 1) {
+      const now = await frame();
+      longest = Math.max(longest, now - before);
+      before = now;
+    }
+    found.push(longest);
   }
   return found;
 }"""
@@ -94,11 +97,13 @@ def main() -> None:
             page.locator(".tokens .heat").first.wait_for()
             found["tokens"] = page.locator(".tokens .token").count()
             found["until drawn"] = round(page.evaluate("performance.now()"))
-            found["selection"] = _summary(page.evaluate(_SELECT, list(range(0, _GENERATED, _GENERATED // _SELECTIONS))))
+            found["longest frame after a selection"] = _summary(
+                page.evaluate(_SELECT, list(range(0, _GENERATED, _GENERATED // _SELECTIONS)))
+            )
             found["frames while scrolling"] = _summary(page.evaluate(_SCROLL))
             page.get_by_text("Table of all scores").click()
             page.locator("canvas").wait_for()
-            found["selection with the table"] = _summary(page.evaluate(_SELECT, list(range(0, _GENERATED, 20))))
+            found["with the table"] = _summary(page.evaluate(_SELECT, list(range(0, _GENERATED, 20))))
     for name, value in found.items():
         print(f"{name}: {value}")
     print(json.dumps(found))

@@ -69,30 +69,66 @@ function tokensIn(texts, table) {
   });
 }
 
-/** Colour the tokens for a selection, without drawing them anew. */
+const AT_ONCE = 600; // tokens that are coloured in one frame
+
+/**
+ * Colour the tokens for a selection, without drawing them anew: of a long text those in the window first, and the rest
+ * in the frames that follow. Returns a function that stops it.
+ */
 function paint(tokens, table, scale, selection) {
-  const { of, values } = scoresFor(table, selection);
-  let stop = null;
-  for (const each of tokens) {
-    const { element, row, column, kind } = each;
-    const index = of === "rows" ? row : column;
-    const value = index === undefined ? undefined : values[index];
-    const isChosen = column !== undefined ? column === selection.column : row === selection.row;
-    const drawn = value === undefined ? { class: "" } : heat(value, scale);
-    const state = `${drawn.class} ${drawn.style?.["--w"]} ${value} ${isChosen}`;
-    if (isChosen || (!stop && isWhole(selection) && column !== undefined)) stop = element;
-    if (element.tabIndex === 0) element.tabIndex = -1;
-    if (each.painted === state) continue;
-    each.painted = state;
-    element.className = `${kind} ${drawn.class}`.trim();
-    if (drawn.style) element.style.setProperty("--w", drawn.style["--w"]);
-    else element.style.removeProperty("--w");
-    if (value === undefined || value === null) delete element.dataset.value;
-    else element.dataset.value = value;
-    element.setAttribute("aria-pressed", String(isChosen));
-  }
-  stop ??= tokens[0]?.element;
-  if (stop) stop.tabIndex = 0;
+  const scores = scoresFor(table, selection);
+  const colour = (some) => some.forEach((each) => paintToken(each, scores, scale, selection));
+  markStop(tokens, selection);
+  const [first, end] = tokens.length > AT_ONCE ? inWindow(tokens) : [0, tokens.length];
+  colour(tokens.slice(first, end));
+  const rest = [...tokens.slice(end), ...tokens.slice(0, first)];
+  let frame = 0;
+  const next = () => {
+    colour(rest.splice(0, AT_ONCE / 2));
+    frame = rest.length ? requestAnimationFrame(next) : 0;
+  };
+  if (rest.length) frame = requestAnimationFrame(next);
+  return () => cancelAnimationFrame(frame);
+}
+
+/** The tokens in the window, `[first, end)`. Tokens are in the order of lines, so that few places need to be asked. */
+function inWindow(tokens) {
+  const firstBelow = (edge) => {
+    let [low, high] = [0, tokens.length];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (tokens[middle].element.getBoundingClientRect().bottom < edge) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  };
+  const first = firstBelow(0);
+  return [first, Math.max(first, firstBelow(innerHeight + 40))];
+}
+
+/** Mark the one token that the Tab key enters: the chosen one, or the first generated one for the whole answer. */
+function markStop(tokens, selection) {
+  for (const { element } of tokens) if (element.tabIndex === 0) element.tabIndex = -1;
+  const stop = tokens.find((each) => isChosen(each, selection) || (isWhole(selection) && each.column !== undefined)) ?? tokens[0];
+  if (stop) stop.element.tabIndex = 0;
+}
+
+const isChosen = ({ row, column }, selection) => (column !== undefined ? column === selection.column : row === selection.row);
+
+function paintToken(token, { of, values }, scale, selection) {
+  const { element, row, column, kind } = token;
+  const index = of === "rows" ? row : column;
+  const value = index === undefined ? undefined : values[index];
+  const drawn = value === undefined ? { class: "" } : heat(value, scale);
+  const state = `${drawn.class} ${drawn.style?.["--w"]} ${value} ${isChosen(token, selection)}`;
+  if (token.painted === state) return;
+  token.painted = state;
+  element.className = `${kind} ${drawn.class}`.trim();
+  if (drawn.style) element.style.setProperty("--w", drawn.style["--w"]);
+  else element.style.removeProperty("--w");
+  if (value === undefined || value === null) delete element.dataset.value;
+  else element.dataset.value = value;
+  element.setAttribute("aria-pressed", String(isChosen(token, selection)));
 }
 
 /** A token's name for a screen reader, with its score. It is set when the token is reached: thousands would take long. */
