@@ -80,7 +80,7 @@ def picture_passages(chromium, server):
     for name, scheme in (("passages", "light"), ("passages-dark", "dark")):
         page = chromium.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 760}, device_scale_factor=1.5)
         page.goto(f"{server.url}/#/jobs/{job_id}?pos={generated.index(' October')}&template=no")
-        page.locator(".tokens .heat").first.wait_for()
+        page.locator(".tokens .heat:not(.template)").first.wait_for()
         page.locator(".bars li").first.wait_for()
         save(page.screenshot(), PICTURES / f"{name}.png")
         page.close()
