@@ -126,6 +126,6 @@ def test_a_real_chat_with_a_passage(engine):
     off = [
         max(left / (end - now), (end - now) / left)
         for now, progress, left in seen
-        if progress.stage is Stage.ATTRIBUTING and progress.steps_done >= 6 and left and end - now > 1  # noqa: PLR2004
+        if progress.stage is Stage.ATTRIBUTING and progress.steps_done >= 6 and left and end - now > 1
     ]
     assert statistics.median(off) < 2
