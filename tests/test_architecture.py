@@ -61,9 +61,6 @@ def test_modules_stay_small():
     assert {str(path): lines for path in MODULES if (lines := len(path.read_text().splitlines())) > 420} == {}
 
 
-README = (ROOT / "README.md").read_text()
-
-
 def test_the_documentation_has_every_endpoint():
     text = (ROOT / "docs" / "api.md").read_text()
     for route in (*jobs.routes, *results.routes, *shares.routes, *shared.routes, *catalogue.routes, *meta.routes):
@@ -77,8 +74,9 @@ def test_the_documentation_has_every_field_of_a_request():
     assert [name for name in AttributionRequest.model_fields if f"`{name}`" not in text] == []
 
 
-def test_the_readme_draws_the_tree():
-    (tree,) = re.findall(r"## Project structure\n\n```\n(.*?)```", README, re.DOTALL)
+def test_the_contributors_guide_draws_the_tree():
+    guide = (ROOT / "CONTRIBUTING.md").read_text()
+    (tree,) = re.findall(r"## Project structure\n\n```\n(.*?)```", guide, re.DOTALL)
     drawn = {line.split()[0] for line in tree.splitlines()}
     code = {path.relative_to(ROOT) for path in MODULES}
     rooms = {f"{path.parent.as_posix()}/" for path in code if path.name == "__init__.py"}
@@ -91,6 +89,7 @@ def test_the_readme_draws_the_tree():
 def test_documents_name_files_that_exist(document):
     text = (ROOT / document).read_text()
     named = set(re.findall(r"`([A-Za-z0-9_./-]+(?:\.(?:py|md|toml|lock|ipynb)|/))`", text))
+    named |= set(re.findall(r"\]\(([A-Za-z0-9_./-]+)(?:#[^)]*)?\)", text))  # links
     assert named
     made_by_the_server = {"data/"}
     assert {name for name in named - made_by_the_server if not (ROOT / name).exists()} == set()

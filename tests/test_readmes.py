@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import subprocess
@@ -72,12 +74,12 @@ def test_the_examples_work_as_written(server, capsys):
     assert results["info"]["device"] == "cpu"
 
 
-def our_examples():
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def our_examples(document):
+    return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
 
 
 def test_our_own_first_job_works_as_written(server, capsys):
-    example = our_examples()[0]
+    example = our_examples("docs/api.md")[0]
     exec(example.replace("http://localhost:8000", server.url), {})
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "' tea' depended on:"
@@ -88,18 +90,24 @@ def test_our_own_first_job_works_as_written(server, capsys):
 
 def test_the_client_works_as_written(server, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec(our_examples()[1].replace("http://localhost:8000", server.url), {})
+    exec(our_examples("README.md")[0].replace("http://localhost:8000", server.url), {})
     words = {line.split()[1]: line.split()[2] for line in capsys.readouterr().out.splitlines()[1:]}
     assert words.items() >= {"il": "the", "gatto": "cat", "rosso": "red", "cane": "dog"}.items()
     assert (tmp_path / "heatmap.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_our_own_curl_line_works_as_written(server):
-    (command,) = re.findall(r"```\n(curl .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    printed = subprocess.run(
-        ["bash", "-c", command.replace("http://127.0.0.1:8000", server.url)], capture_output=True, text=True, check=True
-    ).stdout
-    assert server.wait(json.loads(printed)["job_id"])["status"] == "completed"
+def test_our_own_curl_lines_work_as_written(server):
+    submit, read = re.findall(r"```\n(curl .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+    def printed(command):
+        command = command.replace("http://127.0.0.1:8000", server.url)
+        return subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout
+
+    job_id = json.loads(printed(submit))["job_id"]
+    assert server.wait(job_id)["status"] == "completed"
+    rows = list(csv.DictReader(io.StringIO(printed(read.replace("JOB_ID", job_id)))))
+    of_tea = [row for row in rows if row["generated_position"] == "10"]
+    assert max(of_tea, key=lambda row: float(row["score"]))["attributed_text"] == " tea"
 
 
 def test_the_methods_it_names_are_served(server):
