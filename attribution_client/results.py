@@ -48,6 +48,14 @@ class Shown:
         Path(path).write_text(page, encoding="utf-8")
 
 
+def _drawn(result: AttributionResult | ComparisonResult) -> str | None:
+    """What a notebook draws of a result; None, with which it writes the `repr`, for granular scores."""
+    try:
+        return result.show().html
+    except ValueError:
+        return None
+
+
 class AttributionResult(schema.AttributionResult):
     """One method's result, shaped like Inseq's `FeatureAttributionOutput`. Notebooks show it as coloured text."""
 
@@ -86,11 +94,7 @@ class AttributionResult(schema.AttributionResult):
             lines += _lines(read, hide_template=hide_template)
         return Shown(_fragment("".join(parts)), "\n".join(lines))
 
-    def _repr_html_(self) -> str | None:
-        try:
-            return self.show().html
-        except ValueError:  # granular scores
-            return None
+    _repr_html_ = _drawn
 
     def __repr__(self) -> str:
         count = len(self.sequence_attributions)
@@ -113,11 +117,7 @@ class ComparisonResult(schema.ComparisonResult):
         shown = [each.show(**options) for each in self.comparison]
         return Shown("".join(each.html for each in shown), "\n\n".join(map(repr, shown)))
 
-    def _repr_html_(self) -> str | None:
-        try:
-            return self.show().html
-        except ValueError:  # granular scores
-            return None
+    _repr_html_ = _drawn
 
     def __repr__(self) -> str:
         return f"<comparison of {', '.join(each.method for each in self.comparison)}; show() draws it>"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -15,7 +17,7 @@ from attribution_client.fonts import set_token_font
 from attribution_client.merging import merged
 from attribution_client.scores import read_sequence
 from attribution_reading.palette import LIGHT, shade
-from attribution_reading.read_sequence import ReadSequence, ReadToken, Row
+from attribution_reading.read_sequence import Block, ReadSequence, Row
 from attribution_reading.reading_html import scale_of
 from attribution_reading.shown_tokens import shown_characters
 from attribution_schema.result import AttributionResult
@@ -70,64 +72,96 @@ class _Piece:
     """A part of a token on one line; places and sizes in inches from the upper left corner."""
 
     text: str
-    left: float
-    base: float
     width: float
     size: float  # points
-    row: Row | None  # None for a role's name
+    left: float = 0.0
+    base: float = 0.0
+    row: Row | None = None  # None for a role's name
     is_generated: bool = False
     is_chosen: bool = False
+
+    def stripped(self) -> _Piece:
+        """The piece without the blanks before it."""
+        text = self.text.lstrip()
+        return replace(self, text=text, width=_width(text, self.size))
 
 
 def _laid_out(
     read: ReadSequence, width: float, chosen: int | None, *, hide_template: bool
 ) -> tuple[list[_Piece], float]:
     """Return the pieces of all blocks, and the height of the whole, in inches."""
-    step = _SIZE * _LINE / _POINTS
-    pieces: list[_Piece] = []
-    left, base = 0.0, 0.0
+    lines = _Lines(width)
     for block in read.blocks():
-        base += step
-        pieces.append(_Piece(block.label, 0.0, base, _width(block.label, _SMALL), _SMALL, None))
-        left, base = 0.0, base + step
-        for position, token in enumerate(block.tokens, block.start):
-            if token.continues or (hide_template and token.is_template):
-                continue
-            size = _SMALL if token.is_template else _SIZE
-            place = (block.side, position)
-            is_generated = block.side == "target" and read.start <= position < read.end
-            is_chosen = block.side == "target" and position == chosen
-            for text in _words(token):
-                length = _width(text, size)
-                if left and (left + length > width or text == "\n"):
-                    left, base = 0.0, base + step
-                    text = text.lstrip(" ")  # noqa: PLW2901 - a line begins with its first word
-                    length = _width(text, size)
-                if text == "\n" or not text:
-                    continue
-                pieces.append(_Piece(text, left, base, length, size, place, is_generated, is_chosen))
-                left += length
-        base += 0.3 * step
-    return pieces, base + 0.3 * step
+        lines.end(1.3 if lines.pieces else 1)
+        lines.add([_Piece(block.label, _width(block.label, _SMALL), _SMALL)])
+        lines.end()
+        for word in _words(_parts(read, block, chosen, hide_template=hide_template)):
+            lines.add(word)
+    lines.end(0.6)
+    return lines.pieces, lines.base
 
 
-def _words(token: ReadToken) -> Iterator[str]:
-    """The parts of a token between which a line may end; a line break is one of its own."""
-    word = ""
-    for character in token.text:
-        if character == "\n":
-            yield from filter(None, (word, "\n"))
-            word = ""
-        elif character == " " and word.strip():
+class _Lines:
+    """Places pieces on lines of a width in inches."""
+
+    def __init__(self, width: float) -> None:
+        self.pieces: list[_Piece] = []
+        self.base = 0.0  # of the present line, in inches from above
+        self._left, self._width = 0.0, width
+
+    def end(self, lines: float = 1) -> None:
+        """Begin a line below the present one."""
+        self._left, self.base = 0.0, self.base + lines * _SIZE * _LINE / _POINTS
+
+    def add(self, word: list[_Piece]) -> None:
+        """Place the pieces of a word on one line, or on several if it is longer than a line."""
+        if word[0].text == "\n" or (self._left and self._left + sum(each.width for each in word) > self._width):
+            if self._left:
+                self.end()
+            word = [word[0].stripped(), *word[1:]]  # a line begins with a letter
+        for piece in word:
+            if self._left and self._left + piece.width > self._width:
+                self.end()
+            if piece.text:
+                self.pieces.append(replace(piece, left=self._left, base=self.base))
+                self._left += piece.width
+
+
+def _parts(read: ReadSequence, block: Block, chosen: int | None, *, hide_template: bool) -> Iterator[_Piece]:
+    """The tokens of a block, divided at blanks; a line break is a piece of its own."""
+    for position, token in enumerate(block.tokens, block.start):
+        if token.continues or (hide_template and token.is_template):
+            continue
+        is_target = block.side == "target"
+        for text in re.findall(r"\n| *[^ \n]+| +", token.text):
+            shown = text if text == "\n" else _shown(text)
+            yield _Piece(
+                shown,
+                _width(shown.strip("\n"), size := _SMALL if token.is_template else _SIZE),
+                size,
+                row=(block.side, position),
+                is_generated=is_target and read.start <= position < read.end,
+                is_chosen=is_target and position == chosen,
+            )
+
+
+def _shown(text: str) -> str:
+    return "".join(" " if each == " " else "".join(shown for shown, _ in shown_characters(each)) for each in text)
+
+
+def _words(parts: Iterable[_Piece]) -> Iterator[list[_Piece]]:
+    """The words, each with its pieces: one may consist of several tokens, and begins at a blank or a line break."""
+    word: list[_Piece] = []
+    for part in parts:
+        if word and (part.text[0] in " \n" or word[-1].text == "\n"):
             yield word
-            word = " "
-        else:
-            shown = character if character == " " else "".join(each for each, _ in shown_characters(character))
-            word += shown
+            word = []
+        word.append(part)
     if word:
         yield word
 
 
+@lru_cache(4096)  # the words of a text recur
 def _width(text: str, size: float) -> float:
     """The width of a text in inches, blanks at its ends included."""
     if not text:

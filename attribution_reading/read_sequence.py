@@ -89,7 +89,7 @@ class ReadSequence:
 
     def blocks(self) -> list[Block]:
         """The parts of the sequence in reading order. A decoder-only model's prompt is the beginning of its target."""
-        target = self.tokens["target"][: self.end]
+        target = self.tokens["target"]
         if "source" in self.scores:
             return [*_parts("source", self.tokens["source"], "Source"), *_parts("target", target, "Target")]
         if any(each.role for each in target):

@@ -171,6 +171,13 @@ def test_highlighted_text_has_the_words_and_their_colours(client, chat, tmp_path
     for kind in ("svg", "pdf"):
         ax.figure.savefig(tmp_path / f"text.{kind}")
     assert (tmp_path / "text.pdf").read_bytes().startswith(b"%PDF")
+    # Lines end between words, also where a word consists of several tokens.
+    lines = {}
+    for each in plot_highlighted_text(result, width=1.2).texts:
+        lines.setdefault(each.get_position()[1], []).append(each.get_text())
+    drawn = ["".join(line) for line in lines.values()]
+    assert len(drawn) > 12
+    assert [word for word in MESSAGES[0]["content"].split() if not any(word in line for line in drawn)] == []
     with pytest.raises(ValueError, match="only step scores"):
         plot_highlighted_text(client.attribute(LOOKUP, "dummy", PROMPT, step_scores=["probability"]))
 

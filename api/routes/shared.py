@@ -36,13 +36,13 @@ shared = APIRouter(
 
 @shared.get("", response_class=FileResponse, include_in_schema=False)
 async def shared_page(token: str, manager: ManagerDep) -> Response:
-    """Show the job in a browser. Without a job the page says why, with the status of the problem."""
+    """Show the job in a browser, by the page at `/`. Without a job it says why, with the status of the problem."""
     status = 200
     try:
         await run_in_threadpool(manager.shared, token)
     except (ShareNotFound, ShareExpired) as error:
         status = int(error.status)
-    return FileResponse(WEB / "shared.html", status_code=status, headers=HEADERS | _UNINDEXED)
+    return FileResponse(WEB / "index.html", status_code=status, headers=HEADERS | _UNINDEXED)
 
 
 @shared.get("/job", response_model=SharedJob)

@@ -1,7 +1,8 @@
 // Several methods on one text, side by side, and the agreement of each two. A selected token is selected for all.
+import { AgreementTable } from "./agreement_table.js";
 import { LazyDetails } from "./lazy_details.js";
 import { Matrix, StepScores } from "./matrix.js";
-import { scaleOf, short } from "./number_scale.js";
+import { scaleOf } from "./number_scale.js";
 import { html, useMemo, useState } from "./preact.js";
 import { ScoreBars } from "./score_bars.js";
 import { scaledScores, tableOf } from "./score_table.js";
@@ -14,6 +15,7 @@ export function Comparison({ result, index, parameters, onShow }) {
   const [hovered, setHovered] = useState(""); // the score under the pointer, as a sentence
   const columns = result.comparison.map(({ method, sequence_attributions: sequences }) => ({ method, sequence: sequences[index] }));
   const first = columns[0].sequence;
+  const agreement = (result.agreement ?? []).filter(({ sequence }) => sequence === index);
   const table = useMemo(() => tableOf(columns.find(({ sequence }) => tableOf(sequence).rows.length)?.sequence ?? first), [result, index]);
   return html`
     <div class="bar-of-numbers">
@@ -26,7 +28,11 @@ export function Comparison({ result, index, parameters, onShow }) {
         <${Column} key=${method} method=${method} sequence=${sequence} parameters=${parameters} onShow=${onShow}
           onHover=${(text) => setHovered(`${method}: ${text}`)} />`)}
     </div>
-    <${Agreement} entries=${(result.agreement ?? []).filter(({ sequence }) => sequence === index)} />
+    ${agreement.length > 0 && html`
+      <section class="agreement">
+        <h3>Agreement</h3>
+        <${AgreementTable} label="Methods" pairs=${agreement} nameOf=${({ methods }) => methods.join(" and ")} />
+      </section>`}
     <${StepScores} sequence=${first} columns=${tableOf(first).columns} onHover=${setHovered} />
   `;
 }
@@ -54,37 +60,6 @@ function Column({ method, sequence, parameters, onShow, onHover }) {
         </div>
         <${ScoreBars} table=${table} selection=${selection} isHidden=${isHidden} onSelect=${onSelect} />
         <${LazyDetails} className="all" summary="Table of all scores">${() => html`<${Matrix} ...${shared} />`}<//>`}
-    </section>
-  `;
-}
-
-function Agreement({ entries }) {
-  if (!entries.length) return null;
-  const overlap = entries[0].k ? `top ${entries[0].k} in common` : "top tokens in common";
-  const share = (value) => (typeof value === "number" ? `${Math.round(value * 100)} %` : "–");
-  return html`
-    <section class="agreement">
-      <h3>Agreement</h3>
-      <div class="scroll" role="region" aria-label="Agreement of the methods" tabindex="0">
-        <table class="matrix">
-          <thead>
-            <tr><th scope="col">Methods</th><th scope="col">Spearman ρ</th><th scope="col">Kendall τ</th><th scope="col">${overlap}</th></tr>
-          </thead>
-          <tbody>
-            ${entries.map(({ methods, spearman, kendall, top_overlap }) => html`
-              <tr key=${methods.join()}>
-                <th scope="row">${methods.join(" and ")}</th>
-                <td data-value=${spearman ?? undefined}>${short(spearman) || "–"}</td>
-                <td data-value=${kendall ?? undefined}>${short(kendall) || "–"}</td>
-                <td data-value=${top_overlap ?? undefined}>${share(top_overlap)}</td>
-              </tr>`)}
-          </tbody>
-        </table>
-      </div>
-      <p class="help muted">
-        Means over the generated tokens. Both correlations rank the earlier tokens by absolute score: 1 is the same order, 0 no
-        relation, −1 the reverse order.
-      </p>
     </section>
   `;
 }

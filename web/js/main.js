@@ -1,5 +1,6 @@
-// Entry point: renders the page into the document.
+// Entry point: renders the whole page into the document, or the one job of a link for others.
 import { App } from "./app.js";
 import { html, render } from "./preact.js";
+import { SharedPage } from "./shared_page.js";
 
-render(html`<${App} />`, document.body);
+render(location.pathname.startsWith("/shared/") ? html`<${SharedPage} />` : html`<${App} />`, document.body);

@@ -2,12 +2,12 @@
 import { getJson } from "./api.js";
 import { viewsOf } from "./catalogue.js";
 import { JobView } from "./job_view.js";
-import { html, render, useEffect, useMemo, useState } from "./preact.js";
+import { html, useEffect, useMemo, useState } from "./preact.js";
 import { Notice } from "./problem_notice.js";
 import { useRoute } from "./route.js";
 import { SharedJobStore } from "./shared_job_store.js";
 
-function SharedPage() {
+export function SharedPage() {
   const { parameters } = useRoute();
   const store = useMemo(() => new SharedJobStore(location.pathname), []);
   const [catalogue, setCatalogue] = useState(null);
@@ -31,5 +31,3 @@ function SharedPage() {
     </main>
   `;
 }
-
-render(html`<${SharedPage} />`, document.body);
