@@ -151,7 +151,8 @@ def test_models(server):
         assert all(cell_len(line) <= int(columns) for line in printed.splitlines())
         for each in listed:
             assert each["name"] in printed
-            assert each["class"] in printed
+            told = each.get("class") or each["problem"]  # other tests have folders that are no model
+            assert "".join(told.split()) in "".join(printed.split())
     rows = {line.split()[0]: line for line in run(server, "models").stdout.splitlines()}
     assert rows[LOOKUP].split()[1:6] == ["GPT2LMHeadModel", "282K", "256", "1.13", "MB"]
     chat = {each["name"] for each in listed if each["chat_template"]}

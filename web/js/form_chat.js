@@ -1,15 +1,15 @@
 // A conversation: a row for each message, which may be moved and removed.
 import { errorsAt, Labelled } from "./form_field.js";
 import { hasContentInJson, newRow, nextRole } from "./messages_draft.js";
-import { html, useEffect, useRef } from "./preact.js";
+import { html, useLayoutEffect, useRef } from "./preact.js";
 
 const ROLES = ["system", "user", "assistant", "tool"];
 const MORE = "`tool_calls`, `tool_call_id`, `name`, or a `content` in parts.";
 
 export function Conversation({ label, rows, pointer, errors, onChange }) {
   const list = useRef(null);
-  const added = useRef(null); // the id of a row that a click added, to which the focus goes
-  useEffect(() => {
+  const added = useRef(null); // the id of a row that a click added, to which the focus goes before the next key is pressed
+  useLayoutEffect(() => {
     if (added.current === null) return;
     list.current.querySelector(`[data-row="${added.current}"] textarea`)?.focus();
     added.current = null;

@@ -1,5 +1,5 @@
 // A job's id, tags and notes on its page, and the form in which its name, notes and tags are changed in place.
-import { html, useEffect, useId, useRef, useState } from "./preact.js";
+import { html, useId, useLayoutEffect, useRef, useState } from "./preact.js";
 import { Notice } from "./problem_notice.js";
 import { TagChips } from "./tag_chips.js";
 
@@ -7,7 +7,7 @@ export function JobNotes({ job, store }) {
   const [isOpen, setOpen] = useState(false);
   const button = useRef(null);
   const wasOpen = useRef(false);
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (wasOpen.current && !isOpen) button.current?.focus();
     wasOpen.current = isOpen;
   }, [isOpen]);
@@ -32,7 +32,7 @@ function Editor({ job, store, onEnd }) {
   const [problem, setProblem] = useState(null);
   const first = useRef(null);
   const id = useId();
-  useEffect(() => first.current.focus(), []);
+  useLayoutEffect(() => first.current.focus(), []);
   const save = async (event) => {
     event?.preventDefault();
     try {

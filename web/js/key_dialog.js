@@ -1,10 +1,10 @@
 // The dialog that asks for an API key.
-import { html, useEffect, useRef, useState } from "./preact.js";
+import { html, useLayoutEffect, useRef, useState } from "./preact.js";
 
 export function KeyDialog({ wasRefused, onEnter }) {
   const dialog = useRef(null);
   const [value, setValue] = useState("");
-  useEffect(() => dialog.current.showModal(), []);
+  useLayoutEffect(() => dialog.current.showModal(), []);
   const enter = (event) => {
     event.preventDefault();
     if (value.trim()) onEnter(value.trim());

@@ -1,7 +1,7 @@
 // The dialog that makes links through which others read one job without a key, lists them, and revokes them.
 import { call, getJson } from "./api.js";
 import { when } from "./job.js";
-import { html, useEffect, useRef, useState } from "./preact.js";
+import { html, useEffect, useLayoutEffect, useRef, useState } from "./preact.js";
 import { Notice } from "./problem_notice.js";
 
 const DAY = 86_400; // seconds
@@ -73,7 +73,7 @@ function ShareDialog({ path, onClose }) {
 function MadeLink({ url }) {
   const input = useRef(null);
   const [isCopied, setCopied] = useState(false);
-  useEffect(() => input.current.select(), []);
+  useLayoutEffect(() => input.current.select(), []);
   const copy = async () => {
     await navigator.clipboard.writeText(url);
     setCopied(true);
