@@ -16,6 +16,7 @@ from jobs.store.job_store import JobStore
 from jobs.store.records import ALL_OWNERS, Submission
 from main import create_app
 from models import JobStatus, Problem, Progress, ResultPart
+from problems import StorageFailed
 from settings import Settings
 from tests.fake_engine import LOCAL, FakeEngine, body, ended, request, submit, until_running
 from tests.serving import until
@@ -213,8 +214,21 @@ def test_a_database_that_was_moved_away_takes_no_jobs(held):
     (data_dir / "jobs.sqlite3").rename(data_dir / "moved")
     assert "was removed or replaced" in refused(client, "new")
     assert client.get("/health/ready").status_code == 503
+    assert not (data_dir / "jobs.sqlite3").exists()  # no empty one in its place
     (data_dir / "moved").rename(data_dir / "jobs.sqlite3")
     assert ended(client, submit(client, "new"))["status"] == "completed"
+
+
+def test_a_connection_to_a_database_that_was_moved_away_makes_no_new_one(tmp_path):
+    store = JobStore(tmp_path)
+    store._database.engine.dispose()  # its idle connections
+    (tmp_path / "jobs.sqlite3").rename(tmp_path / "moved")
+    with pytest.raises(StorageFailed, match="was removed or replaced"):
+        store.keys.look_up("secret")
+    with pytest.raises(StorageFailed, match="was removed or replaced"):
+        store.get("0" * 32, ALL_OWNERS)
+    assert not (tmp_path / "jobs.sqlite3").exists()
+    store.close()
 
 
 # Clocks

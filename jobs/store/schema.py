@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +110,16 @@ def open_database(file: Path, *, wal: bool = True) -> sa.Engine:
     """Open the database with synchronous=FULL: a commit returns after fsync. Raises `OSError`.
 
     wal: with a write-ahead log beside it. A file that does not exist is created for its owner only; SQLite gives its
-    other files the same mode.
+    other files the same mode. A file that is moved away later is not created again: connections then fail.
     """
     touch_private(file)
     engine = sa.create_engine(f"sqlite:///{file}", pool_size=16, max_overflow=32)
+
+    def is_there(*_: Any) -> None:
+        if not file.exists():
+            raise sqlite3.OperationalError(f"{file} was removed or replaced")
+
+    sa.event.listen(engine, "do_connect", is_there)
     sa.event.listen(engine, "connect", _configure_connection)
     if wal:
         sa.event.listen(engine, "connect", _use_wal)
