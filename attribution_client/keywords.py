@@ -55,6 +55,20 @@ class TokenizerArguments(TypedDict, total=False):
     tgt_lang: str | None
 
 
+class SpanFields(TypedDict, total=False):
+    """A part of the target: `{"name": "answer", "after": "</think>"}`, or `{}` for all of it."""
+
+    name: str | None
+    start: int | None
+    end: int | None
+    text: str | None
+    after: str | None
+    between: tuple[str, str] | None
+    characters: tuple[int, int] | None
+    occurrence: int | None
+    contrast: str | None
+
+
 class MoreFields(TypedDict, total=False):
     """The fields of a request beside model, methods and text."""
 
@@ -62,6 +76,8 @@ class MoreFields(TypedDict, total=False):
     messages: Sequence[Message | Sequence[Message]] | None
     generated_text: str | list[str] | None
     generated_ids: list[list[int]] | None
+    choices: list[str] | None
+    spans: list[SpanFields] | None
     step_scores: list[str]
     candidates: int
     attributed_fn: str | None

@@ -24,6 +24,7 @@ from pydantic import (
 from attribution_schema.json_values import check_json
 from attribution_schema.messages import ChatMessage, Messages
 from attribution_schema.open_enum import TOLERANT, OpenEnum, keep_unknown
+from attribution_schema.spans import MAX_CHOICES, MAX_SPANS, Span
 from attribution_schema.webhook import WebhookEnd, WebhookUrl
 
 # `name`, `org/name` or a `.gguf` file in either, optionally `@revision`, and optionally `+` and the same for an
@@ -138,6 +139,15 @@ class AttributionRequest(BaseModel):
         None,
         description="Instead of `generated_text`: the target's token ids, one list for each input, as `target` of a "
         "result has them: from the first token of the prompt, or of the decoder. They are attributed as they are.",
+    )
+    choices: Annotated[list[Text], Field(min_length=1, max_length=MAX_CHOICES)] | None = Field(
+        None,
+        description="Instead of `generated_text`: texts of which each might follow the input, of any length. The first "
+        "is attributed: its probability as a whole, or its margin over each of the others.",
+    )
+    spans: Annotated[list[Span], Field(min_length=1, max_length=MAX_SPANS)] | None = Field(
+        None,
+        description="Parts of the target to attribute as wholes, instead of its tokens: each has one column of scores.",
     )
     step_scores: list[str] = Field([], max_length=32, description="Step functions to report for each generated token.")
     attributed_fn: str | None = Field(
@@ -273,8 +283,11 @@ class AttributionRequest(BaseModel):
             raise ValueError(
                 f"generated_text needs one text per input: {self.count} inputs, {len(self.targets or ())} targets"
             )
-        if self.generated_ids is not None and self.generated_text is not None:
-            raise ValueError("give either generated_text or generated_ids")
+        given = [name for name in ("generated_text", "generated_ids", "choices") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give either {' or '.join(given)}")
+        if self.choices is not None and self.spans is not None:
+            raise ValueError("choices are attributed as wholes: leave out spans, or give spans with a contrast")
         if self.generated_ids is not None and len(self.generated_ids) != self.count:
             raise ValueError(
                 f"generated_ids needs one list per input: {self.count} inputs, {len(self.generated_ids)} lists"
@@ -326,7 +339,12 @@ class AttributionRequest(BaseModel):
     @property
     def has_target(self) -> bool:
         """Whether the request gives the targets; else the model generates them."""
-        return self.generated_text is not None or self.generated_ids is not None
+        return any(each is not None for each in (self.generated_text, self.generated_ids, self.choices))
+
+    @property
+    def attributes_spans(self) -> bool:
+        """Whether scores are those of spans of the target, and not of its tokens."""
+        return self.spans is not None or self.choices is not None
 
     @property
     def targets(self) -> list[str] | None:

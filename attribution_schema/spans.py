@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 MAX_SPANS = 256
+MAX_CHOICES = 64
 MAX_SEGMENTS = 2048
 
 PartName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]

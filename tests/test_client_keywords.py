@@ -34,8 +34,8 @@ def plain(hint: Any) -> Any:  # noqa: PLR0911 - a case for each kind of type
     if origin in {list, Sequence}:
         members = plain(inner[0])
         return union(("list", each) for each in (members if isinstance(members, frozenset) else [members]))
-    if origin is dict:
-        return ("dict", *map(plain, inner))
+    if origin in {dict, tuple}:
+        return (origin.__name__, *map(plain, inner))
     if isinstance(hint, type) and issubclass(hint, Enum):
         return union(each.value for each in hint)
     if isinstance(hint, type) and issubclass(hint, BaseModel):

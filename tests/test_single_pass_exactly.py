@@ -9,22 +9,14 @@ import torch
 from transformers.models.bloom.modeling_bloom import BloomGelu
 
 from attribution.engine import AttributionEngine
-from attribution.inseq_loop import engine_calls
-from attribution.model_cache.loading import ModelKey, load
-from attribution.run.method_run import Runner
-from attribution.run.request_progress import RequestProgress
 from attribution.run.rounding import Float64Throughout
-from attribution.run.time_plan import TimePlan
-from attribution.text.sandbox import Sandboxes, TextSandbox
 from models import AttributionRequest
 from settings import Settings
+from tests.exact_columns import DIGITS, exact_columns
 from tests.families import FAMILIES, build
 from tests.first_principles import Plain
 
 TEXT, TARGET = "The quick brown", "fox jumps over"
-# Relative to the largest score. Measured: at most 2e-14, with AVX2 and without vector instructions. Other processors
-# round in another order, with the same error bound for each operation.
-DIGITS = 1e-12
 
 
 def gradients(plain, step):
@@ -91,15 +83,6 @@ def test_equals_first_principles(folder, tmp_path, monkeypatch, family, method):
     plain = Plain(folder / family, TEXT, target, dtype=torch.float64)
     if plain.unknown is None:
         plain.unknown = plain.tokenizer.pad_token_id
-    found = []
-    steps_of = engine_calls.step_results
-
-    def recorded(*given):
-        for column in steps_of(*given):
-            found.append(column.scores[0][0])
-            yield column
-
-    monkeypatch.setattr(engine_calls, "step_results", recorded)
     engine = AttributionEngine(Settings(data_dir=tmp_path, model_dirs=(str(folder),)))
     request = engine.check(
         AttributionRequest(
@@ -107,17 +90,7 @@ def test_equals_first_principles(folder, tmp_path, monkeypatch, family, method):
             engine="single_pass",
         )
     )  # fmt: skip
-    # In this thread, which alone runs in float64 throughout: rotary models compute their frequencies when they are loaded.
-    source = engine._models.sources.resolve(family)
-    loaded = load(source, ModelKey(family, source.revision, device="cpu", dtype="float64"))
-    sandbox = TextSandbox(Sandboxes(seconds=60, memory=2**30), source, lambda: False)
-    # Inseq stores scores in float32, so compare the scores before they are passed to Inseq's classes.
-    progress = RequestProgress(lambda _: None)
-    Runner(
-        request, loaded, progress=progress, plan=TimePlan(request, loaded, engine._estimator, progress),
-        should_cancel=lambda: False, most_n_steps=2000, max_input_tokens=100, sandbox=sandbox,
-    ).run()  # fmt: skip
-    columns = found[-len(plain.steps) :]
+    columns = exact_columns(engine, request, monkeypatch)[-len(plain.steps) :]
     for step, column in zip(plain.steps, columns, strict=True):
         theirs = expected(plain, step)
         assert column.dtype == torch.float64

@@ -15,6 +15,8 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizer
 from attribution.catalogue import config_checks, generation_catalogue, inseq_catalogue, refinement, traits
 from attribution.catalogue.inseq_catalogue import Method, Parameter, StepFunction, attributed_function
 from attribution.catalogue.single_pass_eligibility import obstacle
+from attribution.catalogue.span_checks import span_errors
+from attribution.catalogue.span_checks import with_defaults as with_span_defaults
 from attribution.catalogue.traits import BATCH_SIZES, CONTRASTS, DEFAULT_FUNCTION, SHORTHANDS, STEP_COUNTS, Reads
 from attribution_schema.did_you_mean import did_you_mean
 from models import Arguments, AttributionRequest, Engine, ProblemItem
@@ -41,6 +43,7 @@ def resolve(
     if method is None:
         errors.append(_unknown("/method", "method", request.attribution_method, inseq_catalogue.methods()))
         raise InvalidRequest(errors[0].detail, errors=errors)
+    request = with_span_defaults(request)
     functions = _functions(request, errors)
     attribution_args = _with_shorthands(request, method, errors)
     attributed = functions[:1] if request.attributed_fn is not None else [attributed_function(request)]
@@ -52,6 +55,7 @@ def resolve(
             "/attribution_args", attribution_args | first, method.parameters, f"method {method.name!r}", required=True
         )
         errors += refinement.refusals(request, method, attribution_args)
+        errors += span_errors(request, method)
         errors += _function_argument_errors("/attributed_fn_args", request.attributed_fn_args, attributed)
         errors += _function_argument_errors("/step_scores_args", request.step_scores_args, scored)
         errors += _refusals(request, method, attribution_args, [f for f in functions if f])
@@ -270,7 +274,8 @@ def _generation_errors(
     values = request.generation_args
     if request.has_target:
         if values:
-            given = "generated_text" if request.generated_ids is None else "generated_ids"
+            names = ("generated_text", "generated_ids", "choices")
+            given = next(name for name in names if getattr(request, name) is not None)
             yield _at("/generation_args", f"Nothing is generated if {given} is given: leave out generation_args.")
         return
     refused, accepted = generation_catalogue.REFUSED, generation_catalogue.parameters()

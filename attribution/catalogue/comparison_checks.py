@@ -8,6 +8,7 @@ from typing import Any
 from transformers import GenerationConfig, PretrainedConfig
 
 from attribution.catalogue import checks, inseq_catalogue, refinement
+from attribution.catalogue.span_checks import with_defaults as with_span_defaults
 from attribution.catalogue.traits import SHORTHANDS
 from models import AttributionRequest, ProblemItem
 from problems import InvalidRequest
@@ -26,6 +27,7 @@ def resolve(
 
     Raises `InvalidRequest` with every error found, each with a JSON pointer into the body.
     """
+    request = with_span_defaults(request)
     if request.methods is None:
         return checks.resolve(
             request, settings, is_encoder_decoder=is_encoder_decoder, config=config, generation=generation

@@ -191,7 +191,7 @@ def step_functions() -> dict[str, StepFunction]:
             function=function,
         )
         for name, function in sorted(STEP_SCORES_MAP.items())
-        if not is_corrected_name(name) and name != next_token.NAME
+        if not is_corrected_name(name) and name not in next_token.OWN
     }
 
 

@@ -17,6 +17,8 @@ import torch
 from models import AttributionRequest, Engine
 
 NAME = "service:next_token_candidates"
+LOG_PROBABILITY = "service:log_probability"  # of each token, in the same way: a span's is their sum
+OWN = frozenset({NAME, LOG_PROBABILITY})
 MOST = 20  # candidates that a request may ask for
 _OWN = 3  # numbers about the step's own token, which precede those of the candidates
 
@@ -32,11 +34,15 @@ class Candidate:
 
 
 def scored_names(request: AttributionRequest) -> list[str]:
-    """The functions to compute at each step: the step scores, and the candidates where the request wants some.
+    """The functions to compute at each step: the step scores, the candidates where the request wants some, and the
+    log-probability for spans.
 
     Without corrections, nothing of ours runs.
     """
-    return [*request.step_scores, *([NAME] if request.candidates and request.corrections else [])]
+    own = ([NAME] if request.candidates and request.corrections else []) + (
+        [LOG_PROBABILITY] if request.attributes_spans else []
+    )
+    return [*request.step_scores, *own]
 
 
 def requests_of_methods(request: AttributionRequest) -> list[AttributionRequest]:
@@ -54,9 +60,9 @@ def of_scores(request: AttributionRequest) -> AttributionRequest:
     return request.model_copy(update={"engine": Engine.AUTO})
 
 
-def without_candidates(scores: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
-    """The step scores alone."""
-    return {name: values for name, values in (scores or {}).items() if name != NAME}
+def without_own(scores: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
+    """The step scores that the request names."""
+    return {name: values for name, values in (scores or {}).items() if name not in OWN}
 
 
 def read(row: torch.Tensor, most: int) -> list[Candidate]:
@@ -117,4 +123,14 @@ def _likeliest(keys: torch.Tensor, count: int) -> torch.Tensor:
     return torch.stack(rows)
 
 
+def _log_probability(args: Any) -> torch.Tensor:
+    """The logarithm of the target's probability, for each row of logits ([rows])."""
+    logits = args.attribution_model.output2logits(args.forward_output).detach()
+    targets = args.target_ids.reshape(-1, 1).to(logits.device)
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    found: torch.Tensor = logits.to(exact).log_softmax(-1).gather(-1, targets)[:, 0]
+    return found.double().cpu()
+
+
+inseq.register_step_function(_log_probability, LOG_PROBABILITY, overwrite=True)
 inseq.register_step_function(_next_token_candidates, NAME, overwrite=True)

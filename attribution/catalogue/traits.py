@@ -7,6 +7,7 @@ until it is described; tests hold the facts to what runs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -56,6 +57,7 @@ class MethodTraits:
     compares_activations: bool = False  # those of the input with those of the baseline
     # Completeness: scores sum to f(input) - f(baseline). The advice for scores that do not; None without the identity.
     completeness_advice: str | None = None
+    is_absolute: bool | str = False  # scores have no sign; or the argument that says so, which is true by default
     multiplies_by_inputs: bool = True  # Inseq's default for `multiply_by_inputs`, with which the identity holds
     advice_on_nan: str = ""  # what to change where scores are NaN
     without_layer: str | None = None  # of a layer method: the method on the input that it corresponds to
@@ -68,6 +70,10 @@ class MethodTraits:
     probes: bool = False  # forwards in two directions at each probe step; a step may end before the last
     zeroes_positions: bool = False  # runs each layer on pairs of a zeroed token and a position, of all steps at once
     redraws: bool = False  # of the single pass: draws anew at each step, so that steps share no forward
+
+    def returns_absolute(self, arguments: Mapping[str, object]) -> bool:
+        """Whether scores are absolute values, with these arguments."""
+        return bool(arguments.get(self.is_absolute, True) if isinstance(self.is_absolute, str) else self.is_absolute)
 
 
 _RAISE_N_STEPS = "Raise n_steps."
@@ -143,7 +149,12 @@ METHODS: dict[str, MethodTraits] = {
         perturbed="n_samples",
     ),
     "occlusion": MethodTraits(
-        ScoreShape.TOKEN, has_single_pass=True, runs_own_text=True, perturbed="windows", extra_forwards=1
+        ScoreShape.TOKEN,
+        has_single_pass=True,
+        runs_own_text=True,
+        perturbed="windows",
+        extra_forwards=1,
+        is_absolute=True,
     ),
     "reagent": MethodTraits(
         ScoreShape.TOKEN,
@@ -154,7 +165,7 @@ METHODS: dict[str, MethodTraits] = {
         probes=True,
         extra_forwards=1,
     ),
-    "saliency": MethodTraits(has_single_pass=True, runs_own_text=True),
+    "saliency": MethodTraits(has_single_pass=True, runs_own_text=True, is_absolute="abs"),
     "sequential_integrated_gradients": MethodTraits(
         has_single_pass=True,
         repeats_rows=True,
@@ -186,6 +197,7 @@ class StepFunctionTraits:
     compares_forwards: bool = False  # of the text and of the contrast: needs `contrast_force_inputs` to be attributed
     difference: str | None = None  # of a function of the contrast alone: the one that compares it with the target
     forwards: str | None = None  # the argument that counts its own forward passes
+    is_multiplied: bool = False  # over the tokens of a span, as probabilities are; other functions are added up
 
 
 _CONTRASTIVE = StepFunctionTraits(Reads.LOGITS_AND_PREFIX)
@@ -194,17 +206,17 @@ _OF_LOGITS = StepFunctionTraits(Reads.LOGITS)
 STEP_FUNCTIONS: dict[str, StepFunctionTraits] = {
     "contrast_logits": StepFunctionTraits(Reads.LOGITS_AND_PREFIX, difference="contrast_logits_diff"),
     "contrast_logits_diff": _CONTRASTIVE,
-    "contrast_prob": StepFunctionTraits(Reads.LOGITS_AND_PREFIX, difference="contrast_prob_diff"),
+    "contrast_prob": StepFunctionTraits(Reads.LOGITS_AND_PREFIX, difference="contrast_prob_diff", is_multiplied=True),
     "contrast_prob_diff": _CONTRASTIVE,
     "crossentropy": _OF_LOGITS,
     "entropy": _OF_LOGITS,
     "in_context_pvi": _CONTRASTIVE,
     "kl_divergence": StepFunctionTraits(compares_forwards=True),
     "logit": _OF_LOGITS,
-    "mc_dropout_prob_avg": StepFunctionTraits(draws_dropout=True, forwards="n_mcd_steps"),
+    "mc_dropout_prob_avg": StepFunctionTraits(draws_dropout=True, forwards="n_mcd_steps", is_multiplied=True),
     "pcxmi": _CONTRASTIVE,
-    "perplexity": _OF_LOGITS,
-    "probability": _OF_LOGITS,
+    "perplexity": StepFunctionTraits(Reads.LOGITS, is_multiplied=True),
+    "probability": StepFunctionTraits(Reads.LOGITS, is_multiplied=True),
     "top_p_size": StepFunctionTraits(Reads.ONE_ROW, is_differentiable=False),
 }
 
@@ -215,7 +227,7 @@ def of_method(name: str) -> MethodTraits:
 
 
 def of_step_function(name: str) -> StepFunctionTraits:
-    """The traits of a step function by Inseq's name, or of the candidates by theirs."""
-    if name == next_token.NAME:
+    """The traits of a step function by Inseq's name, or of one of our own by its name."""
+    if name in next_token.OWN:
         return _OF_LOGITS
     return STEP_FUNCTIONS.get(name, StepFunctionTraits())

@@ -30,10 +30,19 @@ class Shape:
     source: int
     first: int  # first target position that is attributed
     end: int  # one after the last
+    spans: int = 0  # that are attributed in place of the positions
 
     @property
     def steps(self) -> int:
-        return self.end - self.first
+        """The number of things that are attributed."""
+        return self.spans or self.end - self.first
+
+    @property
+    def ends(self) -> range:
+        """The positions up to which Inseq's loop runs the model, one after another; those of spans are the last ones,
+        since where they end is not known before.
+        """
+        return range(self.end - self.steps, self.end)
 
     @property
     def longest(self) -> int:
@@ -68,7 +77,7 @@ def of_text(request: AttributionRequest, shape: Shape, *, scores_at_once: bool =
     own, forwards, once = _attributed_forwards(request), *_score_forwards(request, method, at_once=scores_at_once)
     if once and not (method.traits.reads_attention and request.corrections):  # whose own forward gives the scores
         yield Passes(1, 1, shape.source + shape.end - 1)
-    for position in range(shape.first, shape.end):
+    for position in shape.ends:
         length = shape.source + position
         if not method.is_final_step:
             attributed = position if not shape.source else shape.source + position * request.attribute_target
@@ -108,7 +117,7 @@ def of_single_pass(request: AttributionRequest, shape: Shape) -> Iterator[Passes
     if _has_two_contrasts(request):
         yield Passes(1, 1, length)  # step scores with another contrast are computed in a separate run
     if extra := _own_score_forwards(request):
-        for position in range(shape.first, shape.end):
+        for position in shape.ends:
             yield Passes(extra, 1, shape.source + position)
 
 

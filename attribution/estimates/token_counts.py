@@ -75,9 +75,19 @@ class TokenCounter:
             first, end = encoding.check_positions(
                 loaded.model, prompt.encoding, target, request.attr_pos_start, request.attr_pos_end, generated=False
             )
-            return CountedInput(length, Shape(source, first, end), target.input_ids.shape[1], new=0)
+            shape = _with_spans(request, Shape(source, first, end))
+            return CountedInput(length, shape, target.input_ids.shape[1], new=0)
         settings = generation_settings(loaded, request, prompt, spoken, limits)
         return counted_generation(loaded, request, prompt, settings)
+
+
+def _with_spans(request: AttributionRequest, shape: Shape) -> Shape:
+    """The shape of a text whose spans are attributed, each alternative counted as one more."""
+    if not request.attributes_spans:
+        return shape
+    spans, choices = request.spans or (), request.choices or ()
+    count = len(spans) + sum(each.contrast is not None for each in spans)
+    return replace(shape, spans=count or max(1, 2 * (len(choices) - 1)))
 
 
 def counted_generation(
@@ -92,5 +102,5 @@ def counted_generation(
     source, before = (length, 1) if loaded.model.is_encoder_decoder else (0, length)
     first = request.attr_pos_start or before
     end = min(request.attr_pos_end or before + new, before + new)
-    shape = Shape(source, first, max(end, first))
+    shape = _with_spans(request, Shape(source, first, max(end, first)))
     return CountedInput(length, shape, before + new, new, settings.beams, settings.warnings)

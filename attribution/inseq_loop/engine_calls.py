@@ -26,7 +26,9 @@ from attribution.single_pass.activations import cached_derivatives
 from attribution.single_pass.batch_sizes import rows_of_layer
 from attribution.single_pass.inseq_output import InseqOutputBuilder
 from attribution.single_pass.kept_states import KeptStates
+from attribution.single_pass.logit_functions import summed_function
 from attribution.single_pass.method_dispatch import step_results
+from attribution.single_pass.span_output import SpanOutputBuilder
 from attribution.single_pass.text_task import ProgressCallback, StepResult
 from attribution.text.step_labels import StepLabels
 from models import AttributionRequest
@@ -73,11 +75,18 @@ def by_single_pass(setup: Setup, steps: FinishedSteps, on_progress: ProgressCall
                 identity.append(completeness.step_of(result.scores, result.at_input, result.at_baseline))
             yield result
 
-    builder = InseqOutputBuilder(setup.method, setup.model, setup.batch, setup.arguments)
+    builder = _output_builder(setup)
     task = builder.task(on_progress, needs_identity=has_identity)
     results = measured(step_results(setup.method, task, setup.arguments["attribution_args"]))
     with cached_derivatives(setup.loaded.network), step_scores.remembered_forward(setup.model):
         return builder.output(results, steps.append), identity
+
+
+def _output_builder(setup: Setup) -> InseqOutputBuilder:
+    inputs, text = (setup.method, setup.model, setup.batch, setup.arguments), setup.work.text
+    return (
+        SpanOutputBuilder(text, *inputs, is_signed=setup.work.is_signed) if text.spans else InseqOutputBuilder(*inputs)
+    )
 
 
 def by_kept_states(
@@ -91,7 +100,7 @@ def by_kept_states(
     task = builder.task(on_progress, needs_identity=False)
     with step_scores.remembered_forward(setup.model):
         head_output = kept.head_output(task)
-        results = (task.step_result(index, None, head_output, None) for index in range(len(task.steps)))
+        results = (task.result(index, None, head_output, None) for index in range(task.count))
         return builder.output(results, steps.append), []
 
 
@@ -130,6 +139,7 @@ def _loop(
         identity = completeness.watch(setup.method, model, setup.ledger)
     # The layer that the request names may be the head. Without corrections, the loop is Inseq's own.
     is_lean = setup.loaded.is_lean and request.corrections and not request.attribution_args.get("target_layer")
+    is_lean = is_lean and setup.work.summed is None  # a sum reads several positions
     with ExitStack() as stack:
         stack.enter_context(_steps_reported(model, steps, StepLabels(setup.batch)))
         if is_lean:
@@ -142,6 +152,8 @@ def _loop(
             layers = setup.method.method
             layers.rows_at_once, layers.on_progress = partial(rows_of_layer, model.model), on_progress
         function = model.get_attributed_fn(arguments.pop("attributed_fn"))
+        if setup.work.summed is not None:
+            function = summed_function(function, setup.work.summed, text.target.input_ids[0])
         names, own = arguments["step_scores"], step_scores.has_own_logits(request, method)
         if scores is not None:
             step_scores.take_from(setup.method, scores, text.first)

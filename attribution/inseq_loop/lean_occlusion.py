@@ -9,8 +9,11 @@ from inseq.data import CoarseFeatureAttributionStepOutput
 from inseq.models import HuggingfaceModel
 
 
-def lean_occlusion(method: FeatureAttribution, model: HuggingfaceModel) -> None:
-    """Have a loaded `occlusion` compare the columns of its scores as tensors; the rest of its step is Inseq's."""
+def lean_occlusion(method: FeatureAttribution, model: HuggingfaceModel, *, is_signed: bool) -> None:
+    """Have a loaded `occlusion` compare the columns of its scores as tensors; the rest of its step is Inseq's.
+
+    `is_signed`: without its absolute value.
+    """
 
     def attribute_step(main: dict[str, Any], arguments: dict[str, Any]) -> CoarseFeatureAttributionStepOutput:
         if "sliding_window_shapes" not in arguments:
@@ -21,7 +24,7 @@ def lean_occlusion(method: FeatureAttribution, model: HuggingfaceModel) -> None:
         scores = method.method.attribute(**main, **arguments)
         for each in scores:
             assert bool((each == each[..., :1]).all()), "A window must cover whole embeddings."
-        columns = [each[:, :, 0].abs().to("cpu") for each in scores]
+        columns = [(each if is_signed else each.abs())[:, :, 0].to("cpu") for each in scores]
         source, target = (*columns, None)[:2] if model.is_encoder_decoder else (None, columns[0])
         return CoarseFeatureAttributionStepOutput(source_attributions=source, target_attributions=target)
 

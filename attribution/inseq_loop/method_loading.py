@@ -26,9 +26,18 @@ from problems import InputRejected, UnsupportedByModel
 
 
 def load_method(
-    method: Method, request: AttributionRequest, loaded: LoadedModel, text: Text, ledger: Ledger, *, float32: bool
+    method: Method,
+    request: AttributionRequest,
+    loaded: LoadedModel,
+    text: Text,
+    ledger: Ledger,
+    *,
+    float32: bool,
+    is_signed: bool = False,
+    is_sum: bool = False,
 ) -> FeatureAttribution:
     """The method, hooked to the model. `float32`: its inputs are float32 copies of embeddings (see `embeddings`).
+    `is_signed`, `is_sum`: see `MethodOnText`.
 
     Raises `InputRejected` for a layer that cannot be attributed, and `UnsupportedByModel` for DeepLIFT on experts with
     activations that it compares.
@@ -49,9 +58,9 @@ def load_method(
             stack.enter_context(embeddings.float32_vocabulary(model))
         found = FeatureAttribution.load(method.name, attribution_model=model, **arguments)
     if method.traits.perturbed == "windows" and request.corrections:
-        lean_occlusion(found, model)
-    if inseq_catalogue.samples_share_forwards(request):
-        lean_lime(found, model, partial(rows_of_forward, model.model, last_logits=loaded.is_lean))
+        lean_occlusion(found, model, is_signed=is_signed)
+    if method.has_scores and inseq_catalogue.samples_share_forwards(request):
+        lean_lime(found, model, partial(rows_of_forward, model.model, last_logits=loaded.is_lean and not is_sum))
     if method.traits.probes and request.corrections:
         lean_reagent(found)
     if method.is_layer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from inseq.data import FeatureAttributionOutput
 from inseq.data.attribution import FeatureAttributionSequenceOutput, FeatureAttributionStepOutput
@@ -12,6 +13,7 @@ from inseq.models import HuggingfaceModel
 
 from attribution.corrections import positions_and_padding
 from attribution.inseq_loop.text_setup import rename_step_scores
+from attribution.single_pass import span_output
 from attribution.text.encoding import Text
 from attribution.text.step_labels import labels
 from models import AttributionRequest
@@ -38,6 +40,8 @@ def output_of_steps(
     steps = [copy.copy(each) for each in running.steps]
     if not steps:
         return None
+    if running.text.spans:
+        return _of_spans(request, model, running, steps)
     text, end = running.text, running.text.first + len(steps)
     target = labels(text.target.input_tokens[0], text.target.input_ids[0].tolist())
     for position, step in enumerate(steps, text.first):
@@ -54,19 +58,36 @@ def output_of_steps(
     sequences = FeatureAttributionSequenceOutput.from_step_attributions(
         steps, [target[:end] if tail else target], pad_token=running.pad_token, attr_pos_end=end
     )
-    output = FeatureAttributionOutput(
-        sequences,
-        steps if request.output_step_attributions else None,
-        {
-            "attribution_method": running.method,
-            "attr_pos_start": text.first,
-            "attr_pos_end": end,
-            "output_step_attributions": request.output_step_attributions,
-            "attribute_target": request.attribute_target and bool(model.is_encoder_decoder),
-            **model.info,
-        },
-    )
+    kept = steps if request.output_step_attributions else None
+    output = FeatureAttributionOutput(sequences, kept, _info(request, model, running, text.first, end))
     positions_and_padding.restore_tail(output, tail)
     positions_and_padding.name_tokens(output)
     rename_step_scores(output, running.step_score_names)
     return output
+
+
+def _of_spans(
+    request: AttributionRequest,
+    model: HuggingfaceModel,
+    running: RunningText,
+    steps: Sequence[FeatureAttributionStepOutput],
+) -> FeatureAttributionOutput:
+    sequence = span_output.joined(steps, running.text, model, clean=request.clean_special_chars)
+    info = _info(request, model, running, sequence.attr_pos_start, sequence.attr_pos_end)
+    output = FeatureAttributionOutput([sequence], None, info)
+    positions_and_padding.name_tokens(output)
+    rename_step_scores(output, running.step_score_names)
+    return output
+
+
+def _info(
+    request: AttributionRequest, model: HuggingfaceModel, running: RunningText, start: int, end: int
+) -> dict[str, Any]:
+    return {
+        "attribution_method": running.method,
+        "attr_pos_start": start,
+        "attr_pos_end": end,
+        "output_step_attributions": request.output_step_attributions,
+        "attribute_target": request.attribute_target and bool(model.is_encoder_decoder),
+        **model.info,
+    }

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Protocol
 
 from inseq.data import FeatureAttributionOutput
 from inseq.data.attribution import FeatureAttributionStepOutput
+from inseq.models import HuggingfaceModel
 from transformers import PreTrainedModel
 
 from attribution.catalogue import inseq_catalogue
@@ -23,6 +25,7 @@ from attribution.inseq_loop.engine_calls import Attributed, EngineCall, Finished
 from attribution.inseq_loop.partial_output import RunningText, output_of_steps
 from attribution.inseq_loop.text_setup import MethodOnText, rename_step_scores, set_up
 from attribution.model_cache.loading import LoadedModel
+from attribution.single_pass import span_output
 from attribution.single_pass.text_task import ProgressCallback
 from attribution.text.encoding import Text
 from models import Arguments, AttributionRequest
@@ -56,10 +59,11 @@ class TextAttribution:
         progress: TextProgress,
         on_progress: ProgressCallback,
         on_step: Callable[[FeatureAttributionStepOutput], None] = lambda _: None,
+        is_signed: bool = False,
     ) -> None:
         """`on_progress` is called before each piece of a single pass with the fraction that is done; it may raise.
 
-        `on_step` is called with each finished step, in the thread that runs it.
+        `on_step` is called with each finished step, in the thread that runs it. `is_signed`: see `MethodOnText`.
         """
         self._request = request
         self._loaded = loaded
@@ -69,7 +73,9 @@ class TextAttribution:
         self._progress = progress
         self._on_progress = on_progress
         self._on_step = on_step
+        self._is_signed = is_signed
         self._running: RunningText | None = None
+        self._spans_done: list[FeatureAttributionOutput] = []  # of `runs_by_span`
         self.method: Method = inseq_catalogue.methods()[request.attribution_method]
 
     @property
@@ -87,12 +93,53 @@ class TextAttribution:
         """
         method, text, contrast, names = self.method, self._text, self._contrast, scored_names(self._request)
         if not names or not self._needs_second_run():
-            return [MethodOnText(method, text, names, contrast)]
+            return [MethodOnText(method, text, names, contrast, is_signed=self._is_signed)]
         dummy = inseq_catalogue.step_scores_only()
         return [
             MethodOnText(method, text, [], contrast | {"step_scores_args": {}}),
             MethodOnText(dummy, text, names, contrast | {"attributed_fn_args": {}}, is_for_scores_only=True),
         ]
+
+    def runs_by_span(self) -> list[MethodOnText]:
+        """The runs that make up the attribution of spans where no engine has one for all: each span is the last step of
+        a text that ends with it. The outputs go to `span_output.of_single_steps`.
+        """
+        return [
+            MethodOnText(
+                self.method,
+                replace(self._text, first=span.end - 1, end=span.end, spans=()),
+                [],
+                self._contrast | {"step_scores_args": {}},
+                summed=range(span.start, span.end),
+                is_signed=self._is_signed,
+            )
+            for span in self._text.spans
+        ]
+
+    def run_of_scores(self) -> MethodOnText:
+        """The run for the step scores of all tokens of the spans."""
+        return MethodOnText(
+            inseq_catalogue.step_scores_only(),
+            replace(self._text, spans=()),
+            scored_names(self._request),
+            self._contrast | {"attributed_fn_args": {}},
+            is_for_scores_only=True,
+        )
+
+    @property
+    def text(self) -> Text:
+        return self._text
+
+    @property
+    def scored(self) -> list[str]:
+        """The step scores to compute, our own included."""
+        return scored_names(self._request)
+
+    @property
+    def model(self) -> HuggingfaceModel:
+        """Inseq's model."""
+        model: HuggingfaceModel = self._loaded.model
+        return model
 
     def run(self, work: MethodOnText, engine: EngineCall) -> Attributed:
         """One of the `runs`, by this engine.
@@ -103,11 +150,11 @@ class TextAttribution:
         try:
             with set_up(self._request, self._loaded, self._ledger, work, self._progress.preparing) as setup:
                 steps, names = FinishedSteps(self._on_step, self._step_done), setup.step_score_names
-                if not work.is_for_scores_only and not work.method.is_final_step:
+                if not work.is_for_scores_only and not work.method.is_final_step and work.summed is None:
                     pad_token = self._loaded.model.pad_token
                     self._running = RunningText(work.text, steps, names, pad_token, work.method.name)
                 output, identity = engine(setup, steps, self._on_progress)
-                if setup.tail:
+                if setup.tail and not work.text.spans:
                     positions_and_padding.restore_tail(output, setup.tail)
                 positions_and_padding.name_tokens(output)
         except (AssertionError, ValueError, TypeError, IndexError) as error:
@@ -118,13 +165,17 @@ class TextAttribution:
                 f"{self.method.name} fails with these attribution_args: {type(error).__name__}: {reason}"
             ) from error
         rename_step_scores(output, names)
+        if work.summed is not None:
+            self._spans_done.append(output)
         return output, identity
 
     def partial(self) -> FeatureAttributionOutput | None:
         """The finished steps as an output of their own, from any thread; None before the first step, and for methods
         with one step.
         """
-        return None if self._running is None else output_of_steps(self._request, self._loaded.model, self._running)
+        if done := list(self._spans_done):
+            return span_output.of_single_steps(done, self._text, self.model, clean=self._request.clean_special_chars)
+        return None if self._running is None else output_of_steps(self._request, self.model, self._running)
 
     def _needs_second_run(self) -> bool:
         if self.method.is_final_step:
@@ -141,7 +192,7 @@ class TextAttribution:
         # A dropout function may have left the model in train mode; the next step must not run in it.
         if self._loaded.model.training:
             self._loaded.model.eval()
-        self._progress.steps_done(steps)
+        self._progress.steps_done(len(self._spans_done) + steps)
 
 
 def joined(attributed: list[Attributed]) -> Attributed:

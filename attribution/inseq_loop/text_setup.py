@@ -37,6 +37,8 @@ class MethodOnText:
     step_scores: list[str]  # see `next_token.scored_names`
     contrast: dict[str, Arguments]  # `attributed_fn_args` and `step_scores_args` of this text
     is_for_scores_only: bool = False  # a second run over the text, whose step scores alone are used
+    summed: range | None = None  # target positions whose attributed function is added up, at the one step of the text
+    is_signed: bool = False  # scores keep their sign, also where the method returns absolute values
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,16 @@ def set_up(
         with ExitStack() as loading:
             if method.traits.prepares_vocabulary:
                 loading.enter_context(preparing())
-            loaded_method = load_method(method, request, loaded, text, ledger, float32=float32)
+            loaded_method = load_method(
+                method,
+                request,
+                loaded,
+                text,
+                ledger,
+                float32=float32,
+                is_signed=work.is_signed,
+                is_sum=bool(work.summed),
+            )
         target, tail = _target_and_tail(request, model, text, ledger)
         arguments = {
             "attr_pos_start": text.first,
@@ -97,13 +108,18 @@ def set_up(
             "attribute_target": request.attribute_target and bool(model.is_encoder_decoder),
             "skip_special_tokens": request.skip_special_tokens,
             "clean_special_chars": request.clean_special_chars,
-            "attribution_args": {}
-            if not method.has_scores
-            else checks.typed(request.attribution_args, method.call_parameters),
+            "attribution_args": _attribution_args(request, method, is_signed=work.is_signed),
             **functions_and_arguments(request, method, work.step_scores, work.contrast, ledger),
         }
         batch = embedded_batch(model, text.source, target, float32=float32)
         yield Setup(request, loaded, ledger, work, loaded_method, target, tail, batch, arguments)
+
+
+def _attribution_args(request: AttributionRequest, method: Method, *, is_signed: bool) -> dict[str, Any]:
+    if not method.has_scores:
+        return {}
+    arguments = checks.typed(request.attribution_args, method.call_parameters)
+    return arguments | ({"abs": False} if is_signed and "abs" in method.call_parameters else {})
 
 
 def functions_and_arguments(
@@ -115,7 +131,7 @@ def functions_and_arguments(
     given = contrast["attributed_fn_args"]
     attributed = corrected_step_function(function.name, ledger, given, repeats_rows=repeats_rows)
     parameters = function.parameters if request.attributed_fn else {}
-    own = [functions[name] for name in step_scores if name != next_token.NAME]
+    own = [functions[name] for name in step_scores if name not in next_token.OWN]
     scored = {key: value for each in own for key, value in each.parameters.items()}
     return {
         "attributed_fn": attributed,

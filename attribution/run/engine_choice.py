@@ -72,7 +72,7 @@ class EngineChoice:
         `dummy`), after a probe of the model if there was none.
         """
         dummy = inseq_catalogue.step_scores_only()
-        if names != [next_token.NAME] or self._request.engine != Engine.INSEQ:
+        if not next_token.OWN.issuperset(names) or self._request.engine != Engine.INSEQ:
             return self.takes_single_pass(dummy)
         # Candidates are beside the scores that the request wants from Inseq's loop.
         if next_token.NAME not in self._decided:

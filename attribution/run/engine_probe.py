@@ -10,7 +10,7 @@ import torch
 from inseq.data import FeatureAttributionOutput
 
 from attribution.catalogue.inseq_catalogue import Method
-from attribution.catalogue.next_token import without_candidates
+from attribution.catalogue.next_token import without_own
 from attribution.corrections.registry import Ledger
 from attribution.estimates.passes import Shape
 from attribution.estimates.probes import DOUBTED, MOST_ROUNDING, probe_request
@@ -159,7 +159,7 @@ def probe_text(loaded: LoadedModel, shape: Shape) -> Text:
 def _differences(ours: FeatureAttributionOutput, theirs: FeatureAttributionOutput) -> Iterator[float]:
     for mine, other in zip(ours.sequence_attributions, theirs.sequence_attributions, strict=True):
         pairs = [(getattr(mine, name), getattr(other, name)) for name in ("source_attributions", "target_attributions")]
-        scores = without_candidates(other.step_scores)  # ids of tokens, which have no difference
+        scores = without_own(other.step_scores)  # ids of tokens, which have no difference
         pairs += [((mine.step_scores or {}).get(name), score) for name, score in scores.items()]
         for a, b in pairs:
             if a is None or b is None or a.shape != b.shape or not torch.equal(a.isnan(), b.isnan()):

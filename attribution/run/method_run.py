@@ -25,7 +25,7 @@ from attribution.inseq_loop.engine_calls import METHOD_WARNINGS, Attributed
 from attribution.inseq_loop.text_attribution import TextAttribution
 from attribution.isolation import isolated
 from attribution.model_cache.loading import LoadedModel
-from attribution.run import result_checks, text_run, token_notes
+from attribution.run import result_checks, span_margins, text_run, token_notes
 from attribution.run.candidate_notes import CandidateNotes, SequenceCandidates, shortened
 from attribution.run.engine_choice import EngineChoice
 from attribution.run.generated_targets import GeneratedTargets
@@ -98,6 +98,7 @@ class Runner:
         self._warnings = [*loaded.warnings, *warnings]
         self._generation_args: list[Arguments] = []  # for each text that was generated
         self._convergence: list[dict[str, list[float]]] = []  # for each sequence, see `completeness.describe`
+        self._spans: list[dict[str, Any]] = []  # for each sequence, see `span_margins.describe`
         self._n_steps: list[int] = []  # that each sequence reached, where the request leaves them to us
         self._reader = TextReader(
             request,
@@ -190,6 +191,7 @@ class Runner:
             generation_args=self._generation_args,
             convergence=list(self._convergence),
             n_steps=list(self._n_steps),
+            spans=list(self._spans),
         )
 
     # Cancellation
@@ -219,10 +221,11 @@ class Runner:
     # Attribution
 
     def _attribute_all(self, texts: list[PreparedText]) -> None:
-        self._choice.shapes = shapes = [self._shape(each.text) for each in texts]
+        every = [one for each in texts for one in (each.text, *(other.text for other in each.alternatives))]
+        self._choice.shapes = shapes = [self._shape(each) for each in every]
         if self._method.is_final_step and (warning := self._choice.maps_of_other_positions()):
             self._warnings.append(warning)
-        self._progress.begin_attributing(sum(self._units(each.text) for each in texts))
+        self._progress.begin_attributing(sum(self._units(each) for each in every))
         self.expected = self._plan.before_attributing(self._method.name, shapes)
         began = time.monotonic()
         text_run.choose_engines(self._request, self._method, self._choice)
@@ -236,35 +239,60 @@ class Runner:
         self.took = 0.0 if self._is_refined else time.monotonic() - began - self._choice.probing_seconds
 
     def _attribute(self, prepared: PreparedText) -> FeatureAttributionOutput:
-        self._progress.begin_text(self._units(prepared.text))
+        self._progress.begin_text(
+            sum(self._units(each) for each in (prepared.text, *(other.text for other in prepared.alternatives)))
+        )
         output = (
             self._refined(prepared) if self._is_refined else self._measured(*self._attempt(self._request, prepared))
         )
         (sequence,) = output.sequence_attributions
-        self._warnings += result_checks.warnings_of_gaps(output, self._method, self._model)
+        self._warnings += result_checks.warnings_of_gaps(output, self._method, self._model, prepared.text.first)
         told = output.info.pop(METHOD_WARNINGS, [])
         self._warnings += [each for each in told if each not in self._warnings]
         self.notes.append(token_notes.of_result(self._model, prepared.text, prepared.notes, sequence))
         output.info |= prepared.info
+        if prepared.text.spans:
+            self._spans.append(output.info.pop(span_margins.DESCRIBED))
         return output
 
     def _attempt(self, request: AttributionRequest, prepared: PreparedText) -> Attributed:
         """The text's attribution with the arguments of this request, and each token's completeness."""
-        attribution = TextAttribution(
+        if prepared.alternatives:
+            return self._attempt_margins(request, prepared)
+        attribution = self._attribution(request, prepared.text, prepared)
+        self._snapshot = replace(self._snapshot, current=(attribution, prepared))
+        output, identity = text_run.attribute(attribution, self._choice, prepared.random_state, self._should_cancel)
+        if prepared.text.spans:
+            span_margins.describe(request, prepared, output, [])
+        # Where EOS is the padding, Inseq takes a last EOS away again.
+        (sequence,) = output.sequence_attributions
+        return output, identity[: sequence.attr_pos_end - sequence.attr_pos_start]
+
+    def _attempt_margins(self, request: AttributionRequest, prepared: PreparedText) -> Attributed:
+        """The spans of a text, minus the alternatives of some; nothing is shown of it before both are done."""
+        others, texts = [], [prepared.text, *(each.text for each in prepared.alternatives)]
+        for index, text in enumerate(texts):
+            if not self._is_refined:
+                self._progress.begin_attempt(index / len(texts), (index + 1) / len(texts))
+            attribution = self._attribution(request, text, prepared, is_signed=True)
+            others.append(text_run.attribute(attribution, self._choice, prepared.random_state, self._should_cancel))
+        (output, identity), *others = others
+        return span_margins.margins(request, prepared, output, [each for each, _ in others]), identity
+
+    def _attribution(
+        self, request: AttributionRequest, text: Text, prepared: PreparedText, *, is_signed: bool = False
+    ) -> TextAttribution:
+        return TextAttribution(
             request,
             self._loaded,
             self._ledger,
-            prepared.text,
+            text,
             prepared.contrast,
             progress=self._progress,
             on_progress=self._on_progress,
             on_step=self._candidates.learn,
+            is_signed=is_signed,
         )
-        self._snapshot = replace(self._snapshot, current=(attribution, prepared))
-        output, identity = text_run.attribute(attribution, self._choice, prepared.random_state, self._should_cancel)
-        # Where EOS is the padding, Inseq takes a last EOS away again.
-        (sequence,) = output.sequence_attributions
-        return output, identity[: sequence.attr_pos_end - sequence.attr_pos_start]
 
     def _refined(self, prepared: PreparedText) -> FeatureAttributionOutput:
         """The text's attribution with as many points as its scores need to add up (`n_steps: "auto"`)."""
@@ -297,7 +325,7 @@ class Runner:
 
     def _shape(self, text: Text) -> Shape:
         source = text.source.input_ids.shape[1] if self._model.is_encoder_decoder else 0
-        return Shape(source, text.first, text.end)
+        return Shape(source, text.first, text.end, len(text.spans))
 
     def _units(self, text: Text) -> int:
         """The units of work that a text counts: its steps, or the forward passes of a method with one step."""

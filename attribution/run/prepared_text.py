@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from attribution.text.generation_settings import GenerationSettings
 from attribution.text.given_target import given_target
 from attribution.text.growing_text import continuation_of
 from attribution.text.sandbox import TextSandbox
+from attribution.text.target_spans import Alternative, SpanReader
 from models import Arguments, AttributionRequest
 
 
@@ -33,7 +35,8 @@ class PreparedText:
     random_state: RandomState | None  # where a random method's draws begin
     notes: SideNotes
     info: dict[str, Any]  # see `inseq_info`
-    generation_args: Arguments | None  # see `GenerationSettings.recorded`; None for a forced target
+    alternatives: Sequence[Alternative]  # of the text's spans, in their order
+    generation_args: Arguments | None  # see `GenerationSettings.recorded`; None for a given target
 
 
 @dataclass(frozen=True)
@@ -121,8 +124,12 @@ class TextReader:
         contrasts = ContrastReader(request, loaded, text, self.ledger, self.warnings, self.sandbox)
         contrast = contrasts.arguments(index)
         text = replace(text, contrasts=contrasts.encodings)
-        notes = token_notes.of_text(loaded.model, text)
-        return PreparedText(text, contrast, random_state, notes, inseq_info(request, loaded, text), generation_args)
+        notes, alternatives = token_notes.of_text(loaded.model, text), list[Alternative]()
+        if request.attributes_spans:
+            text, alternatives = SpanReader(request, loaded, self.sandbox, self.warnings).read(text, notes["target"])
+            notes = token_notes.with_spans(notes, text.spans)
+        info = inseq_info(request, loaded, text)
+        return PreparedText(text, contrast, random_state, notes, info, alternatives, generation_args)
 
 
 def inseq_info(request: AttributionRequest, loaded: LoadedModel, text: Text) -> dict[str, Any]:

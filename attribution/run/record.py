@@ -36,6 +36,7 @@ class RunRecord:
     generation_args: list[Arguments]  # for each text that was generated, see `GenerationSettings.recorded`
     convergence: list[dict[str, list[float]]]  # for each sequence, see `completeness.describe`
     n_steps: list[int]  # that a request with n_steps "auto" reached, for each sequence
+    spans: list[dict[str, Any]]  # for each sequence whose spans were attributed, see `span_margins.describe`
 
 
 def with_record(
@@ -63,7 +64,7 @@ def _leave_out_rows(output: FeatureAttributionOutput) -> None:
             setattr(output, name, [copy.copy(one) for one in each])
     for each in (*output.sequence_attributions, *(output.step_attributions or [])):
         if each.step_scores is not None:
-            each.step_scores = next_token.without_candidates(each.step_scores)
+            each.step_scores = next_token.without_own(each.step_scores)
 
 
 def encode(request: AttributionRequest, outputs: Mapping[str, FeatureAttributionOutput]) -> list[ResultPart]:
@@ -127,6 +128,7 @@ def _info(run: RunRecord, loaded: LoadedModel) -> dict[str, Any]:
         "corrections": run.corrections,
         "warnings": [*_corrections_off(run.corrections_withheld), *run.warnings],
         **({"convergence": run.convergence} if run.convergence else {}),
+        **{name: [each[name] for each in run.spans] for name in (run.spans[0] if run.spans else ())},
         "versions": versions(),
     }
 

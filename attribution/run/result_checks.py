@@ -8,12 +8,15 @@ from inseq.data import FeatureAttributionOutput
 from inseq.models import HuggingfaceModel
 
 from attribution.catalogue.inseq_catalogue import Method
-from attribution.catalogue.next_token import without_candidates
+from attribution.catalogue.next_token import without_own
 from problems import AttributionFailed, InputRejected
 
 
-def warnings_of_gaps(output: FeatureAttributionOutput, method: Method, model: HuggingfaceModel) -> Iterator[str]:
-    """A warning for scores that are NaN, apart from those of positions behind a step, which have none.
+def warnings_of_gaps(
+    output: FeatureAttributionOutput, method: Method, model: HuggingfaceModel, first: int
+) -> Iterator[str]:
+    """A warning for scores that are NaN, apart from those of positions from the `first` attributed one on, which some
+    steps do not depend on.
 
     Raises `InputRejected` for a result without tokens, `AttributionFailed` for one whose scores are all NaN.
     """
@@ -21,7 +24,7 @@ def warnings_of_gaps(output: FeatureAttributionOutput, method: Method, model: Hu
     for sequence in output.sequence_attributions:
         scores = [each for each in (sequence.source_attributions, sequence.target_attributions) if each is not None]
         if sequence.target_attributions is not None:
-            scores[-1] = scores[-1][: sequence.attr_pos_start]  # the rows that stand before every step
+            scores[-1] = scores[-1][: min(first, sequence.attr_pos_start)]
         if any(each.shape[1] == 0 for each in scores):
             raise InputRejected(
                 f"Only {model.pad_token!r} was left to attribute, which is this model's padding: Inseq takes "
@@ -33,6 +36,6 @@ def warnings_of_gaps(output: FeatureAttributionOutput, method: Method, model: Hu
             raise AttributionFailed(f"{method.name} gave no number for this text: every score is NaN.{advice}")
         if missing:
             yield f"{missing} of {total} scores are NaN.{advice}"
-        for name, values in without_candidates(sequence.step_scores).items():
+        for name, values in without_own(sequence.step_scores).items():
             if gaps := int(values.float().isnan().sum()):
                 yield f"{gaps} of {len(values)} values of {name} are NaN."

@@ -21,6 +21,7 @@ from attribution.inseq_loop.text_attribution import TextAttribution, joined
 from attribution.inseq_loop.text_setup import MethodOnText
 from attribution.isolation import RANDOM_DRAWS, RandomState, held
 from attribution.run.engine_choice import EngineChoice
+from attribution.single_pass import span_output
 from attribution.single_pass.kept_states import kept_states
 from models import AttributionRequest
 from problems import UnsupportedByModel
@@ -49,12 +50,40 @@ def attribute(
     True while other jobs draw.
     """
     with _drawing_from(random_state, should_cancel):
-        ours = joined(_runs(attribution, choice))
+        ours = _of_spans(attribution, choice) if attribution.text.spans else joined(_runs(attribution, choice))
     if not choice.is_to_be_rechecked(attribution.method):
         return ours
     with _drawing_from(random_state, should_cancel):
-        theirs = joined([attribution.run(work, by_loop) for work in attribution.runs()])
+        if attribution.text.spans:
+            theirs = _by_loop_over_spans(attribution, choice)
+        else:
+            theirs = joined([attribution.run(work, by_loop) for work in attribution.runs()])
     return ours if choice.is_confirmed(attribution.method, ours[0], theirs[0]) else theirs
+
+
+def _of_spans(attribution: TextAttribution, choice: EngineChoice) -> Attributed:
+    """The spans of a text by the single pass, or else each by Inseq's loop."""
+    if choice.takes_single_pass(attribution.method):
+        try:
+            return attribution.run(attribution.runs()[0], by_single_pass)
+        except UnsupportedByModel as error:
+            choice.give_up(attribution.method, error.detail)
+    return _by_loop_over_spans(attribution, choice)
+
+
+def _by_loop_over_spans(attribution: TextAttribution, choice: EngineChoice) -> Attributed:
+    """Each span as the last step of a text of its own, and the step scores of its tokens."""
+    found = [attribution.run(work, by_loop) for work in attribution.runs_by_span()]
+    request, text = attribution.request, attribution.text
+    outputs, identity = [output for output, _ in found], [step for _, steps in found for step in steps]
+    joint = span_output.of_single_steps(outputs, text, attribution.model, clean=request.clean_special_chars)
+    (sequence,) = joint.sequence_attributions
+    sequence.step_scores = {}
+    if attribution.scored:
+        scored, _ = _by_chosen_engine(attribution, attribution.run_of_scores(), choice)
+        scores = scored.sequence_attributions[0].step_scores
+        sequence.step_scores = span_output.scores_of_spans(scores, text, request.step_scores_args)
+    return joint, identity
 
 
 def _runs(attribution: TextAttribution, choice: EngineChoice) -> list[Attributed]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from inseq.data import BatchEncoding
 from inseq.data.attribution import FeatureAttributionSequenceOutput
 from inseq.models import HuggingfaceModel
 from inseq.utils.typing import TokenWithId
 
+from attribution.single_pass import span_output
 from attribution.text import readable_tokens
 from attribution.text.encoding import Text
 from attribution.text.readable_tokens import Note
+from attribution.text.spans import TokenSpan
 from attribution.text.step_labels import labels
 
 SideNotes = dict[str, list[Note]]  # for "source" and "target": one note for each token, see `readable_tokens.annotate`
@@ -27,12 +31,19 @@ def of_text(model: HuggingfaceModel, text: Text) -> SideNotes:
     return {"source": target, "target": target}
 
 
+def with_spans(known: SideNotes, spans: Sequence[TokenSpan]) -> SideNotes:
+    """The notes of a text, and of its spans behind them."""
+    of_spans: list[Note] = [{"text": each.name, "label": True, "span": True} for each in spans]
+    return known | {"target": [*known["target"], *of_spans]}
+
+
 def of_result(
     model: HuggingfaceModel, text: Text, known: SideNotes, sequence: FeatureAttributionSequenceOutput
 ) -> SideNotes:
     """The notes of a result's tokens: those `known` of its text, where the tokens are the text's."""
     seq2seq = bool(model.is_encoder_decoder)
     target, prompt = text.target.input_ids[0].tolist(), text.source.input_ids[0].tolist()
+    target += [span_output.NO_ID] * len(text.spans)
     notes = {}
     for side, ids in {"source": prompt if seq2seq else target, "target": target}.items():
         shown = getattr(sequence, side)

@@ -37,7 +37,7 @@ def deeplift(task: Task, embedded: Task, *, multiply_by_inputs: bool) -> Iterato
         scores = gradients
         if multiply_by_inputs:
             scores = tuple((x - b) * g for x, b, g in zip(task.inputs, task.baselines, gradients, strict=True))
-        yield task.step_result(index, scores, head_output, baseline)
+        yield task.result(index, scores, head_output, baseline)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Gradient methods: one forward for each point of the path, and one vector-Jacobian product for each step."""
+"""Gradient methods: one forward for each point of the path, and one vector-Jacobian product for each step or column."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from captum.attr._utils.approximation_methods import approximation_parameters
 
 from attribution.single_pass.batch_sizes import FORWARD_IN_STEPS, rows_at_once
-from attribution.single_pass.network import Graph
+from attribution.single_pass.network import Graph, pull_back
 from attribution.single_pass.text_task import HeadOutput, StepResult, Task
 
 Gradients = tuple[torch.Tensor, ...]
@@ -20,9 +20,7 @@ Path = tuple[Gradients, Gradients]  # points of a path, and the weights of their
 def saliency(task: Task, *, absolute: bool) -> Iterator[StepResult]:
     """The gradient, or its absolute value (Simonyan et al., 2014, https://arxiv.org/abs/1312.6034)."""
     for index, gradients, head_output in step_gradients(task):
-        yield task.step_result(
-            index, tuple(each.abs() for each in gradients) if absolute else gradients, head_output, None
-        )
+        yield task.result(index, tuple(each.abs() for each in gradients) if absolute else gradients, head_output, None)
 
 
 def input_x_gradient(task: Task, *, multiply_by_inputs: bool = True) -> Iterator[StepResult]:
@@ -31,7 +29,7 @@ def input_x_gradient(task: Task, *, multiply_by_inputs: bool = True) -> Iterator
         scores = gradients
         if multiply_by_inputs:
             scores = tuple(x * gradient for x, gradient in zip(task.inputs, gradients, strict=True))
-        yield task.step_result(index, scores, head_output, None)
+        yield task.result(index, scores, head_output, None)
 
 
 def integrated_gradients(
@@ -106,7 +104,7 @@ def _along_path(
                 sums[index] = ()
                 if multiply_by_inputs:
                     total = tuple(g * (x - b) for g, x, b in zip(total, task.inputs, task.baselines, strict=True))
-                yield task.step_result(index, total, head_output, baseline)
+                yield task.result(index, total, head_output, baseline)
 
 
 def points_at_once(task: Task, n_steps: int, internal_batch_size: int | None) -> int:
@@ -119,7 +117,7 @@ def points_at_once(task: Task, n_steps: int, internal_batch_size: int | None) ->
 def step_gradients(
     task: Task, around_forward: AbstractContextManager[None] | None = None
 ) -> Iterator[tuple[int, Gradients, HeadOutput]]:
-    """Each step's number, its gradients at the text itself, and the head's output for all steps.
+    """Each result's number, its gradients at the text itself, and the head's output for all steps.
 
     Gradients are one tensor for each of the task's inputs ([1, length, width]). `around_forward` is entered for the
     forward only.
@@ -154,15 +152,19 @@ def _weighted_gradients(
 def _vector_jacobian_products(
     task: Task, graph: Graph, inputs: Gradients, head_output: HeadOutput, done: float, part: float
 ) -> Iterator[Gradients]:
-    """Each step's vector-Jacobian product, one tensor ([1, length, width]) for each input."""
+    """Each result's vector-Jacobian product, one tensor ([1, length, width]) for each input."""
     assert head_output.gradients is not None
-    rows, steps, _ = graph.states.shape
+    count = task.count
     at_leaves = graph.gradients_at_leaves(head_output.gradients)
-    at_once = rows_at_once(task.split_model, rows * task.rows_length, with_graph=False)
-    for first in range(0, steps, at_once):
+    at_once = rows_at_once(task.split_model, len(graph.states) * task.rows_length, with_graph=False)
+    for first in range(0, count, at_once):
         # The forward has taken the time of a few of these.
         task.report_progress(
-            done + part * first / steps, done + part * (first + FORWARD_IN_STEPS) / (steps + FORWARD_IN_STEPS)
+            done + part * first / count, done + part * (first + FORWARD_IN_STEPS) / (count + FORWARD_IN_STEPS)
         )
-        found = graph.pull_back(at_leaves, range(first, min(first + at_once, steps)), inputs)
+        chosen = range(first, min(first + at_once, count))
+        if task.columns is None:
+            found = graph.pull_back(at_leaves, chosen, inputs)
+        else:
+            found = pull_back((graph.states,), inputs, (task.columns.cotangents(head_output.gradients, chosen),))
         yield from zip(*found, strict=True)

@@ -6,6 +6,7 @@ Calls Inseq's own functions with the arguments that its loop passes. Knows nothi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
@@ -14,7 +15,7 @@ from inseq.attr.step_functions import STEP_SCORES_MAP, get_step_scores, get_step
 from inseq.data import DecoderOnlyBatch, EncoderDecoderBatch
 from inseq.models import HuggingfaceModel
 
-from attribution.catalogue import traits
+from attribution.catalogue import next_token, traits
 from attribution.catalogue.traits import Reads, StepFunctionTraits
 from attribution.corrections.step_functions import plain_name, repeating_contrast
 
@@ -98,6 +99,13 @@ class StepScores:
             for index, other in enumerate(others)
         ]
 
+    def of_span(self, steps: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """The scores of a span from those of its steps: probabilities are multiplied, other scores added up.
+
+        Next-token candidates are those of a step, so a span has none.
+        """
+        return merged_scores(steps, self._arguments)
+
     def _of_step(self, name: str, step: int, row: torch.Tensor) -> torch.Tensor:
         # Cutting the batch takes time, so only functions that read the prefix get a cut one.
         batch = self._batch if _traits_of(name).reads is Reads.ONE_ROW else self._batch[:step]
@@ -114,6 +122,45 @@ class StepScores:
         )
         found: torch.Tensor = get_step_scores(name, arguments, get_step_scores_args([name], self._arguments))
         return found.to("cpu")
+
+
+def summed_function(
+    function: Callable[..., torch.Tensor], span: range, ids: torch.Tensor
+) -> Callable[..., torch.Tensor]:
+    """The sum of a step function of logits over a span of target positions, as a function of the span's last step.
+
+    `ids` are those of the target ([length]). The forward has the logits of all positions before that step.
+    """
+
+    def summed(args: Any, **arguments: Any) -> torch.Tensor:
+        logits = args.forward_output.logits
+        values = [
+            function(
+                replace(
+                    args,
+                    forward_output=_as_output(logits[:, position - 1]),
+                    target_ids=ids[position].to(logits.device).repeat(len(logits)),
+                ),
+                **arguments,
+            )
+            for position in span
+        ]
+        return torch.stack(values).sum(0)
+
+    summed.__name__ = function.__name__
+    return summed
+
+
+def merged_scores(steps: Sequence[dict[str, torch.Tensor]], arguments: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The step scores of several steps as one, by name; `arguments` are those of the step functions."""
+    found = {}
+    for name in steps[0]:
+        if plain_name(name) == next_token.NAME:
+            continue
+        values = torch.cat([each[name].reshape(1) for each in steps])
+        is_product = _traits_of(name).is_multiplied and not arguments.get("logprob")
+        found[name] = values.prod(0, keepdim=True) if is_product else values.sum(0, keepdim=True)
+    return found
 
 
 def _traits_of(name: str) -> StepFunctionTraits:

@@ -30,7 +30,7 @@ from problems import UnsupportedByModel
 
 
 def step_results(method: FeatureAttribution, task: Task, arguments: dict[str, Any]) -> Iterator[StepResult]:
-    """One result for each step, in order; `arguments` are those of Captum's `attribute`.
+    """One result for each step, or for each column, in order; `arguments` are those of Captum's `attribute`.
 
     Raises `UnsupportedByModel` if the single pass cannot attribute this text on this model; Inseq's loop then must.
     """
@@ -62,7 +62,7 @@ def _at_text(
     multiply = _multiplies_by_inputs(method)
     for part, embedded_part in zip(task.parts(1), embedded.parts(1), strict=True):
         if name == "saliency":
-            yield from saliency(part, absolute=arguments.get("abs", True))
+            yield from saliency(part, absolute=arguments.get("abs", True) and not task.is_signed)
         elif name == "input_x_gradient":
             yield from input_x_gradient(part, multiply_by_inputs=multiply)
         elif name == "deeplift":
@@ -104,8 +104,8 @@ def _discretized(method: FeatureAttribution, task: Task, arguments: dict[str, An
 
 def _no_scores(task: Task) -> Iterator[StepResult]:
     head_output = task.unperturbed()
-    for index in range(len(task.steps)):
-        yield task.step_result(index, None, head_output, None)
+    for index in range(task.count):
+        yield task.result(index, None, head_output, None)
 
 
 def _rows(arguments: dict[str, Any]) -> int | None:

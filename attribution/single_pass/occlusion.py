@@ -44,17 +44,17 @@ def occlusion(task: Task, *, windows: tuple[Window, ...], rows: int | None) -> I
             _effects(task, position, window, head_output, rows, cache if position == task.prefix_index else None)
             for position, window in enumerate(windows)
         ]
-        for index in range(len(task.steps)):
+        for index in range(task.count):
             scores = tuple(
                 _scores(task, position, window, effects[position], index) for position, window in enumerate(windows)
             )
-            yield task.step_result(index, scores, head_output, None)
+            yield task.result(index, scores, head_output, None)
 
 
 def _effects(
     task: Task, position: int, window: Window, head_output: HeadOutput, rows: int | None, cache: PrefixCache | None
 ) -> torch.Tensor:
-    """f(input) - f(input with the window replaced by the baseline): [windows, steps]."""
+    """f(input) - f(input with the window replaced by the baseline): [windows, steps], or [windows, columns]."""
     length = task.inputs[position].shape[1]
     count = window.count(length)
     effects = head_output.values.new_zeros((count, len(task.steps)))
@@ -79,19 +79,24 @@ def _effects(
             inputs[position] = perturbed
             effects[first:last] = head_output.values - task.apply_head(task.states(*inputs), gradients=False).values
         first = last
-    return effects
+    return effects if task.columns is None else task.columns.summed(effects)
 
 
 def _scores(task: Task, position: int, window: Window, effects: torch.Tensor, index: int) -> torch.Tensor:
-    """The absolute mean effect of the windows over each position, for one step: [1, length]."""
+    """The absolute mean effect of the windows over each position, for one step or column: [1, length]."""
+    found = _mean_effects(task, position, window, effects, index)
+    return found if task.is_signed else found.abs()
+
+
+def _mean_effects(task: Task, position: int, window: Window, effects: torch.Tensor, index: int) -> torch.Tensor:
     length = task.inputs[position].shape[1]
     if position == task.prefix_index:
-        length = task.steps[index]
+        length = task.prefix_of(index)
     if window == Window():
-        return effects[:length, index].abs()[None]
+        return effects[:length, index][None]
     total, weight = effects.new_zeros((2, length)).unbind()
     for number in range(window.count(length)):
         covered = window.covered(number, length)
         total[covered] += effects[number, index]
         weight[covered] += 1
-    return (total / weight).abs()[None]
+    return (total / weight)[None]

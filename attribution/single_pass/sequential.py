@@ -12,7 +12,7 @@ import torch
 from captum.attr._utils.approximation_methods import approximation_parameters
 
 from attribution.single_pass.batch_sizes import rows_at_once
-from attribution.single_pass.network import Graph
+from attribution.single_pass.network import Graph, pull_back
 from attribution.single_pass.prefix_cache import PrefixCache
 from attribution.single_pass.text_task import StepResult, Task
 
@@ -28,8 +28,8 @@ def sequential_integrated_gradients(
     step_sizes, alphas = (each(n_steps) for each in approximation_parameters(method))
     path = torch.tensor([step_sizes, alphas], dtype=torch.float64)
     (given,) = task.inputs
-    steps, length = len(task.steps), given.shape[1]
-    scores = given.new_zeros((steps, length, given.shape[2]), dtype=torch.promote_types(given.dtype, torch.float32))
+    count, length = task.count, given.shape[1]
+    scores = given.new_zeros((count, length, given.shape[2]), dtype=torch.promote_types(given.dtype, torch.float32))
     for token in range(length):
         # With a shared prefix rows become shorter, so the remaining work shrinks quadratically.
         task.report_progress(token / length if cache is None else 1 - (1 - token / length) ** 2)
@@ -39,18 +39,18 @@ def sequential_integrated_gradients(
         for first in range(0, n_steps, rows):
             weights, places = path[:, first : first + rows].to(given.device)
             behind = _gradients_at_token(task, cache, token, weights, places)
-            scores[steps - len(behind) :, token] += behind
+            scores[count - len(behind) :, token] += behind
     if multiply_by_inputs:
         scores *= given - task.baselines[0]
-    for index in range(steps):
-        yield task.step_result(index, (scores[index][None],), head_output, None)
+    for index in range(count):
+        yield task.result(index, (scores[index][None],), head_output, None)
 
 
 def _gradients_at_token(
     task: Task, cache: PrefixCache | None, token: int, weights: torch.Tensor, alphas: torch.Tensor
 ) -> torch.Tensor:
-    """The weighted gradients at a token, summed over these points of its path, of each step behind the token: [steps
-    behind it, width].
+    """The weighted gradients at a token, summed over these points of its path: of each step behind the token ([steps
+    behind it, width]), or of each column ([columns, width]).
     """
     (given,), (baselines,) = task.inputs, task.baselines
     # As for integrated gradients: the gradient of a zero tensor that is added to all points is their sum.
@@ -65,11 +65,14 @@ def _gradients_at_token(
     states = task.states(points)[:, first:] if cache is None else cache.states(points, token, first)
     head_output = task.apply_head(states, gradients=True, first=first)
     assert head_output.gradients is not None
-    graph = Graph(states, (states,), (), 0, 0)
-    steps = states.shape[1]
     at_once = rows_at_once(task.split_model, len(moved) * task.rows_length, with_graph=False)
-    found = [
-        graph.pull_back((head_output.gradients,), range(left, min(left + at_once, steps)), (shift,))[0]
-        for left in range(0, steps, at_once)
-    ]
+    graph, count = Graph(states, (states,), (), 0, 0), states.shape[1] if task.columns is None else task.count
+    found: list[torch.Tensor] = []
+    for left in range(0, count, at_once):
+        chosen = range(left, min(left + at_once, count))
+        if task.columns is None:
+            found += graph.pull_back((head_output.gradients,), chosen, (shift,))
+        else:
+            cotangents = task.columns.cotangents(head_output.gradients, chosen, first)
+            found += pull_back((states,), (shift,), (cotangents,))
     return torch.cat(found)[:, 0]

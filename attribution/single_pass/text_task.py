@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from attribution.single_pass.batch_sizes import rows_of_logits, steps_at_once
+from attribution.single_pass.columns import Columns
 from attribution.single_pass.logit_functions import AttributedFunction, StepScores
 from attribution.single_pass.network import Graph, SplitModel
 
@@ -33,7 +34,9 @@ class HeadOutput:
 
 @dataclass(frozen=True)
 class StepResult:
-    """One step's scores in the order of the task's inputs ([1, length(, width)]); None for `dummy`, which has none."""
+    """The scores of one column, usually a step, in the order of the task's inputs ([1, length(, width)]); None for
+    `dummy`, which has none.
+    """
 
     scores: tuple[torch.Tensor, ...] | None
     at_input: float = 0.0  # the attributed function at the input
@@ -60,6 +63,17 @@ class Task:
     needs_identity: bool = False  # whether to compute f(input) and f(baseline)
     # Token ids of the inputs and of the baselines ([1, length] each), for methods that walk through the vocabulary.
     ids: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
+    columns: Columns | None = None  # sums over steps to compute scores for, in place of each step
+    is_signed: bool = False  # whether scores keep their sign, also of a method that returns absolute values
+
+    @property
+    def count(self) -> int:
+        """The number of results: columns, or else steps."""
+        return len(self.steps) if self.columns is None else len(self.columns)
+
+    def prefix_of(self, index: int) -> int:
+        """The length of the target prefix that result number `index` depends on."""
+        return self.steps[index] if self.columns is None else self.columns.ends[index] - 1
 
     @property
     def prefix_index(self) -> int | None:
@@ -72,10 +86,14 @@ class Task:
         return sum(each.shape[1] for each in (*self.inputs, self.context) if each is not None)
 
     def parts(self, rows: int) -> Iterator[Task]:
-        """The task divided into ranges of steps, each with inputs no longer than its last step needs.
+        """The task divided into ranges of steps, each with inputs no longer than its last step needs; not divided where
+        it has columns, which may sum over all of them.
 
         `rows` is the number of rows that each step runs, which bounds the steps that fit into memory.
         """
+        if self.columns is not None:
+            yield self
+            return
         at_once = steps_at_once(self.split_model, self.steps, self.rows_length, rows)
         for first in range(0, len(self.steps), at_once):
             steps = self.steps[first : first + at_once]
@@ -112,6 +130,9 @@ class Task:
 
     def graph(self, *inputs: torch.Tensor) -> Graph:
         """The graph of a forward of the same inputs as for `states`."""
+        if self.columns is not None:  # which share what a cut would have once for each step
+            states = self.states(*inputs)
+            return Graph(states, (states,), (), 0, 0)
         rows = inputs[0].shape[0]
         context = () if self.context is None else (self.context.expand(rows, -1, -1),)
         return self.split_model.graph(*inputs, *context, positions=slice(self.steps.start - 1, self.steps.stop - 1))
@@ -170,21 +191,30 @@ class Task:
         with torch.no_grad():
             return self.apply_head(self.states(*self.baselines), gradients=False).values[0]
 
-    def step_result(
+    def result(
         self,
         index: int,
         scores: tuple[torch.Tensor, ...] | None,
         head_output: HeadOutput | None,
         baseline: torch.Tensor | None,
     ) -> StepResult:
-        """The result of step number `index`, with scores cut to its prefix.
+        """Result number `index`, of a step or a column, with scores cut to its prefix.
 
         `head_output` is that of all steps, `baseline` what `at_baseline` returned.
         """
-        step = self.steps[index]
         return StepResult(
-            None if scores is None else self.up_to(step, scores),
-            at_input=0.0 if head_output is None else float(head_output.values[0, index]),
-            at_baseline=0.0 if baseline is None else float(baseline[index]),
-            step_scores=head_output.step_scores[index] if head_output is not None and head_output.step_scores else {},
+            None if scores is None else self.up_to(self.prefix_of(index), scores),
+            at_input=0.0 if head_output is None else self._value(head_output.values[0], index),
+            at_baseline=0.0 if baseline is None else self._value(baseline, index),
+            step_scores={} if head_output is None else self._scores_of(head_output.step_scores, index),
         )
+
+    def _value(self, values: torch.Tensor, index: int) -> float:
+        """The attributed function of result number `index`, from that of the steps ([steps])."""
+        return float(values[index] if self.columns is None else self.columns.summed(values.double())[index])
+
+    def _scores_of(self, scores: list[dict[str, torch.Tensor]], index: int) -> dict[str, torch.Tensor]:
+        if not scores or self.columns is None:
+            return scores[index] if scores else {}
+        chosen = self.columns.weights[index].nonzero()[:, 0].tolist()
+        return self.step_scores.of_span([scores[step] for step in chosen])

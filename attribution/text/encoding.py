@@ -17,6 +17,7 @@ from attribution.model_cache.loading import LoadedModel
 from attribution.text import chat, continuation
 from attribution.text.languages import check_target_language
 from attribution.text.sandbox import TextSandbox
+from attribution.text.spans import TokenSpan
 from attribution.text.turns import Turns
 from models import AttributionRequest
 from problems import InputRejected
@@ -50,6 +51,7 @@ class Text:
     first: int  # first target position that is attributed
     end: int  # the position behind the last one
     contrasts: Mapping[str, BatchEncoding] = field(default_factory=dict)  # that are not encoded as Inseq would
+    spans: tuple[TokenSpan, ...] = ()  # of the target, to attribute in place of its tokens
 
     @property
     def source(self) -> BatchEncoding:
@@ -57,7 +59,8 @@ class Text:
 
     @property
     def steps(self) -> int:
-        return self.end - self.first
+        """The number of things to attribute: spans, or else tokens."""
+        return len(self.spans) or self.end - self.first
 
 
 def check_texts(request: AttributionRequest, sandbox: TextSandbox) -> None:
@@ -72,7 +75,7 @@ def check_texts(request: AttributionRequest, sandbox: TextSandbox) -> None:
         for key in ("contrast_targets", "contrast_sources")
         for each in _texts(arguments.get(key))
     ]
-    targets = [*(request.targets or ()), *contrasts]
+    targets = [*(request.targets or ()), *contrasts, *(request.choices or ())]
     specials = not request.skip_special_tokens
     sandbox.check_texts(
         [{"text": each, "add_special_tokens": specials} for each in [*texts, *targets]]

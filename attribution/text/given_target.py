@@ -12,8 +12,9 @@ import torch
 from inseq.data import BatchEncoding
 
 from attribution.model_cache.loading import LoadedModel
-from attribution.text.encoding import Prompt, check_target_length, encode_target, from_ids
+from attribution.text.encoding import Prompt, check_target_length, encode_target, encode_whole_target, from_ids
 from attribution.text.sandbox import TextSandbox
+from attribution.text.target_spans import continued_ids
 from models import AttributionRequest
 from problems import InputRejected
 
@@ -32,11 +33,34 @@ def given_target(
 
     `text`: see `read_input`. Raises `InputRejected`.
     """
+    if request.choices is not None:
+        return _of_choice(loaded, request, prompt, request.choices[0], sandbox=sandbox, warnings=warnings)
     if request.generated_ids is not None:
         return _of_ids(loaded, request, prompt, request.generated_ids[index])
     if text is None:
         return None
     return encode_target(loaded, request, prompt, text, sandbox=sandbox, warnings=warnings)
+
+
+def _of_choice(
+    loaded: LoadedModel,
+    request: AttributionRequest,
+    prompt: Prompt,
+    choice: str,
+    *,
+    sandbox: TextSandbox,
+    warnings: list[str],
+) -> BatchEncoding:
+    """The input followed by a choice; of an encoder-decoder, the choice as a target ([1, target_len])."""
+    if loaded.model.is_encoder_decoder:
+        return encode_whole_target(loaded, request, prompt, choice)
+    before = prompt.encoding.input_ids[0].tolist()
+    ids = continued_ids(loaded, before, choice, "choices[0]", sandbox, warnings)
+    return from_ids(
+        loaded.model,
+        torch.tensor([[*before, *ids]], device=loaded.model.device),
+        include_eos_baseline=request.include_eos_baseline,
+    )
 
 
 def encode_ids(loaded: LoadedModel, request: AttributionRequest, ids: Sequence[int], name: str) -> BatchEncoding:

@@ -110,13 +110,14 @@ def merge_notes(notes: Sequence[Note], before: Sequence[TokenWithId], after: Seq
         note: Note = {
             "text": "".join(each["text"] for i, each in enumerate(members) if not i or "continues" not in each)
         }
-        for name in ("continues", "label"):
+        for name in ("continues", "label", "span"):
             if name in members[0]:
                 note[name] = True
         if len(members) == 1 and "contrast" in members[0]:
             note["contrast"] = members[0]["contrast"]
-        if all("special" in each for each in members):
-            note["special"] = True
+        for name in ("special", "prompt"):
+            if all(name in each for each in members):
+                note[name] = True
         if all("template" in each for each in members):
             note["template"] = all(each["template"] for each in members)
         if len({each.get("turn") for each in members}) == 1 and "turn" in members[0]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import click
@@ -35,6 +36,16 @@ def _mapping(name: str, text: str) -> Any:
 def _tag(text: str) -> tuple[str, str]:
     name, _, value = text.partition("=")
     return name, value
+
+
+def _span(text: str) -> dict[str, Any]:
+    if not text.startswith("{"):
+        return {"text": text}
+    try:
+        found: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"is no JSON object: {error}") from None
+    return found
 
 
 # Groups of options
@@ -78,6 +89,11 @@ request_options: Decorator[Any] = all_of(
             "conversation it is the reply alone; - is standard input.",
         ),
         values("--generated_file", type=_FILE, metavar="FILE...", help="The target, or each target, is in a file."),
+        values(
+            "--choices",
+            metavar="TEXT...",
+            help="In place of a target: texts that might follow the input. The first is attributed against the others.",
+        ),
         _mapping("--tokenizer_kwargs", "Languages of a translation model."),
         _mapping("--chat_template_kwargs", "Variables of the chat template."),
         flag("--skip_special_tokens", text="Encode texts without the tokenizer's special tokens."),
@@ -121,6 +137,15 @@ request_options: Decorator[Any] = all_of(
         _number("--completeness_tolerance", "With --n_steps auto: how far scores may be off.", kind=float, metavar="X"),
         flag("--attribute_target", text="Attribute to the generated prefix as well, at every step."),
         flag("--include_eos_baseline", "--eos", text="Replace EOS in the baseline as well."),
+        option(
+            "--span",
+            "spans",
+            multiple=True,
+            type=_span,
+            metavar="TEXT|JSON",
+            help="A part of the answer to attribute as a whole, by its text or as in "
+            '\'{"name": "answer", "after": "</think>"}\'; {} is all of it. Repeat it for more.',
+        ),
         option("--start_pos", "-s", type=int, metavar="N", help="First target position to attribute."),
         option("--end_pos", "-e", type=int, metavar="N", help="Target position to stop before."),
     ),
@@ -262,6 +287,8 @@ def request_fields(given: dict[str, Any]) -> dict[str, Any]:
         "step_scores": list(given["step_scores"]) or None,
         "force_cpu": True if given["device"] == "cpu" else None,
         "tags": dict(given["tag"]) or None,
+        "choices": list(given["choices"]) or None,
+        "spans": list(given["spans"]) or None,
         "webhook_events": list(given["webhook_events"]) or None,
         **{name: given[name] for name in _SAME_NAME},
         **{field: given[name] for name, field in _OTHER_NAME.items()},

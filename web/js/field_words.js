@@ -16,6 +16,8 @@ const FIELDS = {
   "/chat_template_args": { group: "generation", label: "Variables of the chat template", help: 'Such as `{"enable_thinking": false}`; tools are in `tools`.' },
   "/candidates": { group: "generation", label: "Likeliest next tokens to report" },
   "/generated_ids": { group: "generation", label: "Target as token ids", help: "In place of the generated text: one list of ids for each input." },
+  "/choices": { group: "generation", label: "Choices", help: 'Texts that might follow the input, in place of a generated one: `[" yes", " no"]`. The first is attributed against the others.' },
+  "/spans": { group: "positions", label: "Spans to attribute as wholes", help: 'Parts of the answer, each with one column of scores: `[{"name": "answer", "after": "</think>"}]`, or `[{}]` for all of it.' },
   "/completeness_tolerance": { group: "method", label: "How far scores may be off" },
   "/attr_pos_start": { group: "positions", label: "First position" },
   "/attr_pos_end": { group: "positions", label: "Position to stop before" },

@@ -1,0 +1,72 @@
+"""What a request for spans or choices may ask for besides, and the defaults that it has of its own. Needs no model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from attribution.catalogue import inseq_catalogue, traits
+from attribution.catalogue.inseq_catalogue import Method
+from attribution.catalogue.traits import DEFAULT_FUNCTION, Reads
+from models import AttributionRequest, ProblemItem
+
+
+def with_defaults(request: AttributionRequest) -> AttributionRequest:
+    """The request with what it means for spans: the logarithm of their probability is attributed, since the probability
+    of a long text is too small for a number; and next-token candidates, which are those of a token, are left out.
+    """
+    if not request.attributes_spans:
+        return request
+    changes: dict[str, Any] = {"candidates": 0}
+    if request.attributed_fn is None and not request.attributed_fn_args:
+        changes |= {"attributed_fn": DEFAULT_FUNCTION, "attributed_fn_args": {"logprob": True}}
+    return request.model_copy(update=changes)
+
+
+def span_errors(request: AttributionRequest, method: Method) -> Iterator[ProblemItem]:
+    """Yield an error for each thing that does not go together with spans or choices."""
+    if not request.attributes_spans:
+        return
+    field = "spans" if request.spans is not None else "choices"
+    if not request.corrections:
+        yield _at("/corrections", f"Inseq has no {field}: leave out corrections.")
+    for name in ("attr_pos_start", "attr_pos_end"):
+        if getattr(request, name) is not None:
+            yield _at(f"/{name}", f"{field} say what is attributed: leave out {name}.")
+    if request.output_step_attributions:
+        yield _at("/output_step_attributions", f"{field} are attributed as wholes, without steps.")
+    if method.has_scores and method.ignores_attributed_fn:
+        able = [each.name for each in inseq_catalogue.methods().values() if not each.ignores_attributed_fn]
+        yield _at(
+            "/method",
+            f"{method.name} attributes no function of the output, so that {field} have no score. Use one of "
+            f"{', '.join(able)}; or leave out {field}, and read the result with an aggregator.",
+        )
+        return
+    function = inseq_catalogue.step_functions().get(request.attributed_fn or DEFAULT_FUNCTION)
+    if function is not None and function.traits.reads is not Reads.LOGITS:
+        able = [name for name, each in traits.STEP_FUNCTIONS.items() if each.reads is Reads.LOGITS]
+        yield _at(
+            "/attributed_fn",
+            f"{function.name} is not a function of a token's logits, which could be added up over a span. Use one of "
+            f"{', '.join(able)}; a span may have a contrast.",
+        )
+    if request.attribution_args.get("return_convergence_delta"):
+        yield _at(
+            "/attribution_args/return_convergence_delta",
+            "info.convergence has the same numbers: leave out return_convergence_delta.",
+        )
+    if _has_contrast(request) and method.traits.is_random:
+        yield _at(
+            "/method",
+            f"{method.name} draws anew for each text, so that the scores of two cannot be subtracted. Use a method "
+            "without random draws.",
+        )
+
+
+def _has_contrast(request: AttributionRequest) -> bool:
+    return any(each.contrast is not None for each in request.spans or ()) or len(request.choices or ()) > 1
+
+
+def _at(pointer: str, detail: str) -> ProblemItem:
+    return ProblemItem(pointer=pointer, detail=detail)
