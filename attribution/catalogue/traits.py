@@ -58,6 +58,8 @@ class MethodTraits:
     completeness_advice: str | None = None
     multiplies_by_inputs: bool = True  # Inseq's default for `multiply_by_inputs`, with which the identity holds
     advice_on_nan: str = ""  # what to change where scores are NaN
+    masks_features: bool = False  # one of this service: runs by `attribution.masking`, on tokens or segments
+    masks_segments: bool = False  # does so where the request has segments
     without_layer: str | None = None  # of a layer method: the method on the input that it corresponds to
 
     # Forward and backward passes of one step; `attribution.estimates.passes` adds them up.
@@ -75,6 +77,12 @@ _DEEPLIFT_IS_LINEAR = "Captum's DeepLIFT takes most layers of a transformer as l
 
 METHODS: dict[str, MethodTraits] = {
     "attention": MethodTraits(ScoreShape.HEAD, reads_attention=True),
+    "banzhaf": MethodTraits(
+        ScoreShape.TOKEN,
+        can_attribute_target=False,
+        masks_features=True,
+        advice_on_nan="No sample, or every sample, has the feature: raise n_samples.",
+    ),
     "deeplift": MethodTraits(
         has_single_pass=True,
         repeats_rows=True,
@@ -135,15 +143,22 @@ METHODS: dict[str, MethodTraits] = {
         rows="n_steps",
         extra_forwards=2,  # the layer's output for the input and for the baseline
     ),
+    "leave_one_out": MethodTraits(ScoreShape.TOKEN, can_attribute_target=False, masks_features=True),
     "lime": MethodTraits(
         is_random=True,
         makes_embeddings=True,
         needs_float32_inputs=True,
         can_attribute_target=False,
+        masks_segments=True,
         perturbed="n_samples",
     ),
     "occlusion": MethodTraits(
-        ScoreShape.TOKEN, has_single_pass=True, runs_own_text=True, perturbed="windows", extra_forwards=1
+        ScoreShape.TOKEN,
+        has_single_pass=True,
+        runs_own_text=True,
+        masks_segments=True,
+        perturbed="windows",
+        extra_forwards=1,
     ),
     "reagent": MethodTraits(
         ScoreShape.TOKEN,
@@ -163,6 +178,7 @@ METHODS: dict[str, MethodTraits] = {
         rows="n_steps",
         paths_per_token=True,
     ),
+    "shapley": MethodTraits(ScoreShape.TOKEN, can_attribute_target=False, masks_features=True),
     "value_zeroing": MethodTraits(ScoreShape.LAYER, zeroes_positions=True),
 }
 

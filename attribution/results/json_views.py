@@ -83,7 +83,9 @@ def _sequence_json(
     *,
     with_text: bool,
 ) -> dict[str, Any]:
-    written = {"special", "template", "turn", "role"} | ({"text", "continues", "contrast"} if with_text else set())
+    written = {"special", "template", "turn", "role", "segment"} | (
+        {"text", "continues", "contrast"} if with_text else set()
+    )
     tokens = {
         side: [
             entry | {name: value for name, value in note.items() if name in written}

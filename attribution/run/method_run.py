@@ -21,7 +21,7 @@ from attribution.catalogue.inseq_catalogue import Method
 from attribution.corrections.registry import Ledger
 from attribution.estimates.passes import Shape
 from attribution.inseq_loop import completeness
-from attribution.inseq_loop.engine_calls import METHOD_WARNINGS, Attributed
+from attribution.inseq_loop.engine_calls import MASKING, METHOD_WARNINGS, Attributed
 from attribution.inseq_loop.text_attribution import TextAttribution
 from attribution.isolation import isolated
 from attribution.model_cache.loading import LoadedModel
@@ -98,6 +98,8 @@ class Runner:
         self._warnings = [*loaded.warnings, *warnings]
         self._generation_args: list[Arguments] = []  # for each text that was generated
         self._convergence: list[dict[str, list[float]]] = []  # for each sequence, see `completeness.describe`
+        self._masking: list[dict[str, Any]] = []  # for each sequence, see `MaskedAttribution.describe`
+        self._segments: list[list[dict[str, Any]]] = []  # for each text, see `InputParts.describe`
         self._n_steps: list[int] = []  # that each sequence reached, where the request leaves them to us
         self._reader = TextReader(
             request,
@@ -146,6 +148,7 @@ class Runner:
                 self._progress.measuring()
                 self._plan.measure()
             texts = self._reader.read_all(spoken)
+            self._segments = [each.parts.describe(is_source=bool(self._model.is_encoder_decoder)) for each in texts]
             self._generation_args = [each.generation_args for each in texts if each.generation_args is not None]
             self._attribute_all(texts)
         return merge_attributions(list(self._snapshot.outputs))
@@ -190,6 +193,8 @@ class Runner:
             generation_args=self._generation_args,
             convergence=list(self._convergence),
             n_steps=list(self._n_steps),
+            masking=list(self._masking),
+            segments=self._segments if self._request.segments is not None else [],
         )
 
     # Cancellation
@@ -219,7 +224,7 @@ class Runner:
     # Attribution
 
     def _attribute_all(self, texts: list[PreparedText]) -> None:
-        self._choice.shapes = shapes = [self._shape(each.text) for each in texts]
+        self._choice.shapes = shapes = [self._shape(each) for each in texts]
         if self._method.is_final_step and (warning := self._choice.maps_of_other_positions()):
             self._warnings.append(warning)
         self._progress.begin_attributing(sum(self._units(each.text) for each in texts))
@@ -244,6 +249,7 @@ class Runner:
         self._warnings += result_checks.warnings_of_gaps(output, self._method, self._model)
         told = output.info.pop(METHOD_WARNINGS, [])
         self._warnings += [each for each in told if each not in self._warnings]
+        self._masking += [output.info.pop(MASKING)] if MASKING in output.info else []
         self.notes.append(token_notes.of_result(self._model, prepared.text, prepared.notes, sequence))
         output.info |= prepared.info
         return output
@@ -259,6 +265,7 @@ class Runner:
             progress=self._progress,
             on_progress=self._on_progress,
             on_step=self._candidates.learn,
+            features=prepared.parts.features,
         )
         self._snapshot = replace(self._snapshot, current=(attribution, prepared))
         output, identity = text_run.attribute(attribution, self._choice, prepared.random_state, self._should_cancel)
@@ -295,9 +302,11 @@ class Runner:
     def _request_with(self, n_steps: int) -> AttributionRequest:
         return refinement.with_steps(self._request, self._method, n_steps)
 
-    def _shape(self, text: Text) -> Shape:
+    def _shape(self, prepared: PreparedText) -> Shape:
+        text = prepared.text
         source = text.source.input_ids.shape[1] if self._model.is_encoder_decoder else 0
-        return Shape(source, text.first, text.end)
+        features = None if prepared.parts.features is None else len(prepared.parts.features.positions)
+        return Shape(source, text.first, text.end, features)
 
     def _units(self, text: Text) -> int:
         """The units of work that a text counts: its steps, or the forward passes of a method with one step."""

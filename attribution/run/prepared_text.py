@@ -21,6 +21,7 @@ from attribution.text.generation_settings import GenerationSettings
 from attribution.text.given_target import given_target
 from attribution.text.growing_text import continuation_of
 from attribution.text.sandbox import TextSandbox
+from attribution.text.segments import InputParts, parts_of
 from models import Arguments, AttributionRequest
 
 
@@ -34,6 +35,7 @@ class PreparedText:
     notes: SideNotes
     info: dict[str, Any]  # see `inseq_info`
     generation_args: Arguments | None  # see `GenerationSettings.recorded`; None for a forced target
+    parts: InputParts  # of the prompt
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,9 @@ class TextReader:
         contrast = contrasts.arguments(index)
         text = replace(text, contrasts=contrasts.encodings)
         notes = token_notes.of_text(loaded.model, text)
-        return PreparedText(text, contrast, random_state, notes, inseq_info(request, loaded, text), generation_args)
+        parts = parts_of(request, prompt, notes["source"], self.warnings)
+        info = inseq_info(request, loaded, text)
+        return PreparedText(text, contrast, random_state, notes, info, generation_args, parts)
 
 
 def inseq_info(request: AttributionRequest, loaded: LoadedModel, text: Text) -> dict[str, Any]:

@@ -35,6 +35,8 @@ class RunRecord:
     warnings: list[str]
     generation_args: list[Arguments]  # for each text that was generated, see `GenerationSettings.recorded`
     convergence: list[dict[str, list[float]]]  # for each sequence, see `completeness.describe`
+    masking: list[dict[str, Any]]  # for each sequence, see `MaskedAttribution.describe`
+    segments: list[list[dict[str, Any]]]  # for each text, see `InputParts.describe`
     n_steps: list[int]  # that a request with n_steps "auto" reached, for each sequence
 
 
@@ -127,6 +129,8 @@ def _info(run: RunRecord, loaded: LoadedModel) -> dict[str, Any]:
         "corrections": run.corrections,
         "warnings": [*_corrections_off(run.corrections_withheld), *run.warnings],
         **({"convergence": run.convergence} if run.convergence else {}),
+        **({inseq_fields.SEGMENTS: run.segments} if run.segments else {}),
+        **({"masking": run.masking} if run.masking else {}),
         "versions": versions(),
     }
 
