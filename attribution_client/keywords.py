@@ -55,6 +55,20 @@ class TokenizerArguments(TypedDict, total=False):
     tgt_lang: str | None
 
 
+class Segment(TypedDict, total=False):
+    """A part of the input: `{"name": "passage 1", "text": "Anna likes tea."}`."""
+
+    name: str | None
+    start: int | None
+    end: int | None
+    text: str | None
+    after: str | None
+    between: tuple[str, str] | None
+    characters: tuple[int, int] | None
+    occurrence: int | None
+    pinned: bool
+
+
 class MoreFields(TypedDict, total=False):
     """The fields of a request beside model, methods and text."""
 
@@ -65,6 +79,7 @@ class MoreFields(TypedDict, total=False):
     step_scores: list[str]
     candidates: int
     attributed_fn: str | None
+    segments: list[Segment] | Literal["words", "sentences", "lines", "paragraphs", "messages"] | None
     attribution_args: dict[str, Any]
     attributed_fn_args: dict[str, Any]
     step_scores_args: dict[str, Any]
@@ -84,7 +99,7 @@ class MoreFields(TypedDict, total=False):
     force_cpu: bool
     dtype: Literal["float32", "float16", "bfloat16"]
     corrections: bool
-    engine: Literal["auto", "inseq", "single_pass"]
+    engine: Literal["auto", "inseq", "single_pass", "masking"]
     timeout_seconds: float | None
     reuse: bool
     priority: int

@@ -16,6 +16,7 @@ const FIELDS = {
   "/chat_template_args": { group: "generation", label: "Variables of the chat template", help: 'Such as `{"enable_thinking": false}`; tools are in `tools`.' },
   "/candidates": { group: "generation", label: "Likeliest next tokens to report" },
   "/generated_ids": { group: "generation", label: "Target as token ids", help: "In place of the generated text: one list of ids for each input." },
+  "/segments": { group: "method", label: "Segments of the input", help: 'A unit (`sentences`, `paragraphs`, `lines`, `words`, `messages`), or a list such as `[{"name": "one", "text": "…"}, {"text": "…", "pinned": true}]`.' },
   "/completeness_tolerance": { group: "method", label: "How far scores may be off" },
   "/attr_pos_start": { group: "positions", label: "First position" },
   "/attr_pos_end": { group: "positions", label: "Position to stop before" },
