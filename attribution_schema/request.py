@@ -71,7 +71,7 @@ MethodName = Annotated[str, StringConstraints(max_length=100)]
 
 
 def _kind_of_segments(value: Any) -> str:
-    return "unit" if isinstance(value, str) else "list"
+    return "str" if isinstance(value, str) else "list[Segment]"
 
 
 def _has_names_of_its_own(segments: list[Segment], info: ValidationInfo) -> list[Segment]:
@@ -88,9 +88,9 @@ Segments = Annotated[
         list[Segment],
         Field(min_length=1, max_length=MAX_SEGMENTS),
         AfterValidator(_has_names_of_its_own),
-        Tag("list"),
+        Tag("list[Segment]"),
     ]
-    | Annotated[SegmentUnit, WrapValidator(keep_unknown), Tag("unit")],
+    | Annotated[SegmentUnit, WrapValidator(keep_unknown), Tag("str")],
     Discriminator(_kind_of_segments),
 ]
 

@@ -73,7 +73,7 @@ def _of_function(request: AttributionRequest, what: str) -> Iterator[ProblemItem
             f"{function.name} runs the model itself, and {what} needs a function of the logits, such as probability, "
             "logit or contrast_logits_diff.",
         )
-    if request.attributed_fn_args.get("contrast_force_inputs"):
+    elif request.attributed_fn_args.get("contrast_force_inputs"):
         yield _at(
             "/attributed_fn_args/contrast_force_inputs",
             "The function would run the model on the contrast's own texts, in which nothing is masked: leave it out.",

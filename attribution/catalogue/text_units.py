@@ -12,8 +12,8 @@ UNITS = {
     "lines": "Merges the tokens of a line.",
     "sentences": "Merges the tokens of a sentence (Unicode's, UAX #29).",
     "paragraphs": "Merges the tokens between blank lines.",
-    "segments": "Merges the tokens of each of the job's `segments`; generated tokens stay apart.",
     "messages": "Merges the tokens of a message; of a text without messages, those of the prompt and of the answer.",
+    "segments": "Merges the tokens of each of the job's `segments`; generated tokens stay apart.",
 }
 
 
