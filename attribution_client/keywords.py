@@ -63,8 +63,8 @@ class Segment(TypedDict, total=False):
     end: int | None
     text: str | None
     after: str | None
-    between: tuple[str, str] | None
-    characters: tuple[int, int] | None
+    between: Sequence[str] | None
+    characters: Sequence[int] | None
     occurrence: int | None
     pinned: bool
 

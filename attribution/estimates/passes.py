@@ -121,7 +121,8 @@ def of_masking(request: AttributionRequest, shape: Shape) -> Iterator[Passes]:
     length, features = shape.source + shape.end - 1, shape.features or shape.source or shape.first
     method = masked_methods.implementation(request.attribution_method)
     yield Passes(1, 1, length)
-    for calls, rows in _divided(method.rows(features, **masked_methods.arguments_of(request)), usual_rows(length)):
+    asked = method.rows(features, **masked_methods.arguments_of(request))
+    for calls, rows in _divided(min(asked, 2**features), usual_rows(length)):  # equal masks share a row
         yield Passes(calls, rows, length)
     if _has_two_contrasts(request):
         yield Passes(1, 1, length)
