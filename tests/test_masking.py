@@ -168,6 +168,33 @@ def test_values_of_segments_are_those_of_all_subsets(server, model_dir, name):
             assert_equal(rows[segment["name"]], theirs[:generated], list(value.values()))
 
 
+def test_the_template_within_a_segment_is_not_masked(server, model_dir):
+    """A segment that reaches from one message into the next has the words of both, and the marks between them."""
+    body, plain = case("chat-qwen2", model_dir)
+    masked = Masked(plain)
+    segments = [{"between": ["Be ", "quick"], "name": "across"}, {"after": "quick"}]
+    job = server.run(**body, method="leave_one_out", segments=segments)
+    result, merged = server.result(job, decode_tokens=True), server.result(job, aggregator="segments")
+    tokens = result["sequence_attributions"][0]["target"]
+    whole, shown = masked.values([]), scores_of(result, plain)
+    for number, each in enumerate(result["info"]["segments"][0]):
+        every = range(each["start"], each["end"])
+        written = [at for at in every if not tokens[at]["template"] and not tokens[at].get("special")]
+        assert 0 < len(written) < len(every)
+        expected = (whole - masked.values(written))[: shown.shape[1]]
+        assert_equal(shown[written], np.tile(expected / len(written), (len(written), 1)), whole)
+        assert (shown[[at for at in every if at not in written]] == 0).all()
+        assert_equal(result["info"]["masking"][0]["scores"][number], expected, whole)
+        rows = dict(
+            zip(
+                [token["token"] for token in merged["sequence_attributions"][0]["target"]],
+                merged["sequence_attributions"][0]["target_attributions"],
+                strict=False,
+            )
+        )
+        assert_equal(rows[each["name"]], expected, whole)
+
+
 def test_occlusion_of_segments_masks_all_their_tokens_at_once(server, model_dir):
     body, plain = case("lookup", model_dir)
     masked = Masked(plain)

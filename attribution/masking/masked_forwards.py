@@ -22,7 +22,7 @@ _KEPT_BYTES = 64 * 1024**2  # of values that are kept, so that a mask that comes
 class MaskedForwards:
     """A text's answers to masks."""
 
-    def __init__(self, task: Task, features: Sequence[range], replacement: torch.Tensor | None = None) -> None:
+    def __init__(self, task: Task, features: Sequence[Sequence[int]], replacement: torch.Tensor | None = None) -> None:
         """Run the unmasked text. `features`: the positions of each in `task.inputs[0]`, the masked side.
 
         `replacement`: embeddings that stand in the place of masked tokens ([1, length, width]), by default those of
@@ -34,7 +34,7 @@ class MaskedForwards:
         self._replacement = task.baselines[0] if replacement is None else replacement
         covers = torch.zeros((len(features), given.shape[1]), dtype=torch.bool)
         for row, positions in enumerate(features):
-            covers[row, positions.start : positions.stop] = True
+            covers[row, list(positions)] = True
         self._covers = covers
         self._known: dict[bytes, Values] = {}
         self._kept_bytes = 0

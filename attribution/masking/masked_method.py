@@ -46,7 +46,7 @@ class MaskedAttribution:
 
         return {
             "features": features.kind,
-            **({"names": features.names} if segments else {"positions": [each.start for each in features.positions]}),
+            **({"names": features.names} if segments else {"positions": [at for (at,) in features.positions]}),
             "rows": self.forwards.rows,
             "is_exact": found.is_exact,
             "at_all": numbers(self.forwards.at_all),
@@ -74,11 +74,11 @@ def attribute(name: str, task: Task, features: Features, arguments: dict[str, An
     )
 
 
-def _at_tokens(features: Sequence[range], scores: Values, length: int) -> torch.Tensor:
+def _at_tokens(features: Sequence[Sequence[int]], scores: Values, length: int) -> torch.Tensor:
     """The score of each feature ([features, steps]) divided equally among its tokens: [length, steps]."""
     divided: Values = np.zeros((length, scores.shape[1]))
     for positions, row in zip(features, scores, strict=True):
-        divided[positions.start : positions.stop] = row / len(positions)
+        divided[list(positions)] = row / len(positions)
     return torch.from_numpy(divided).float()
 
 

@@ -43,7 +43,7 @@ class Features:
     """What a perturbation method masks."""
 
     kind: Literal["tokens", "segments"]
-    positions: list[range]  # the tokens of each feature
+    positions: list[list[int]]  # the tokens of each feature
     names: list[str] | None = None  # of segments
 
 
@@ -106,17 +106,17 @@ def segments_of(
 
 
 def features_of(prompt: Prompt, notes: Sequence[Note], segments: list[InputSegment] | None) -> Features:
-    """What is masked: the segments that are not pinned, or else the tokens of the input, without special tokens and
-    those of a chat template.
+    """What is masked: the segments that are not pinned, or else the tokens of the input.
 
-    Raises `InputRejected` where nothing is left.
+    Special tokens and those of a chat template are never masked, unless a segment has no others. Raises
+    `InputRejected` where nothing is left.
     """
     if segments is not None:
         kept = [each for each in segments if not each.is_pinned]
-        features = Features("segments", [range(each.start, each.end) for each in kept], [each.name for each in kept])
+        features = Features("segments", [_masked(each, notes) for each in kept], [each.name for each in kept])
     else:
         own = enumerate(notes[: prompt.encoding.input_ids.shape[1]])
-        features = Features("tokens", [range(at, at + 1) for at, note in own if _is_written(note)])
+        features = Features("tokens", [[at] for at, note in own if _is_written(note)])
     if not features.positions:
         raise InputRejected(
             "Nothing of the input can be masked: "
@@ -132,6 +132,11 @@ def mark_tokens(notes: Sequence[Note], prompt_length: int, segments: list[InputS
     for each in segments:
         for note in notes[each.start : each.end]:
             note["segment"] = each.name
+
+
+def _masked(segment: InputSegment, notes: Sequence[Note]) -> list[int]:
+    tokens = list(range(segment.start, segment.end))
+    return [at for at in tokens if _is_written(notes[at])] or tokens
 
 
 def _found(text: SelectableText, segment: Segment, where: str, warnings: list[str]) -> InputSegment:
