@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from itertools import combinations
 from math import factorial
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
+from demo_models.tasks import lookup_example
 from tests import chat_models, families
 from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 from tests.first_principles import Plain
@@ -290,3 +292,21 @@ def test_equal_masks_share_a_row(server):
     )
     for method in ("lime", "shapley"):
         assert server.result(job, method=method)["info"]["masking"][0]["rows"] <= 8
+
+
+@pytest.mark.parametrize(
+    ("method", "least"), [("leave_one_out", 38), ("shapley", 39), ("banzhaf", 39), ("occlusion", 38), ("lime", 34)]
+)
+def test_the_fact_that_answers_is_found(server, method, least):
+    """Of 40 prompts with two to four facts, of which one answers the question behind them."""
+    rng = random.Random(5)
+    examples = [lookup_example(rng) for _ in range(40)]
+    body = {"model": LOOKUP, "input_text": [each.prompt for each in examples], "segments": "sentences"}
+    target = [each.prompt + each.completion for each in examples]
+    result = server.result(server.run(**body, generated_text=target, method=method))
+    right = 0
+    for example, told, segments in zip(examples, result["info"]["masking"], result["info"]["segments"], strict=True):
+        facts = [row[0] for row, each in zip(told["scores"], segments, strict=True) if each["name"].endswith(".")]
+        best = max(range(len(facts)), key=facts.__getitem__)
+        right += segments[best]["name"] == f"{example.prompt.split()[-2]} likes{example.answer}."
+    assert right >= least
