@@ -51,6 +51,7 @@ def print_result(result: AttributionResult, out: Console, top: int | None = None
     info = result.info
     head = f"{info.get('attribution_method', 'attribution')} of {info.get('model_name', 'a model')}"
     function = str(info.get("attributed_fn") or _USUAL_FUNCTION).removesuffix("_fn")  # Inseq's functions end in it
+    function = f"log {function}" if (info.get("attributed_fn_args") or {}).get("logprob") else function
     out.print(Text(head if function == _USUAL_FUNCTION else f"{head}, of {function}", "bold"))
     for warning in info.get("warnings", []):
         out.print(Text(f"! {readable(warning)}", "yellow"))

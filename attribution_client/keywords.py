@@ -55,7 +55,7 @@ class TokenizerArguments(TypedDict, total=False):
     tgt_lang: str | None
 
 
-class SpanFields(TypedDict, total=False):
+class Span(TypedDict, total=False):
     """A part of the target: `{"name": "answer", "after": "</think>"}`, or `{}` for all of it."""
 
     name: str | None
@@ -63,10 +63,24 @@ class SpanFields(TypedDict, total=False):
     end: int | None
     text: str | None
     after: str | None
-    between: tuple[str, str] | None
-    characters: tuple[int, int] | None
+    between: Sequence[str] | None
+    characters: Sequence[int] | None
     occurrence: int | None
     contrast: str | None
+
+
+class Segment(TypedDict, total=False):
+    """A part of the input: `{"name": "passage 1", "text": "Anna likes tea."}`."""
+
+    name: str | None
+    start: int | None
+    end: int | None
+    text: str | None
+    after: str | None
+    between: Sequence[str] | None
+    characters: Sequence[int] | None
+    occurrence: int | None
+    pinned: bool
 
 
 class MoreFields(TypedDict, total=False):
@@ -77,10 +91,11 @@ class MoreFields(TypedDict, total=False):
     generated_text: str | list[str] | None
     generated_ids: list[list[int]] | None
     choices: list[str] | None
-    spans: list[SpanFields] | None
+    spans: list[Span] | None
     step_scores: list[str]
     candidates: int
     attributed_fn: str | None
+    segments: list[Segment] | Literal["words", "sentences", "lines", "paragraphs", "messages"] | None
     attribution_args: dict[str, Any]
     attributed_fn_args: dict[str, Any]
     step_scores_args: dict[str, Any]
@@ -100,7 +115,7 @@ class MoreFields(TypedDict, total=False):
     force_cpu: bool
     dtype: Literal["float32", "float16", "bfloat16"]
     corrections: bool
-    engine: Literal["auto", "inseq", "single_pass"]
+    engine: Literal["auto", "inseq", "single_pass", "masking"]
     timeout_seconds: float | None
     reuse: bool
     priority: int

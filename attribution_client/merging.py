@@ -6,20 +6,22 @@ from typing import Any
 
 from attribution_client.scores import scores_of
 from attribution_reading.scored_sequence import SIDES, not_yet_generated
-from attribution_reading.text_units import UNITS, Span, unit_spans
+from attribution_reading.text_units import SEGMENTS, UNITS, Span, segment_label, unit_spans
 from attribution_reading.unit_scores import by_blocks
 from attribution_schema.result import SequenceAttribution, Token
 
 
 def merged(sequence: SequenceAttribution, unit: str) -> SequenceAttribution:
-    """Return the sequence with one token for each `unit`: words, lines, sentences, paragraphs or messages.
+    """Return the sequence with one token for each `unit`: words, lines, sentences, paragraphs, messages or segments.
 
     The score of two units is the sum over their tokens. Step scores are left out: ask the server for
-    `aggregator="words"` to have them. Raises `ValueError` for another unit, for granular scores, and for a result
-    without readable texts.
+    `aggregator="words"` to have them. Raises `ValueError` for another unit, for granular scores, for a result
+    without readable texts, and for segments of a job without any.
     """
-    if unit not in UNITS:
-        raise ValueError(f"There is no unit {unit!r}. There are: {', '.join(UNITS)}.")
+    if unit not in {*UNITS, SEGMENTS}:
+        raise ValueError(f"There is no unit {unit!r}. There are: {', '.join((*UNITS, SEGMENTS))}.")
+    if unit == SEGMENTS and all(token.segment is None for token in (*sequence.source, *sequence.target)):
+        raise ValueError("This job has no segments: submit it with segments.")
     if any(token.text is None for token in (*sequence.source, *sequence.target)):
         raise ValueError("This result is without readable texts: ask for it with decode_tokens=True.")
     start, end = sequence.attr_pos_start, sequence.attr_pos_end
@@ -30,7 +32,7 @@ def merged(sequence: SequenceAttribution, unit: str) -> SequenceAttribution:
     columns = [(first - start, last - start) for first, last in spans["target"] if start <= first < end]
     first = sum(1 for span in spans["target"] if span[0] < start)
     changes: dict[str, Any] = {
-        side: [_joined(getattr(sequence, side)[slice(*span)]) for span in spans[side]] for side in SIDES
+        side: [_joined(getattr(sequence, side)[slice(*span)], unit) for span in spans[side]] for side in SIDES
     }
     for side in SIDES:
         if (scores := scores_of(sequence, side)).size:
@@ -45,10 +47,12 @@ def _note(token: Token) -> dict[str, Any]:
     return token.model_dump(exclude_none=True) | ({"label": True} if token.contrast is not None else {})
 
 
-def _joined(tokens: list[Token]) -> Token:
-    if len(tokens) == 1:
-        return tokens[0]
+def _joined(tokens: list[Token], unit: str) -> Token:
     text = "".join(each.text or "" for each in tokens if not each.continues)
-    return tokens[0].model_copy(
-        update={"token": "".join(each.token for each in tokens), "token_id": -1, "text": text, "continues": None}
-    )
+    if unit == SEGMENTS and (name := tokens[0].segment):
+        changes = {"token": name, "text": segment_label(name, text)}
+    elif len(tokens) == 1:
+        return tokens[0]
+    else:
+        changes = {"token": "".join(each.token for each in tokens), "text": text}
+    return tokens[0].model_copy(update={"token_id": -1, "continues": None, **changes})

@@ -55,9 +55,9 @@ def plot_attribution_heatmap(
     scores. Numbers are written into the cells where there are at most 200, or if `annotate` says so. `limit` is the
     score of the darkest colour.
 
-    Of a long text, draw a part: `merge` tokens into words, lines, sentences, paragraphs or messages; `rows` at these
-    positions of the attributed tokens; without what a chat template added (`hide_template`); the `top` rows with the
-    largest absolute scores, in the order of the text.
+    Of a long text, draw a part: `merge` tokens into words, lines, sentences, paragraphs, messages or segments; `rows`
+    at these positions of the attributed tokens; without what a chat template added (`hide_template`); the `top` rows
+    with the largest absolute scores, in the order of the text.
 
     Raises `ValueError` where there are no such scores, and for granular ones.
     """

@@ -72,7 +72,7 @@ class AttributionResult(schema.AttributionResult):
 
         By default of all sequences and for the whole answer: the sum over its tokens. `token` is the index of a
         generated token, for its scores alone. `hide_template` leaves out what a chat template added. `merge` reads the
-        text in words, lines, sentences, paragraphs or messages (extra `plots`).
+        text in words, lines, sentences, paragraphs, messages or segments (extra `plots`).
 
         Raises `ValueError` for granular scores, and `IndexError` for a sequence or token that is not there.
         """

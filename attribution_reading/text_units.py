@@ -35,6 +35,7 @@ def _is_behind_a_space(text: str, place: int) -> bool:
 
 
 UNITS = ("words", "lines", "sentences", "paragraphs", "messages")
+SEGMENTS = "segments"  # the parts of the input that a request named, and the rest of it
 # For each unit, the offsets at which one may end and the next begin.
 _BOUNDARIES: dict[str, Callable[[str], Iterable[int]]] = {
     "words": _words,
@@ -48,9 +49,12 @@ _BOUNDARIES: dict[str, Callable[[str], Iterable[int]]] = {
 def unit_spans(notes: Sequence[Note], unit: str, *, borders: Iterable[int] = ()) -> list[Span]:
     """Return the spans of a side's units in order; together they contain every token once.
 
-    notes: one for each token, see `attribution.text.readable_tokens.annotate`. unit: a name of `UNITS`.
+    notes: one for each token, see `attribution.text.readable_tokens.annotate`. unit: a name of `UNITS`, or
+    `SEGMENTS`.
     borders: further positions at which a unit begins.
     """
+    if unit == SEGMENTS:
+        return _segment_spans(notes)
     starts = {0, *borders}
     for key, run in groupby(range(len(notes)), key=lambda position: _part_of_text(notes[position], position)):
         positions = list(run)
@@ -58,6 +62,29 @@ def unit_spans(notes: Sequence[Note], unit: str, *, borders: Iterable[int] = ())
         if key[0] is None:
             starts.update(positions[0] + each for each in _starts_within([notes[each] for each in positions], unit))
     return list(pairwise([*sorted(each for each in starts if each < len(notes)), len(notes)])) if notes else []
+
+
+def segment_label(name: str, text: str) -> str:
+    """How a segment of this name is shown in the place of its text: by the text where the name is no other one."""
+    words = text.strip()
+    if words == name or (name.endswith("…") and words.startswith(name[:-1])):
+        return text
+    before, behind = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
+    return before + name + (behind if words else "")
+
+
+def _segment_spans(notes: Sequence[Note]) -> list[Span]:
+    """The spans of segments, of what is between them, and of each token that is none of the input."""
+
+    def part(position: int) -> tuple[object, ...]:
+        note = notes[position]
+        name = note.get("segment")
+        if name:
+            return (name,)
+        return (name, position) if name is None else (name, *_part_of_text(note, position))
+
+    runs = [list(run) for _, run in groupby(range(len(notes)), key=part)]
+    return [(run[0], run[-1] + 1) for run in runs]
 
 
 def _part_of_text(note: Note, position: int) -> tuple[object, ...]:

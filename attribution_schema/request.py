@@ -24,7 +24,7 @@ from pydantic import (
 from attribution_schema.json_values import check_json
 from attribution_schema.messages import ChatMessage, Messages
 from attribution_schema.open_enum import TOLERANT, OpenEnum, keep_unknown
-from attribution_schema.spans import MAX_CHOICES, MAX_SPANS, Span
+from attribution_schema.spans import MAX_CHOICES, MAX_SEGMENTS, MAX_SPANS, Segment, SegmentUnit, Span
 from attribution_schema.webhook import WebhookEnd, WebhookUrl
 
 # `name`, `org/name` or a `.gguf` file in either, optionally `@revision`, and optionally `+` and the same for an
@@ -70,12 +70,38 @@ TokenId = Annotated[int, Field(ge=0)]
 MethodName = Annotated[str, StringConstraints(max_length=100)]
 
 
+def _kind_of_segments(value: Any) -> str:
+    return "str" if isinstance(value, str) else "list[Segment]"
+
+
+def _has_names_of_its_own(segments: list[Segment], info: ValidationInfo) -> list[Segment]:
+    """Refuse two segments of one name. Raises `ValueError`."""
+    names = [each.name for each in segments if each.name is not None]
+    if len(set(names)) < len(names) and info.context is not TOLERANT:
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"two segments are called {twice!r}: give each a name of its own")
+    return segments
+
+
+Segments = Annotated[
+    Annotated[
+        list[Segment],
+        Field(min_length=1, max_length=MAX_SEGMENTS),
+        AfterValidator(_has_names_of_its_own),
+        Tag("list[Segment]"),
+    ]
+    | Annotated[SegmentUnit, WrapValidator(keep_unknown), Tag("str")],
+    Discriminator(_kind_of_segments),
+]
+
+
 class Engine(OpenEnum):
     """The engine that computes the scores."""
 
     AUTO = "auto"  # the single pass if it qualifies and a probe agreed with Inseq's loop, else the loop
     INSEQ = "inseq"  # Inseq's own loop over the generated tokens
     SINGLE_PASS = "single_pass"  # noqa: S105 - no password; one forward for all tokens, or a refusal
+    MASKING = "masking"  # forwards with masked parts of the input: that of the methods which Inseq does not have
 
 
 class TokenizerArguments(BaseModel):
@@ -151,7 +177,15 @@ class AttributionRequest(BaseModel):
     )
     step_scores: list[str] = Field([], max_length=32, description="Step functions to report for each generated token.")
     attributed_fn: str | None = Field(
-        None, max_length=100, description="The step function that is attributed; Inseq's default is `probability`."
+        None,
+        max_length=100,
+        description="The step function that is attributed; Inseq's default is `probability`. Of the methods that Inseq "
+        "does not have, it is the logarithm of the probability.",
+    )
+    segments: Segments | None = Field(
+        None,
+        description="Parts of the input: a list of them, or a unit of text. Every result can be aggregated over them; "
+        "perturbation methods take them as their features.",
     )
     candidates: int = Field(
         5,

@@ -24,6 +24,10 @@ class Token(BaseModel):
     template: bool | None = Field(None, description="In a conversation: whether the chat template added it.")
     turn: int | None = Field(None, description="In a conversation: the number of its message, counted from 0.")
     role: str | None = Field(None, description="In a conversation: the role of that message.")
+    segment: str | None = Field(
+        None,
+        description="Of a token of the input, in a job with `segments`: the name of its segment, empty for none.",
+    )
 
 
 class Candidate(BaseModel):

@@ -17,6 +17,7 @@ os.environ.setdefault("INSEQ_ARTIFACTS_CACHE", tempfile.mkdtemp())
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -81,7 +82,7 @@ def _row(engine: AttributionEngine, model: str, ids: list[int], prompt: int, sta
     seconds = dict.fromkeys(ways, float("inf"))
     for _ in range(ROUNDS):
         for name, one in ways.items():
-            seconds[name] = min(seconds[name], _spent(lambda one=one: _scores(engine, one)))
+            seconds[name] = min(seconds[name], _spent(partial(_scores, engine, one)))
     cells = (
         model, f"{prompt} + {len(ids) - prompt}", f"{len(ids) - start}",
         f"{seconds['one by one']:.2f}", f"{seconds['whole']:.2f}",
@@ -93,9 +94,9 @@ def _row(engine: AttributionEngine, model: str, ids: list[int], prompt: int, sta
 def _scores(engine: AttributionEngine, body: dict[str, object]) -> torch.Tensor:
     request = engine.check(AttributionRequest.model_validate(body))
     parts = engine.run(request, device="cpu", report=lambda _: None, should_cancel=lambda: False)
-    found = stored_form.decode(parts[0].content).sequence_attributions[0].target_attributions
-    assert found is not None
-    return found
+    (sequence,) = stored_form.decode(parts[0].content).sequence_attributions
+    assert isinstance(sequence.target_attributions, torch.Tensor)
+    return sequence.target_attributions
 
 
 def _spent(run: Callable[[], object]) -> float:

@@ -56,7 +56,7 @@ NUMERIC = {
     "test_adapters", "test_cancel_points", "test_chat", "test_comparison", "test_completeness", "test_corrections",
     "test_corrections_methods", "test_cpu_half", "test_device_memory", "test_estimates", "test_exactness",
     "test_families", "test_field_cases", "test_field_texts", "test_generation", "test_gguf", "test_isolation", "test_kept_states",
-    "test_labels", "test_languages", "test_lean_reagent", "test_lengths", "test_loading", "test_memory", "test_quantized",
+    "test_labels", "test_languages", "test_lean_reagent", "test_lengths", "test_loading", "test_masking", "test_memory", "test_quantized",
     "test_quantized_refusals",
     "test_more_families", "test_network_state", "test_partial", "test_refinement", "test_rounding", "test_single_pass",
     "test_single_pass_exactly", "test_single_pass_half", "test_single_pass_long", "test_single_pass_paths",

@@ -76,6 +76,7 @@ models, as in Inseq). `seeing` is a model that reads images, of which the text i
 | `≠` | differs from Inseq, and not because of a correction |
 """
 EVERY = FAMILIES | MORE
+METHODS = sorted(name for name, each in inseq_catalogue.methods().items() if not each.traits.masks_features)
 _MOST_NAMES = 16  # of families in one line of the lists
 _REFUSALS = {"/problems/unsupported-by-model", "/problems/input-rejected"}
 
@@ -98,7 +99,7 @@ class Told:
 
 
 def main() -> None:
-    methods, told = sorted(inseq_catalogue.methods()), Told()
+    methods, told = METHODS, Told()
     rows: dict[str, dict[str, str]] = {}
     kept = Path(sys.argv[1])
     kept.mkdir(exist_ok=True)
@@ -133,8 +134,7 @@ def of_family(name: str, kept: Path) -> str:
         build_family(EVERY[name], folder / "models" / name)
         with Server(folder / "data", INSEQ_API_MODEL_DIRS=str(folder / "models")) as server:
             marks = {
-                method: "".join(mark(server, folder, name, method, way, told) for way in ways)
-                for method in sorted(inseq_catalogue.methods())
+                method: "".join(mark(server, folder, name, method, way, told) for way in ways) for method in METHODS
             }
     written = kept / f"{name}.part"
     written.write_text(json.dumps({"marks": marks, "told": told.plain()}))
@@ -147,7 +147,7 @@ def print_told(title: str, told: dict[str, set[tuple[str, str, str]]]) -> None:
     for reason, where in sorted(told.items()):
         families, methods, ways = (
             [each for each in every if each in {row[index] for row in where}]
-            for index, every in enumerate((EVERY, sorted(inseq_catalogue.methods()), WAYS))
+            for index, every in enumerate((EVERY, METHODS, WAYS))
         )
         subject = f"{len(methods)} methods" if len(methods) > 4 else ", ".join(f"`{method}`" for method in methods)
         on = ", ".join(families) if len(families) <= _MOST_NAMES else f"{len(families)} families"

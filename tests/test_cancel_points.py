@@ -25,7 +25,7 @@ SMALL = {
 }  # fmt: skip
 METHODS = (
     "attention", "deeplift", "dummy", "gradient_shap", "input_x_gradient", "layer_deeplift",
-    "layer_gradient_x_activation", "occlusion", "saliency", "value_zeroing", *SMALL,
+    "layer_gradient_x_activation", "occlusion", "saliency", "value_zeroing", "banzhaf", "leave_one_out", "shapley", *SMALL,
 )  # fmt: skip
 # One module's forward, or both products of its backward (of the inputs and, of a layer method's layer, the weights),
 # with the attention beside it.

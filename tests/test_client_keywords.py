@@ -31,6 +31,8 @@ def plain(hint: Any) -> Any:  # noqa: PLR0911 - a case for each kind of type
         return union(map(plain, inner))
     if origin is Literal:
         return union(inner)
+    if origin is tuple:  # of two of a kind; JSON has lists alone
+        return frozenset({("list", *set(map(plain, inner)))})
     if origin in {list, Sequence}:
         members = plain(inner[0])
         return union(("list", each) for each in (members if isinstance(members, frozenset) else [members]))

@@ -150,6 +150,36 @@ def test_the_single_pass_is_told_where_it_is_taken(engine, method, more, expecte
         assert output.info["engine"] == estimate.engine
 
 
+LONGER = "Carla likes bread. "
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("leave_one_out", {}),
+        ("shapley", {"segments": "words"}),
+        ("shapley", {"attribution_args": {"n_samples": 5}}),
+        ("banzhaf", {"attribution_args": {"n_samples": 150}}),
+        ("occlusion", {"segments": [{"start": 0, "end": 3}, {"start": 3, "end": 4}, {"start": 4, "end": 5, "pinned": True}]}),
+        ("lime", {"segments": "sentences", "attribution_args": {"n_samples": 90}}),
+        ("shapley", {"step_scores": ["pcxmi"], "step_scores_args": {"contrast_targets": "another target"}}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("model", [LOOKUP, PHRASEBOOK])
+def test_the_rows_of_masks_are_told(engine, passes, model, method, more):
+    text = LONGER + PROMPT if model == LOOKUP else SENTENCE
+    target, other = (LONGER + f"{PROMPT} {word}." if model == LOOKUP else f"il {word}" for word in ("tea", "milk"))
+    more = json.loads(json.dumps(more).replace("another target", other))
+    body = {"model": model, "method": method, "input_text": text, "generated_text": target, **SCORES | more}
+    request = engine.check(AttributionRequest(**body))
+    run(engine, request)  # the model is probed, and its texts are counted
+    estimate = engine.estimate(request)
+    passes[:] = [0, 0]
+    output = stored_form.decode(run(engine, request)[0].content)
+    assert output.info["engine"] == estimate.engine == "masking"
+    assert [estimate.forward_passes, estimate.backward_passes] == passes
+
+
 PROBED = [
     ("saliency", {}),
     ("integrated_gradients", {"n_steps": 8}),

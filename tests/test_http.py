@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+import perturbation
 from api.routes.catalogue import catalogue
 from api.routes.jobs import estimate_job, get_job, jobs, submit_job, watch_job
 from api.routes.results import compare_jobs, get_results, results
@@ -231,9 +232,11 @@ def test_the_record_says_how_to_get_the_result_again(server, done):
 # The catalogue
 
 
-def test_the_catalogue_is_inseqs(server):
+def test_the_catalogue_is_inseqs_and_has_the_methods_of_masks(server):
     methods = server.client.get("/attribution/methods").json()["methods"]
-    assert [method["name"] for method in methods] == sorted(inseq.list_feature_attribution_methods())
+    assert [each["name"] for each in methods] == sorted(
+        [*inseq.list_feature_attribution_methods(), *perturbation.METHODS]
+    )
     functions = server.client.get("/attribution/step_functions").json()["step_functions"]
     # Other tests in this process register our corrected functions with Inseq, with a colon in the name.
     theirs = [name for name in inseq.list_step_functions() if ":" not in name]
@@ -242,7 +245,7 @@ def test_the_catalogue_is_inseqs(server):
     of_inseq = [each["name"] for each in aggregators["aggregators"] if not each.get("is_unit")]
     assert of_inseq == sorted({*inseq.list_aggregators()} - {"pair"})
     units = [each["name"] for each in aggregators["aggregators"] if each.get("is_unit")]
-    assert units == ["words", "lines", "sentences", "paragraphs", "messages"]
+    assert units == ["words", "lines", "sentences", "paragraphs", "messages", "segments"]
     assert all(entry["description"] for entry in [*methods, *functions, *aggregators["aggregators"]])
     steps = next(method for method in methods if method["name"] == "integrated_gradients")["parameters"][0]
     words = ("title", "description")
@@ -258,7 +261,7 @@ def test_the_catalogue_names_the_operation_that_inseq_runs(server):
 
     model = inseq.load_model(str(BUNDLED / LOOKUP), "dummy", device="cpu")
     for name, method in inseq_catalogue.methods().items():
-        if name in {"reagent", "dummy", "discretized_integrated_gradients"}:
+        if name in {"reagent", "dummy", "discretized_integrated_gradients", *perturbation.METHODS}:
             continue
         loaded = model.get_attribution_method(name)
         assert loaded.is_final_step_method == method.is_final_step, name

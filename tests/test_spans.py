@@ -335,3 +335,40 @@ def test_what_does_not_go_together_is_refused(engine, body, pointer, reason):
 def test_a_body_that_contradicts_itself_is_refused(body, reason):
     with pytest.raises(ValueError, match=reason):
         AttributionRequest(model=LOOKUP, method="saliency", input_text=TEXT, **body)
+
+
+# Spans by masking
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [("leave_one_out", {}), ("shapley", {"segments": "sentences"}), ("occlusion", {"segments": "words"})],
+)
+def test_masking_a_part_shows_its_effect_on_a_span(engine, method, more):
+    """The value of a mask is the sum of the span's log-probabilities, on a plain forward of the masked text."""
+    body = {"method": method, "input_text": TEXT, "generated_text": WHOLE, **more}
+    tokens = scores(run(engine, **body, attributed_fn="probability", attributed_fn_args={"logprob": True}))
+    spans = run(engine, **body, spans=[{}, {"text": " milk"}])
+    found = scores(spans)[: len(tokens)]
+    size = float(tokens.abs().sum(1).max())
+    if method != "occlusion":  # whose scores have no sign
+        assert float((found[:, 0] - tokens.sum(1)).abs().max()) <= 1e-5 * size
+    assert float((found[:, 1] - tokens[:, 4]).abs().max()) <= 1e-5 * size
+    (told,) = spans.info["masking"]
+    assert told["at_all"] == pytest.approx([each["log_probability"] for each in spans.info["spans"][0]], rel=1e-4)
+
+
+def test_the_margin_of_choices_by_masking(engine):
+    choices = [" tea", " milk. Ben"]
+    found = {
+        method: run(engine, method=method, input_text=TEXT, choices=choices, **more).sequence_attributions[0]
+        for method, more in (("leave_one_out", {}), ("occlusion", {"segments": "words"}))
+    }
+    plains = [Plain(BUNDLED / LOOKUP, TEXT, TEXT + choice) for choice in choices]
+    first = plains[0].first
+    sums = [sum(left_out(plain, step)[:first, 0] for step in plain.steps) for plain in plains]
+    theirs = (sums[0] - sums[1]).double()
+    ours = found["leave_one_out"].target_attributions[:first, 0].double()
+    assert float((ours - theirs).abs().max()) <= 1e-5 * float(theirs.abs().max())
+    words = found["occlusion"].target_attributions[:first, 0].double()
+    assert float((words - theirs.abs()).abs().max()) <= 1e-5 * float(theirs.abs().max())  # a word is a token here

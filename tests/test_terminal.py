@@ -143,6 +143,16 @@ def test_options_are_those_of_inseq():
     assert theirs - NOT_OURS <= known
 
 
+def test_segments_are_a_unit_or_a_json_list():
+    request = ("attribute", "-m", "m", "-i", "a", "--segments")
+    assert options.request_fields(parsed(*request, "sentences"))["segments"] == "sentences"
+    parts = [{"name": "one", "text": "a"}]
+    assert options.request_fields(parsed(*request, json.dumps(parts)))["segments"] == parts
+    for wrong in ("chapters", '{"text": "a"}'):
+        with pytest.raises(click.UsageError, match="neither a JSON list nor one of words, sentences"):
+            parsed(*request, wrong)
+
+
 @pytest.mark.parametrize(
     ("arguments", "texts"),
     [

@@ -7,6 +7,7 @@ import ast
 import inseq
 import pytest
 
+import perturbation
 from attribution.catalogue import inseq_catalogue, traits, words
 from attribution.catalogue.inseq_catalogue import Family
 from attribution.catalogue.traits import Reads, ScoreShape
@@ -24,11 +25,12 @@ MAY_NAME_METHODS = {
     "attribution_client/terminal/options.py",  # the terminal's default method
     "attribution_client/plots.py",  # the axis of a probability
     "attribution_schema/request.py",
+    "perturbation/__init__.py",  # maps methods to implementations
 }
 
 
 def test_every_method_and_step_function_of_inseq_is_described():
-    assert set(traits.METHODS) == set(inseq.list_feature_attribution_methods())
+    assert set(traits.METHODS) == {*inseq.list_feature_attribution_methods(), *perturbation.METHODS}
     assert set(traits.STEP_FUNCTIONS) == set(inseq_catalogue.step_functions())
 
 
@@ -45,7 +47,9 @@ def test_every_method_function_and_argument_is_called_something():
 def test_methods_are_grouped_as_inseq_registers_them():
     families = {name: method.family for name, method in inseq_catalogue.methods().items()}
     named = {family: {name for name, each in families.items() if each is family} for family in Family}
-    assert named[Family.PERTURBATION] == {"lime", "occlusion", "reagent", "value_zeroing"}
+    assert named[Family.PERTURBATION] == {
+        "lime", "occlusion", "reagent", "value_zeroing", *perturbation.METHODS,
+    }  # fmt: skip
     assert named[Family.INTERNALS] == {"attention"}
     assert named[Family.NONE] == {traits.STEP_SCORES_ONLY}
     assert len(named[Family.GRADIENT]) == 10
@@ -60,6 +64,10 @@ def test_a_methods_cost_is_that_of_its_passes():
     assert costs["integrated_gradients"].relative == pytest.approx(50 + 2 / 21)
     assert costs["attention"].relative == pytest.approx(1 / 21)
     assert costs["occlusion"].relative == pytest.approx((119 + 1) / 21)
+    # A row for each token of the prompt but the unmasked one, and for 32 orders of 100 tokens; of 119 tokens each.
+    assert costs["leave_one_out"].relative == pytest.approx((1 + 101) / 21)
+    assert costs["shapley"].relative == pytest.approx((1 + 2 + 32 * 99) / 21)
+    assert costs["banzhaf"].relative == pytest.approx((1 + 256) / 21)
     told = {each["name"]: each["cost"]["words"] for each in describe_methods()}
     assert told["saliency"] == "one forward pass, and a backward pass for each generated token"
     assert told["input_x_gradient"] == "as much as saliency"
@@ -73,6 +81,10 @@ def test_the_facts_fit_the_methods_own_parameters(name):
     method, known = inseq_catalogue.methods()[name], traits.of_method(name)
     if isinstance(known.rows, str):
         assert known.rows in method.parameters
+    assert known.masks_features == (name in perturbation.METHODS)
+    assert known.masks_segments == (name in perturbation.OF_SEGMENTS)
+    if known.masks_features or known.masks_segments:
+        assert perturbation.METHODS.keys().isdisjoint(perturbation.OF_SEGMENTS)
     if known.perturbed not in {None, "windows"}:
         assert known.perturbed in method.parameters
     assert (known.without_layer is not None) == method.is_layer

@@ -12,7 +12,14 @@ from typing import Any
 
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from attribution.catalogue import config_checks, generation_catalogue, inseq_catalogue, refinement, traits
+from attribution.catalogue import (
+    config_checks,
+    generation_catalogue,
+    inseq_catalogue,
+    masked_methods,
+    refinement,
+    traits,
+)
 from attribution.catalogue.inseq_catalogue import Method, Parameter, StepFunction, attributed_function
 from attribution.catalogue.single_pass_eligibility import obstacle
 from attribution.catalogue.span_checks import span_errors
@@ -59,7 +66,9 @@ def resolve(
         errors += _function_argument_errors("/attributed_fn_args", request.attributed_fn_args, attributed)
         errors += _function_argument_errors("/step_scores_args", request.step_scores_args, scored)
         errors += _refusals(request, method, attribution_args, [f for f in functions if f])
-        if request.engine == Engine.SINGLE_PASS and (reason := obstacle(request, method)):
+        masking = list(masked_methods.refusals(request, method, attribution_args))
+        errors += masking
+        if not masking and request.engine == Engine.SINGLE_PASS and (reason := obstacle(request, method)):
             errors.append(_at("/engine", f"The single pass cannot compute this request: {reason} Use auto or inseq."))
         if is_encoder_decoder is not None:
             errors += kind_refusals(request, method, is_encoder_decoder=is_encoder_decoder)

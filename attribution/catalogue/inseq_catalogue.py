@@ -28,6 +28,7 @@ from inseq.data.aggregation_functions import AggregationFunction
 from inseq.data.aggregator import Aggregator
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+import perturbation
 from attribution.catalogue import next_token, traits, words
 from attribution.catalogue.traits import (
     DEFAULT_FUNCTION,
@@ -40,6 +41,7 @@ from attribution.catalogue.traits import (
 from attribution.catalogue.words import Words
 from attribution.corrections.step_functions import is_corrected_name
 from models import AttributionRequest
+from perturbation import PerturbationMethod
 
 REQUIRED = inspect.Parameter.empty
 
@@ -171,8 +173,10 @@ class AggregatorEntry:
 
 @cache
 def methods() -> dict[str, Method]:
-    """Every method of `inseq.list_feature_attribution_methods()`, by name, sorted (Inseq lists a set)."""
-    return {name: _method(name, cls) for name, cls in sorted(FeatureAttribution.available_classes().items())}
+    """Every method of `inseq.list_feature_attribution_methods()` and of `perturbation.METHODS`, by name, sorted."""
+    found = {name: _method(name, cls) for name, cls in FeatureAttribution.available_classes().items()}
+    found |= {name: _own_method(name, each) for name, each in perturbation.METHODS.items()}
+    return dict(sorted(found.items()))
 
 
 @cache
@@ -277,6 +281,24 @@ def _method(name: str, cls: type[FeatureAttribution]) -> Method:
         is_layer=name.startswith("layer_"),
         is_final_step="is_final_step_method" in mentioned and traits.of_method(name).scores is not ScoreShape.NONE,
         ignores_attributed_fn="use_predicted_target" in mentioned or traits.of_method(name).scores is ScoreShape.NONE,
+    )
+
+
+def _own_method(name: str, method: PerturbationMethod) -> Method:
+    """A method of this service; its arguments are those of the function that computes it."""
+    known = _words(words.METHODS, name, method.run)
+    references = re.findall(r"https?://[^\s>`<),]+", inspect.getdoc(method.run) or "")
+    return Method(
+        name=name,
+        title=known.title,
+        description=known.description,
+        family=Family.PERTURBATION,
+        reference=references[0] if references else None,
+        call_parameters={key: each for key, each in _parameters(method.run).items() if key != "seed"},
+        init_parameters={},
+        is_layer=False,
+        is_final_step=False,
+        ignores_attributed_fn=False,
     )
 
 

@@ -45,12 +45,6 @@ def scored_names(request: AttributionRequest) -> list[str]:
     return [*request.step_scores, *own]
 
 
-def requests_of_methods(request: AttributionRequest) -> list[AttributionRequest]:
-    """The request of each method; the first one computes the candidates, which are those of all on the same target."""
-    first, *others = (request.of_method(name) for name in request.method_names)
-    return [first, *(each.model_copy(update={"candidates": 0}) for each in others)]
-
-
 def of_scores(request: AttributionRequest) -> AttributionRequest:
     """The request by whose engine step scores are computed: candidates alone are none of the numbers that a request may
     want from Inseq's own loop.

@@ -13,6 +13,7 @@ UNITS = {
     "sentences": "Merges the tokens of a sentence (Unicode's, UAX #29).",
     "paragraphs": "Merges the tokens between blank lines.",
     "messages": "Merges the tokens of a message; of a text without messages, those of the prompt and of the answer.",
+    "segments": "Merges the tokens of each of the job's `segments`; generated tokens stay apart.",
 }
 
 

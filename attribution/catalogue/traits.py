@@ -58,8 +58,11 @@ class MethodTraits:
     # Completeness: scores sum to f(input) - f(baseline). The advice for scores that do not; None without the identity.
     completeness_advice: str | None = None
     is_absolute: bool | str = False  # scores have no sign; or the argument that says so, which is true by default
+    with_sign: str | None = None  # by masking: the method that has the same scores with their sign
     multiplies_by_inputs: bool = True  # Inseq's default for `multiply_by_inputs`, with which the identity holds
     advice_on_nan: str = ""  # what to change where scores are NaN
+    masks_features: bool = False  # one of this service: runs by `attribution.masking`, on tokens or segments
+    masks_segments: bool = False  # does so where the request has segments
     without_layer: str | None = None  # of a layer method: the method on the input that it corresponds to
 
     # Forward and backward passes of one step; `attribution.estimates.passes` adds them up.
@@ -81,6 +84,12 @@ _DEEPLIFT_IS_LINEAR = "Captum's DeepLIFT takes most layers of a transformer as l
 
 METHODS: dict[str, MethodTraits] = {
     "attention": MethodTraits(ScoreShape.HEAD, reads_attention=True),
+    "banzhaf": MethodTraits(
+        ScoreShape.TOKEN,
+        can_attribute_target=False,
+        masks_features=True,
+        advice_on_nan="No sample, or every sample, has the feature: raise n_samples.",
+    ),
     "deeplift": MethodTraits(
         has_single_pass=True,
         repeats_rows=True,
@@ -141,20 +150,24 @@ METHODS: dict[str, MethodTraits] = {
         rows="n_steps",
         extra_forwards=2,  # the layer's output for the input and for the baseline
     ),
+    "leave_one_out": MethodTraits(ScoreShape.TOKEN, can_attribute_target=False, masks_features=True),
     "lime": MethodTraits(
         is_random=True,
         makes_embeddings=True,
         needs_float32_inputs=True,
         can_attribute_target=False,
+        masks_segments=True,
         perturbed="n_samples",
     ),
     "occlusion": MethodTraits(
         ScoreShape.TOKEN,
         has_single_pass=True,
         runs_own_text=True,
+        masks_segments=True,
         perturbed="windows",
         extra_forwards=1,
         is_absolute=True,
+        with_sign="leave_one_out",
     ),
     "reagent": MethodTraits(
         ScoreShape.TOKEN,
@@ -174,6 +187,7 @@ METHODS: dict[str, MethodTraits] = {
         rows="n_steps",
         paths_per_token=True,
     ),
+    "shapley": MethodTraits(ScoreShape.TOKEN, can_attribute_target=False, masks_features=True),
     "value_zeroing": MethodTraits(ScoreShape.LAYER, zeroes_positions=True),
 }
 

@@ -27,6 +27,11 @@ METHODS: dict[str, Words] = {
     "attention": Words(
         "Attention weights", "The model's own attention weights: where it looked, which need not be what it used."
     ),
+    "banzhaf": Words(
+        "Banzhaf values",
+        "What each part of the input adds, averaged over all sets of other parts: the nearest linear model. Exact "
+        "up to 10 parts, else sampled (see `seed`), with standard errors.",
+    ),
     "deeplift": Words(
         "DeepLIFT", "The difference to an empty text, carried back through the network by rules for its activations."
     ),
@@ -58,6 +63,11 @@ METHODS: dict[str, Words] = {
         "Integrated gradients at a layer",
         "Integrated gradients with respect to the output of a layer: the embedding, or `target_layer`.",
     ),
+    "leave_one_out": Words(
+        "Leave one out",
+        "How much log-probability is lost, with its sign, when one part of the input is masked: a token, or one of the "
+        "`segments`.",
+    ),
     "lime": Words(
         "LIME", "The weights of a linear model, fitted to texts in which random tokens are masked. Random: see `seed`."
     ),
@@ -74,6 +84,11 @@ METHODS: dict[str, Words] = {
     ),
     "sequential_integrated_gradients": Words(
         "Sequential integrated gradients", "Integrated gradients of one token at a time, the others as they are."
+    ),
+    "shapley": Words(
+        "Shapley values",
+        "What each part of the input adds, averaged over all orders of adding them: copies share, and the scores sum "
+        "to the whole difference. Exact up to 10 parts, else sampled (see `seed`), with standard errors.",
     ),
     "value_zeroing": Words(
         "Value zeroing",
@@ -135,7 +150,7 @@ _UNITS = 'Indices of the heads to set to zero, for each layer, such as `{"0": [1
 PARAMETERS: dict[str, Words] = {
     # Of methods
     "n_steps": Words("Steps", "Points of the path. More steps cost more and make the scores add up better."),
-    "n_samples": Words("Samples", "Random texts or points for each generated token; more cost more and vary less."),
+    "n_samples": Words("Samples", "Random texts, points or orders; more cost more and vary less."),
     "max_probe_steps": Words("Largest number of probe steps", "After so many, a probe of a token ends."),
     "num_probes": Words("Probes", "Probes that run side by side, of which the mean is taken."),
     "internal_batch_size": Words(
@@ -153,6 +168,9 @@ PARAMETERS: dict[str, Words] = {
     "attribute_to_layer_input": Words("Input of the layer", "Attribute the layer's input, not its output."),
     "target_layer": Words(
         "Layer", "A module of the model by its name, such as `transformer.h.0`; the embedding by default."
+    ),
+    "sampling": Words(
+        "Sampling", "`antithetic` draws each order of the parts together with its reverse, `plain` each by itself."
     ),
     "mask_prob": Words("Share of masked tokens", "The probability with which a sample masks a token."),
     "mask_token": Words("Mask", "The token that stands for a masked one: `unk` or `pad`."),

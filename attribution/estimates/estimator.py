@@ -16,12 +16,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from attribution.catalogue import inseq_catalogue, refinement
+from attribution.catalogue import inseq_catalogue, masked_methods, refinement
 from attribution.catalogue.config_checks import has_embeddings_of_layers
 from attribution.catalogue.generation_catalogue import GenerationLimits
 from attribution.catalogue.inseq_catalogue import Method
 from attribution.catalogue.length_changes import length_changes, rescaling_within
-from attribution.catalogue.next_token import of_scores, requests_of_methods
+from attribution.catalogue.method_requests import requests_of_methods
+from attribution.catalogue.next_token import of_scores
 from attribution.catalogue.single_pass_eligibility import obstacle
 from attribution.catalogue.traits import ScoreShape
 from attribution.estimates import passes, probes
@@ -141,8 +142,8 @@ class Estimator:
         """
         if loaded.key.device != "cpu":
             return
-        # The single pass divides its rows by what is free.
-        every = [] if _engine(request, loaded, shapes) is Engine.SINGLE_PASS else _all_passes(request, loaded, shapes)
+        # The single pass and masking divide their rows by what is free.
+        every = [] if _engine(request, loaded, shapes) is not Engine.INSEQ else _all_passes(request, loaded, shapes)
         peak = self._peak(request, loaded, self._rates.measured(loaded), every, shapes) - loaded.size
         free = memory_of("cpu").free
         if peak > max(_ALWAYS_TRIED, free):
@@ -321,6 +322,8 @@ def _of_refinement(request: AttributionRequest) -> list[str]:
 def _engine(request: AttributionRequest, loaded: LoadedModel, shapes: Sequence[Shape]) -> Engine:
     """The engine that the job is expected to use."""
     method = inseq_catalogue.methods()[request.attribution_method]
+    if masked_methods.is_masked(request):
+        return Engine.MASKING
     return Engine.SINGLE_PASS if _takes_single_pass(request, loaded, method, shapes) else Engine.INSEQ
 
 
@@ -339,8 +342,10 @@ def _takes_single_pass(
 
 
 def _probed_method(request: AttributionRequest) -> Method | None:
-    """The method whose probe the job may need: its own, or that of step scores beside Inseq's loop."""
+    """The method whose probe the job may need: its own, or that of step scores beside Inseq's loop or masking."""
     method = inseq_catalogue.methods()[request.attribution_method]
+    if masked_methods.is_masked(request):
+        return inseq_catalogue.step_scores_only()
     if request.engine != Engine.INSEQ and not obstacle(request, method):
         return method
     return inseq_catalogue.step_scores_only() if passes.shares_scores(request) else None
@@ -351,6 +356,8 @@ def _all_passes(request: AttributionRequest, loaded: LoadedModel, shapes: Sequen
         method = inseq_catalogue.methods()[request.attribution_method]
         attempts = refinement.usual(request, method)
         return [each for attempt in attempts for each in _all_passes(attempt, loaded, shapes)]
+    if masked_methods.is_masked(request):
+        return [each for shape in shapes for each in passes.of_masking(request, shape)]
     if _engine(request, loaded, shapes) is Engine.SINGLE_PASS:
         return [each for shape in shapes for each in passes.of_single_pass(request, shape)]
     at_once = _takes_single_pass(of_scores(request), loaded, inseq_catalogue.step_scores_only(), shapes)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from attribution.catalogue import inseq_catalogue, plain_data
+from attribution.catalogue import inseq_catalogue, masked_methods, plain_data
 from attribution.catalogue.inseq_catalogue import Method
 from attribution.catalogue.traits import UNIT_OF_COST
-from attribution.estimates.passes import Shape, of_single_pass, of_text
+from attribution.estimates.passes import Shape, of_masking, of_single_pass, of_text
 from models import AttributionRequest
 
 # A prompt of 100 tokens and an answer of 20, of a decoder-only model.
@@ -60,7 +60,8 @@ def _described(method: Method) -> dict[str, Any]:
 def _tokens(method: Method) -> int:
     """Tokens of all forward and backward passes, by the engine that usually runs the method."""
     request = AttributionRequest(model="any", method=method.name, input_text="any", candidates=0)  # the method alone
-    passes = (of_single_pass if method.traits.has_single_pass else of_text)(request, USUAL)
+    count = of_single_pass if method.traits.has_single_pass else of_text
+    passes = (of_masking if masked_methods.is_masked(request) else count)(request, USUAL)
     return sum(each.calls * each.tokens * (1 + each.backwards) for each in passes)
 
 

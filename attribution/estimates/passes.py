@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
-from attribution.catalogue import inseq_catalogue
+from attribution.catalogue import inseq_catalogue, masked_methods
 from attribution.catalogue.inseq_catalogue import Method
 from attribution.catalogue.next_token import scored_names
 from attribution.catalogue.traits import MethodTraits
@@ -31,6 +31,7 @@ class Shape:
     first: int  # first target position that is attributed
     end: int  # one after the last
     spans: int = 0  # that are attributed in place of the positions
+    features: int | None = None  # that are masked, where a method masks parts of the input
 
     @property
     def steps(self) -> int:
@@ -118,6 +119,24 @@ def of_single_pass(request: AttributionRequest, shape: Shape) -> Iterator[Passes
         yield Passes(1, 1, length)  # step scores with another contrast are computed in a separate run
     if extra := _own_score_forwards(request):
         for position in shape.ends:
+            yield Passes(extra, 1, shape.source + position)
+
+
+def of_masking(request: AttributionRequest, shape: Shape) -> Iterator[Passes]:
+    """The passes of a method that masks parts of one text: the text itself, and the rows that the method asks.
+
+    Where the parts are not known, they are as many as the tokens of the input.
+    """
+    length, features = shape.source + shape.end - 1, shape.features or shape.source or shape.first
+    method = masked_methods.implementation(request.attribution_method)
+    yield Passes(1, 1, length)
+    asked = method.rows(features, **masked_methods.arguments_of(request))
+    for calls, rows in _divided(min(asked, 2**features), usual_rows(length)):  # equal masks share a row
+        yield Passes(calls, rows, length)
+    if _has_two_contrasts(request):
+        yield Passes(1, 1, length)
+    if extra := _own_score_forwards(request):
+        for position in range(shape.first, shape.end):
             yield Passes(extra, 1, shape.source + position)
 
 

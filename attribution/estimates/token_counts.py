@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from transformers import AutoTokenizer
 
+from attribution.catalogue import masked_methods
 from attribution.catalogue.generation_catalogue import GenerationLimits
 from attribution.estimates.passes import Shape
 from attribution.model_cache.loading import LoadedModel
@@ -17,6 +18,7 @@ from attribution.text.encoding import Prompt
 from attribution.text.generation_settings import GenerationSettings, generation_settings
 from attribution.text.given_target import given_target
 from attribution.text.sandbox import TextSandbox
+from attribution.text.segments import parts_of, prompt_notes
 from models import AttributionRequest
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -75,7 +77,7 @@ class TokenCounter:
             first, end = encoding.check_positions(
                 loaded.model, prompt.encoding, target, request.attr_pos_start, request.attr_pos_end, generated=False
             )
-            shape = _with_spans(request, Shape(source, first, end))
+            shape = _with_spans(request, Shape(source, first, end, features=_features(loaded, request, prompt)))
             return CountedInput(length, shape, target.input_ids.shape[1], new=0)
         settings = generation_settings(loaded, request, prompt, spoken, limits)
         return counted_generation(loaded, request, prompt, settings)
@@ -102,5 +104,16 @@ def counted_generation(
     source, before = (length, 1) if loaded.model.is_encoder_decoder else (0, length)
     first = request.attr_pos_start or before
     end = min(request.attr_pos_end or before + new, before + new)
-    shape = _with_spans(request, Shape(source, first, max(end, first)))
+    shape = _with_spans(request, Shape(source, first, max(end, first), features=_features(loaded, request, prompt)))
     return CountedInput(length, shape, before + new, new, settings.beams, settings.warnings)
+
+
+def _features(loaded: LoadedModel, request: AttributionRequest, prompt: Prompt) -> int | None:
+    """How many parts of the input are masked; None where no method masks any.
+
+    Raises `InputRejected` for segments with which the job would fail.
+    """
+    if request.segments is None and not masked_methods.masks_any(request):
+        return None
+    parts = parts_of(request, prompt, prompt_notes(loaded.model, prompt), [])
+    return None if parts.features is None else len(parts.features.positions)

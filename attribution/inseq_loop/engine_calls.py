@@ -1,4 +1,4 @@
-"""The ways to run a method that is set up for a text: by Inseq's loop, and by one forward over the whole text.
+"""The ways to run a method that is set up for a text: Inseq's loop, one forward over the whole text, and masking.
 
 Each is called with the setup, the list that receives the finished steps, and a `ProgressCallback`,
 and returns an `Attributed`.
@@ -15,11 +15,12 @@ from inseq.data import FeatureAttributionOutput
 from inseq.data.attribution import FeatureAttributionStepOutput
 from inseq.models import HuggingfaceModel
 
-from attribution.catalogue import inseq_catalogue
+from attribution.catalogue import inseq_catalogue, masked_methods
 from attribution.corrections import positions_and_padding
 from attribution.corrections.step_functions import plain_name
 from attribution.inseq_loop import completeness, step_scores
 from attribution.inseq_loop.text_setup import MethodOnText, Setup, embedded_batch, functions_and_arguments
+from attribution.masking import masked_method
 from attribution.model_cache.attention_outputs import keep_attributed_rows
 from attribution.model_cache.lean_forwards import lean_forwards
 from attribution.single_pass.activations import cached_derivatives
@@ -55,6 +56,7 @@ class FinishedSteps(list[FeatureAttributionStepOutput]):
         self._on_count(len(self))
 
 
+MASKING = "masking"  # a key of an output's `info`: what was masked, see `MaskedAttribution.describe`
 METHOD_WARNINGS = "method_warnings"  # a key of an output's `info`, on its way from a corrected method to the run
 EngineCall = Callable[[Setup, FinishedSteps, ProgressCallback], Attributed]
 
@@ -87,6 +89,25 @@ def _output_builder(setup: Setup) -> InseqOutputBuilder:
     return (
         SpanOutputBuilder(text, *inputs, is_signed=setup.work.is_signed) if text.spans else InseqOutputBuilder(*inputs)
     )
+
+
+def by_masking(setup: Setup, steps: FinishedSteps, on_progress: ProgressCallback) -> Attributed:
+    """All steps from forwards in which parts of the input are masked: see `attribution.masking`.
+
+    Raises `UnsupportedByModel` for a network that cannot be split.
+    """
+    features, request = setup.work.features, setup.request
+    assert features is not None
+    builder = _output_builder(setup)
+    task = builder.task(on_progress, needs_identity=False)
+    arguments = masked_methods.arguments_of(request)
+    with step_scores.remembered_forward(setup.model):
+        found = masked_method.attribute(request.attribution_method, task, features, arguments, request.seed)
+        output = builder.output(found.results(), steps.append)
+    # Where EOS is the padding, Inseq takes a last EOS away again.
+    (sequence,) = output.sequence_attributions
+    output.info[MASKING] = found.describe(sequence.attr_pos_end - sequence.attr_pos_start)
+    return output, []
 
 
 def by_kept_states(

@@ -70,6 +70,13 @@ def load_method(
     return found
 
 
+def load_masked(method: Method, loaded: LoadedModel) -> FeatureAttribution:
+    """Inseq's method without scores, under the name of one that runs by masking: what Inseq's labels are made of."""
+    found = FeatureAttribution.load(inseq_catalogue.step_scores_only().name, attribution_model=loaded.model)
+    found.method_name = method.name
+    return found
+
+
 def _layer(model: HuggingfaceModel, arguments: Arguments, text: Text) -> Arguments:
     """The layer that the request names, the embedding by default.
 

@@ -28,6 +28,7 @@ from attribution.model_cache.loading import LoadedModel
 from attribution.single_pass import span_output
 from attribution.single_pass.text_task import ProgressCallback
 from attribution.text.encoding import Text
+from attribution.text.segments import Features
 from models import Arguments, AttributionRequest
 from problems import InputRejected
 
@@ -60,8 +61,11 @@ class TextAttribution:
         on_progress: ProgressCallback,
         on_step: Callable[[FeatureAttributionStepOutput], None] = lambda _: None,
         is_signed: bool = False,
+        features: Features | None = None,
     ) -> None:
-        """`on_progress` is called before each piece of a single pass with the fraction that is done; it may raise.
+        """`features`: what is masked, where the method runs by masking.
+
+        `on_progress` is called before each piece of a single pass with the fraction that is done; it may raise.
 
         `on_step` is called with each finished step, in the thread that runs it. `is_signed`: see `MethodOnText`.
         """
@@ -74,6 +78,7 @@ class TextAttribution:
         self._on_progress = on_progress
         self._on_step = on_step
         self._is_signed = is_signed
+        self._features = features
         self._running: RunningText | None = None
         self._spans_done: list[FeatureAttributionOutput] = []  # of `runs_by_span`
         self.method: Method = inseq_catalogue.methods()[request.attribution_method]
@@ -93,10 +98,10 @@ class TextAttribution:
         """
         method, text, contrast, names = self.method, self._text, self._contrast, scored_names(self._request)
         if not names or not self._needs_second_run():
-            return [MethodOnText(method, text, names, contrast, is_signed=self._is_signed)]
+            return [MethodOnText(method, text, names, contrast, is_signed=self._is_signed, features=self._features)]
         dummy = inseq_catalogue.step_scores_only()
         return [
-            MethodOnText(method, text, [], contrast | {"step_scores_args": {}}),
+            MethodOnText(method, text, [], contrast | {"step_scores_args": {}}, features=self._features),
             MethodOnText(dummy, text, names, contrast | {"attributed_fn_args": {}}, is_for_scores_only=True),
         ]
 

@@ -18,11 +18,12 @@ from attribution.catalogue.inseq_catalogue import Method
 from attribution.corrections import embeddings, positions_and_padding
 from attribution.corrections.registry import Ledger
 from attribution.corrections.step_functions import corrected_step_function
-from attribution.inseq_loop.method_loading import load_method
+from attribution.inseq_loop.method_loading import load_masked, load_method
 from attribution.model_cache.loading import LoadedModel
 from attribution.single_pass.inseq_output import Batch
 from attribution.text.contrast import encoded_as
 from attribution.text.encoding import Text
+from attribution.text.segments import Features
 from attribution.text.step_labels import labelled_once, labels
 from models import Arguments, AttributionRequest
 from problems import InputRejected
@@ -39,6 +40,7 @@ class MethodOnText:
     is_for_scores_only: bool = False  # a second run over the text, whose step scores alone are used
     summed: range | None = None  # target positions whose attributed function is added up, at the one step of the text
     is_signed: bool = False  # scores keep their sign, also where the method returns absolute values
+    features: Features | None = None  # what is masked, where the method runs by masking
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def set_up(
     """
     model, method, text = loaded.model, work.method, work.text
     with ExitStack() as stack:
-        needs_float32 = method.traits.needs_float32_inputs
+        needs_float32 = method.traits.needs_float32_inputs and work.features is None
         float32 = needs_float32 and embeddings.takes_float32_copies(model.model.dtype, ledger)
         if float32:
             stack.enter_context(embeddings.cast_to_half(model))
@@ -90,16 +92,19 @@ def set_up(
         with ExitStack() as loading:
             if method.traits.prepares_vocabulary:
                 loading.enter_context(preparing())
-            loaded_method = load_method(
-                method,
-                request,
-                loaded,
-                text,
-                ledger,
-                float32=float32,
-                is_signed=work.is_signed,
-                is_sum=bool(work.summed),
-            )
+            if work.features is None:
+                loaded_method = load_method(
+                    method,
+                    request,
+                    loaded,
+                    text,
+                    ledger,
+                    float32=float32,
+                    is_signed=work.is_signed,
+                    is_sum=bool(work.summed),
+                )
+            else:
+                loaded_method = load_masked(method, loaded)
         target, tail = _target_and_tail(request, model, text, ledger)
         arguments = {
             "attr_pos_start": text.first,

@@ -16,8 +16,9 @@ from inseq.data.attribution import FeatureAttributionSequenceOutput
 from attribution.catalogue import inseq_catalogue
 from attribution.catalogue.text_units import UNITS
 from attribution.results import inseq_fields
-from attribution.results.unit_aggregation import merge_units
+from attribution.results.unit_aggregation import label_segments, merge_units
 from attribution.text.readable_tokens import Note, merge_notes
+from attribution_reading.text_units import SEGMENTS
 from attribution_schema.view_options import ViewOptions
 from problems import InvalidRequest
 
@@ -109,6 +110,8 @@ def _aggregate_sequence(
             side: merge_notes(entries, getattr(before, side), getattr(sequence, side))
             for side, entries in notes.items()
         }
+        if name == SEGMENTS:
+            label_segments(sequence, notes)
     return sequence, notes
 
 

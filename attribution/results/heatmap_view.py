@@ -151,7 +151,9 @@ class _Picture:
 
 
 def _facts(info: dict[str, Any], options: ViewOptions) -> Iterable[str]:
-    yield f"attributed function: {info['attributed_fn'].removesuffix('_fn')}" if info.get("attributed_fn") else ""
+    function = str(info.get("attributed_fn") or "").removesuffix("_fn")
+    is_logarithm = (info.get("attributed_fn_args") or {}).get("logprob")
+    yield f"attributed function: {'logarithm of ' if is_logarithm else ''}{function}" if function else ""
     yield f"aggregated by {', '.join(options.aggregators)}" if options.aggregators else ""
     yield "not normalized" if options.normalize is False else ""
     yield f"corrected: {', '.join(info['corrections'])}" if info.get("corrections") else ""

@@ -14,6 +14,8 @@ from inseq.utils.typing import TokenWithId
 NOTES = "tokens"
 # The key of `info` whose value is the next-token candidates of each sequence's steps, see `SequenceCandidates`.
 CANDIDATES = "candidates"
+# The key of `info` whose value is the segments of each text, see `attribution.text.segments.InputParts`.
+SEGMENTS = "segments"
 SIDES = ("source", "target")
 TENSOR_FIELDS = ("source_attributions", "target_attributions")
 TENSOR_DICTS = ("step_scores", "sequence_scores")

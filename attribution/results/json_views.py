@@ -83,7 +83,7 @@ def _sequence_json(
     *,
     with_text: bool,
 ) -> dict[str, Any]:
-    written = {"special", "span", "template", "turn", "role"} | (
+    written = {"special", "span", "template", "turn", "role", "segment"} | (
         {"text", "continues", "contrast"} if with_text else set()
     )
     tokens = {

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 
 import torch
 from inseq.data.attribution import FeatureAttributionSequenceOutput
+from inseq.utils.typing import TokenWithId
 
 from attribution.results import inseq_fields
 from attribution.results.scored_sequences import numbers
 from attribution.text.readable_tokens import Note
 from attribution_reading.scored_sequence import not_yet_generated
-from attribution_reading.text_units import unit_spans
+from attribution_reading.text_units import SEGMENTS, segment_label, unit_spans
 from attribution_reading.unit_scores import FUNCTIONS, by_blocks
 from problems import InvalidRequest
 
@@ -39,6 +40,10 @@ def merge_units(
             f"{unit} needs one score for each pair of tokens: put the aggregators that make one of several in front, "
             f"or leave them out for the method's own."
         )
+    if unit == SEGMENTS and not any("segment" in note for side in notes.values() for note in side):
+        raise InvalidRequest(
+            "This job has no segments. Submit it with `segments`, or aggregate over a unit of text, such as sentences."
+        )
     start, end = sequence.attr_pos_start, sequence.attr_pos_end
     spans = {
         "source": unit_spans(notes.get("source") or _plain(sequence.source), unit),
@@ -57,6 +62,17 @@ def merge_units(
             scores = by_blocks(numbers(tensor), later, rows, columns, function)
             setattr(merged, f"{side}_attributions", torch.from_numpy(scores))
     return merged
+
+
+def label_segments(sequence: FeatureAttributionSequenceOutput, notes: dict[str, list[Note]]) -> None:
+    """Call each merged segment by its name; `notes` are those of the merged tokens."""
+    for side in inseq_fields.SIDES:
+        tokens = list(getattr(sequence, side))
+        for index, note in enumerate(notes.get(side, ())):
+            if name := note.get("segment"):
+                tokens[index] = TokenWithId(name, -1)
+                note["text"] = segment_label(name, note["text"])
+        setattr(sequence, side, tokens)
 
 
 def _plain(tokens: Sequence[object]) -> list[Note]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from inseq.data import FeatureAttributionOutput
 
-from attribution.catalogue import inseq_catalogue, next_token
+from attribution.catalogue import inseq_catalogue, masked_methods, next_token
 from attribution.catalogue.inseq_catalogue import Method
 from attribution.catalogue.length_changes import length_changes, rescaling_within
 from attribution.catalogue.single_pass_eligibility import obstacle
@@ -79,6 +79,18 @@ class EngineChoice:
             self._decided[next_token.NAME] = self._verdict(dummy)
         return self._decided[next_token.NAME].is_trusted
 
+    def require_causal(self) -> None:
+        """Have the model probed, if there was no probe: masking takes the values of all steps from one forward.
+
+        Raises `UnsupportedByModel` where a position of the model depends on later ones.
+        """
+        verdict = self._verdict(inseq_catalogue.step_scores_only())
+        if not verdict.is_trusted:
+            raise UnsupportedByModel(
+                f"{self._request.attribution_method} needs the values of all tokens from one forward, and this model "
+                f"does not give them: {_why_not(verdict)} Use a method that Inseq's loop computes."
+            )
+
     def give_up_scores_at_once(self, reason: str) -> None:
         """Record that one forward over a text failed to compute its step scores: each step has its own from now on."""
         self._decided[next_token.NAME] = Verdict(0, reason=reason)
@@ -121,6 +133,8 @@ class EngineChoice:
         return found
 
     def _engine(self, method: Method) -> Engine:
+        if masked_methods.is_masked(self._request):
+            return Engine.MASKING
         verdict = self._decided.get(method.name)
         return Engine.SINGLE_PASS if verdict is not None and verdict.is_trusted else Engine.INSEQ
 

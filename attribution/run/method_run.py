@@ -21,7 +21,7 @@ from attribution.catalogue.inseq_catalogue import Method
 from attribution.corrections.registry import Ledger
 from attribution.estimates.passes import Shape
 from attribution.inseq_loop import completeness
-from attribution.inseq_loop.engine_calls import METHOD_WARNINGS, Attributed
+from attribution.inseq_loop.engine_calls import MASKING, METHOD_WARNINGS, Attributed
 from attribution.inseq_loop.text_attribution import TextAttribution
 from attribution.isolation import isolated
 from attribution.model_cache.loading import LoadedModel
@@ -99,6 +99,8 @@ class Runner:
         self._generation_args: list[Arguments] = []  # for each text that was generated
         self._convergence: list[dict[str, list[float]]] = []  # for each sequence, see `completeness.describe`
         self._spans: list[dict[str, Any]] = []  # for each sequence, see `span_margins.describe`
+        self._masking: list[dict[str, Any]] = []  # for each sequence, see `MaskedAttribution.describe`
+        self._segments: list[list[dict[str, Any]]] = []  # for each text, see `InputParts.describe`
         self._n_steps: list[int] = []  # that each sequence reached, where the request leaves them to us
         self._reader = TextReader(
             request,
@@ -147,6 +149,7 @@ class Runner:
                 self._progress.measuring()
                 self._plan.measure()
             texts = self._reader.read_all(spoken)
+            self._segments = [each.parts.describe(is_source=bool(self._model.is_encoder_decoder)) for each in texts]
             self._generation_args = [each.generation_args for each in texts if each.generation_args is not None]
             self._attribute_all(texts)
         return merge_attributions(list(self._snapshot.outputs))
@@ -192,6 +195,8 @@ class Runner:
             convergence=list(self._convergence),
             n_steps=list(self._n_steps),
             spans=list(self._spans),
+            masking=list(self._masking),
+            segments=self._segments if self._request.segments is not None else [],
         )
 
     # Cancellation
@@ -221,11 +226,11 @@ class Runner:
     # Attribution
 
     def _attribute_all(self, texts: list[PreparedText]) -> None:
-        every = [one for each in texts for one in (each.text, *(other.text for other in each.alternatives))]
-        self._choice.shapes = shapes = [self._shape(each) for each in every]
+        every = [(one, each) for each in texts for one in each.texts]
+        self._choice.shapes = shapes = [self._shape(*each) for each in every]
         if self._method.is_final_step and (warning := self._choice.maps_of_other_positions()):
             self._warnings.append(warning)
-        self._progress.begin_attributing(sum(self._units(each) for each in every))
+        self._progress.begin_attributing(sum(self._units(text) for text, _ in every))
         self.expected = self._plan.before_attributing(self._method.name, shapes)
         began = time.monotonic()
         text_run.choose_engines(self._request, self._method, self._choice)
@@ -239,9 +244,7 @@ class Runner:
         self.took = 0.0 if self._is_refined else time.monotonic() - began - self._choice.probing_seconds
 
     def _attribute(self, prepared: PreparedText) -> FeatureAttributionOutput:
-        self._progress.begin_text(
-            sum(self._units(each) for each in (prepared.text, *(other.text for other in prepared.alternatives)))
-        )
+        self._progress.begin_text(sum(map(self._units, prepared.texts)))
         output = (
             self._refined(prepared) if self._is_refined else self._measured(*self._attempt(self._request, prepared))
         )
@@ -249,6 +252,7 @@ class Runner:
         self._warnings += result_checks.warnings_of_gaps(output, self._method, self._model, prepared.text.first)
         told = output.info.pop(METHOD_WARNINGS, [])
         self._warnings += [each for each in told if each not in self._warnings]
+        self._masking += [output.info.pop(MASKING)] if MASKING in output.info else []
         self.notes.append(token_notes.of_result(self._model, prepared.text, prepared.notes, sequence))
         output.info |= prepared.info
         if prepared.text.spans:
@@ -270,7 +274,7 @@ class Runner:
 
     def _attempt_margins(self, request: AttributionRequest, prepared: PreparedText) -> Attributed:
         """The spans of a text, minus the alternatives of some; nothing is shown of it before both are done."""
-        others, texts = [], [prepared.text, *(each.text for each in prepared.alternatives)]
+        others, texts = [], prepared.texts
         for index, text in enumerate(texts):
             if not self._is_refined:
                 self._progress.begin_attempt(index / len(texts), (index + 1) / len(texts))
@@ -292,6 +296,7 @@ class Runner:
             on_progress=self._on_progress,
             on_step=self._candidates.learn,
             is_signed=is_signed,
+            features=prepared.parts.features,
         )
 
     def _refined(self, prepared: PreparedText) -> FeatureAttributionOutput:
@@ -323,9 +328,10 @@ class Runner:
     def _request_with(self, n_steps: int) -> AttributionRequest:
         return refinement.with_steps(self._request, self._method, n_steps)
 
-    def _shape(self, text: Text) -> Shape:
+    def _shape(self, text: Text, prepared: PreparedText) -> Shape:
         source = text.source.input_ids.shape[1] if self._model.is_encoder_decoder else 0
-        return Shape(source, text.first, text.end, len(text.spans))
+        features = None if prepared.parts.features is None else len(prepared.parts.features.positions)
+        return Shape(source, text.first, text.end, len(text.spans), features)
 
     def _units(self, text: Text) -> int:
         """The units of work that a text counts: its steps, or the forward passes of a method with one step."""

@@ -22,6 +22,7 @@ from attribution.text.generation_settings import GenerationSettings
 from attribution.text.given_target import given_target
 from attribution.text.growing_text import continuation_of
 from attribution.text.sandbox import TextSandbox
+from attribution.text.segments import InputParts, parts_of
 from attribution.text.target_spans import Alternative, SpanReader
 from models import Arguments, AttributionRequest
 
@@ -37,6 +38,12 @@ class PreparedText:
     info: dict[str, Any]  # see `inseq_info`
     alternatives: Sequence[Alternative]  # of the text's spans, in their order
     generation_args: Arguments | None  # see `GenerationSettings.recorded`; None for a given target
+    parts: InputParts  # of the prompt
+
+    @property
+    def texts(self) -> list[Text]:
+        """The text, and those of its alternatives."""
+        return [self.text, *(each.text for each in self.alternatives)]
 
 
 @dataclass(frozen=True)
@@ -125,11 +132,12 @@ class TextReader:
         contrast = contrasts.arguments(index)
         text = replace(text, contrasts=contrasts.encodings)
         notes, alternatives = token_notes.of_text(loaded.model, text), list[Alternative]()
+        parts = parts_of(request, prompt, notes["source"], self.warnings)
         if request.attributes_spans:
             text, alternatives = SpanReader(request, loaded, self.sandbox, self.warnings).read(text, notes["target"])
             notes = token_notes.with_spans(notes, text.spans)
         info = inseq_info(request, loaded, text)
-        return PreparedText(text, contrast, random_state, notes, info, alternatives, generation_args)
+        return PreparedText(text, contrast, random_state, notes, info, alternatives, generation_args, parts)
 
 
 def inseq_info(request: AttributionRequest, loaded: LoadedModel, text: Text) -> dict[str, Any]:

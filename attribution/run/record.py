@@ -35,6 +35,8 @@ class RunRecord:
     warnings: list[str]
     generation_args: list[Arguments]  # for each text that was generated, see `GenerationSettings.recorded`
     convergence: list[dict[str, list[float]]]  # for each sequence, see `completeness.describe`
+    masking: list[dict[str, Any]]  # for each sequence, see `MaskedAttribution.describe`
+    segments: list[list[dict[str, Any]]]  # for each text, see `InputParts.describe`
     n_steps: list[int]  # that a request with n_steps "auto" reached, for each sequence
     spans: list[dict[str, Any]]  # for each sequence whose spans were attributed, see `span_margins.describe`
 
@@ -129,6 +131,8 @@ def _info(run: RunRecord, loaded: LoadedModel) -> dict[str, Any]:
         "warnings": [*_corrections_off(run.corrections_withheld), *run.warnings],
         **({"convergence": run.convergence} if run.convergence else {}),
         **{name: [each[name] for each in run.spans] for name in (run.spans[0] if run.spans else ())},
+        **({inseq_fields.SEGMENTS: run.segments} if run.segments else {}),
+        **({"masking": run.masking} if run.masking else {}),
         "versions": versions(),
     }
 

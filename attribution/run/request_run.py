@@ -12,7 +12,7 @@ from functools import partial
 from inseq.data import FeatureAttributionOutput
 
 from attribution.catalogue.generation_catalogue import GenerationLimits
-from attribution.catalogue.next_token import requests_of_methods
+from attribution.catalogue.method_requests import requests_of_methods
 from attribution.estimates.estimator import Estimator, route_of
 from attribution.estimates.rates import Rates
 from attribution.model_cache.cache import ModelCache

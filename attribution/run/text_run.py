@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from attribution.catalogue import next_token
+from attribution.catalogue import masked_methods, next_token
 from attribution.catalogue.inseq_catalogue import Method
 from attribution.estimates import passes
 from attribution.inseq_loop.engine_calls import (
@@ -14,6 +14,7 @@ from attribution.inseq_loop.engine_calls import (
     by_kept_states,
     by_loop,
     by_loop_with_shared_scores,
+    by_masking,
     by_single_pass,
     can_share_scores,
 )
@@ -32,7 +33,9 @@ def choose_engines(request: AttributionRequest, method: Method, choice: EngineCh
 
     Raises `UnsupportedByModel` if the request requires the single pass and it is not trusted.
     """
-    if not choice.takes_single_pass(method) and passes.shares_scores(request):
+    if masked_methods.is_masked(request):
+        choice.require_causal()
+    elif not choice.takes_single_pass(method) and passes.shares_scores(request):
         choice.scores_at_once(next_token.scored_names(request))
 
 
@@ -49,9 +52,11 @@ def attribute(
     requires the single pass and it is not trusted or fails for this text, and `Cancelled` where `should_cancel` returns
     True while other jobs draw.
     """
+    is_masked = masked_methods.is_masked(attribution.request)
     with _drawing_from(random_state, should_cancel):
-        ours = _of_spans(attribution, choice) if attribution.text.spans else joined(_runs(attribution, choice))
-    if not choice.is_to_be_rechecked(attribution.method):
+        by_span = attribution.text.spans and not is_masked
+        ours = _of_spans(attribution, choice) if by_span else joined(_runs(attribution, choice))
+    if is_masked or not choice.is_to_be_rechecked(attribution.method):
         return ours
     with _drawing_from(random_state, should_cancel):
         if attribution.text.spans:
@@ -107,10 +112,13 @@ def _runs(attribution: TextAttribution, choice: EngineChoice) -> list[Attributed
 
 
 def _by_chosen_engine(attribution: TextAttribution, work: MethodOnText, choice: EngineChoice) -> Attributed:
-    """Run by the single pass if `choice` trusts it; by Inseq's loop otherwise, or if the single pass refuses the text.
+    """Run by masking what has features, and by the single pass if `choice` trusts it; by Inseq's loop otherwise, or if
+    the single pass refuses the text.
 
     In the loop, step scores come from one forward over the whole text if the single pass of `dummy` is trusted.
     """
+    if work.features is not None:
+        return attribution.run(work, by_masking)
     if work.is_for_scores_only:
         if choice.scores_at_once(work.step_scores):
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attribution.catalogue.next_token import requests_of_methods
+from attribution.catalogue.method_requests import requests_of_methods
 from attribution.estimates.estimator import Estimator
 from attribution.estimates.passes import Shape
 from attribution.estimates.token_counts import CountedInput

@@ -55,6 +55,9 @@ def of_result(
             marked = shown_ids[: len(prompt)] == prompt and not (seq2seq and side == "target")
             of_prompt = (text.prompt.from_template, text.prompt.turns) if marked else ()
             notes[side] = readable_tokens.annotate(model.tokenizer, shown, *of_prompt)
+            if len(shown) == len(known[side]):
+                for note, before in zip(notes[side], known[side], strict=True):
+                    note.update({"segment": before["segment"]} if "segment" in before else {})
     return notes
 
 

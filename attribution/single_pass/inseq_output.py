@@ -22,12 +22,12 @@ from inseq.data import (
 )
 from inseq.models import HuggingfaceModel
 
-from attribution.catalogue import traits
-from attribution.catalogue.traits import ScoreShape
 from attribution.single_pass.logit_functions import AttributedFunction, StepScores
 from attribution.single_pass.network import SplitModel
 from attribution.single_pass.text_task import ProgressCallback, StepResult, Task
 from attribution.text.step_labels import StepLabels
+
+_COARSE = 2  # dimensions of a step's scores with one number for each token
 
 Batch: TypeAlias = DecoderOnlyBatch | EncoderDecoderBatch
 StepOutputCallback = Callable[[FeatureAttributionStepOutput], None]
@@ -147,7 +147,7 @@ class InseqOutputBuilder:
                 target = scores[0]
         kind = FeatureAttributionStepOutput
         if result.scores is not None:
-            is_coarse = traits.of_method(self._method.method_name).scores is ScoreShape.TOKEN
+            is_coarse = result.scores[0].ndim == _COARSE
             kind = CoarseFeatureAttributionStepOutput if is_coarse else GranularFeatureAttributionStepOutput
         return kind(source_attributions=source, target_attributions=target, step_scores=dict(result.step_scores))
 

@@ -120,6 +120,8 @@ def merge_notes(notes: Sequence[Note], before: Sequence[TokenWithId], after: Seq
                 note[name] = True
         if all("template" in each for each in members):
             note["template"] = all(each["template"] for each in members)
+        if "segment" in members[0] and len({each.get("segment") for each in members}) == 1:
+            note["segment"] = members[0]["segment"]
         if len({each.get("turn") for each in members}) == 1 and "turn" in members[0]:
             note |= {"turn": members[0]["turn"], "role": members[0]["role"]}
         merged.append(note)

@@ -37,24 +37,32 @@ class SelectableText:
     """The tokens among which parts are selected: those at the positions [first, end) of `notes`.
 
     Their text begins with the first of them, and a search for what stands before a part (`after`, `between`) also looks
-    at the text of the tokens before. `what` is its name in messages.
+    at the text of the tokens before. `what` is its name in messages. `origin` is the offset from which characters are
+    counted, where tokens in front of the text are none that its author wrote.
     """
 
     notes: Sequence[Mapping[str, Any]]
     first: int
     end: int
     what: str
+    origin: int = 0
 
-    def find(self, selection: TextSelection, where: str, warnings: list[str]) -> TokenSpan:
+    def find(
+        self, selection: TextSelection, where: str, warnings: list[str], *, without_blanks: bool = False
+    ) -> TokenSpan:
         """The tokens of a selection, rounded outward to whole tokens. Adds to `warnings`.
 
-        `where`: the selection's place in the request, for messages. Raises `InputRejected` where it selects nothing.
+        `where`: the selection's place in the request, for messages. `without_blanks`: blanks at its ends, which may be
+        the beginning of another token, select nothing. Raises `InputRejected` where it selects nothing.
         """
         if selection.start is not None or selection.end is not None:
             start, end = self._positions(selection, where)
             found = self._text_of(start, end)
         else:
             begin, stop = self._characters(selection, where, warnings)
+            if without_blanks:
+                selected = self.text[begin:stop]
+                begin, stop = stop - len(selected.lstrip()), begin + len(selected.rstrip())
             if begin >= stop:
                 raise InputRejected(f"{where} selects nothing of {self.what}.")
             start, end = self._tokens(begin, stop)
@@ -63,7 +71,7 @@ class SelectableText:
                 warnings.append(
                     f"{where} begins or ends within a token: {_shown(found)} is attributed for {_shown(asked)}."
                 )
-        return TokenSpan(selection.name or _shortened(found.strip() or found), start, end, self._text_of(start, end))
+        return TokenSpan(selection.name or shortened(found.strip() or found), start, end, self._text_of(start, end))
 
     def _text_of(self, start: int, end: int) -> str:
         return self.text[self._offsets[start - self.first] : self._offsets[end - self.first]]
@@ -91,9 +99,10 @@ class SelectableText:
         """The offsets of the selection in the text, [begin, stop)."""
         if selection.characters is not None:
             begin, stop = selection.characters
-            if stop > len(self.text):
-                raise InputRejected(f"{where} ends at character {stop}, and {self.what} has {len(self.text)}.")
-            return begin, stop
+            length = len(self.text) - self.origin
+            if stop > length:
+                raise InputRejected(f"{where} ends at character {stop}, and {self.what} has {length}.")
+            return self.origin + begin, self.origin + stop
         if selection.text is not None:
             begin = self._place(selection.text, selection, where, warnings)
             return begin, begin + len(selection.text)
@@ -161,9 +170,10 @@ def _piece(note: Mapping[str, Any]) -> str:
     return "" if "continues" in note else str(note.get("text", ""))
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
+    """A text as a name or in a message."""
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
 def _shown(text: str) -> str:
-    return repr(_shortened(text))
+    return repr(shortened(text))

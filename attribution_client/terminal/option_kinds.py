@@ -115,6 +115,31 @@ class JsonObject(click.ParamType[dict[str, Any]]):
         return found
 
 
+class JsonListOr(click.ParamType[list[Any] | str]):
+    """A JSON list, or one of some words."""
+
+    name = "list"
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._words = words
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any] | str:
+        """Return the word or the list. Fails for anything else."""
+        if value in self._words:
+            return str(value)
+        try:
+            found = json.loads(value)
+        except ValueError:
+            found = None
+        if not isinstance(found, list):
+            self.fail(f"{value!r} is neither a JSON list nor one of {', '.join(self._words)}", param, ctx)
+        return found
+
+    def shell_complete(self, _ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Complete the words."""
+        return [CompletionItem(word) for word in self._words if word.startswith(incomplete)]
+
+
 class NumberOr(click.ParamType[int | str]):
     """A whole number, or one word."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -11,6 +11,7 @@ from attribution_client.terminal import completion
 from attribution_client.terminal.inputs import input_fields
 from attribution_client.terminal.option_kinds import (
     Decorator,
+    JsonListOr,
     JsonObject,
     NumberOr,
     Option,
@@ -20,6 +21,7 @@ from attribution_client.terminal.option_kinds import (
     section,
     values,
 )
+from attribution_schema.spans import SegmentUnit
 
 _EACH = "with several methods, one file each: NAME.METHOD.SUFFIX"
 _FILE = click.Path(allow_dash=True)
@@ -135,6 +137,13 @@ request_options: Decorator[Any] = all_of(
             help="Interpolation steps, for integrated gradients and similar methods; auto: until the scores add up.",
         ),
         _number("--completeness_tolerance", "With --n_steps auto: how far scores may be off.", kind=float, metavar="X"),
+        option(
+            "--segments",
+            type=JsonListOr(get_args(SegmentUnit)),
+            metavar="UNIT|JSON",
+            help="Parts of the input, for perturbation methods and --attribution_aggregators segments: a unit such as "
+            'sentences, or a list such as [{"name": "one", "text": "..."}].',
+        ),
         flag("--attribute_target", text="Attribute to the generated prefix as well, at every step."),
         flag("--include_eos_baseline", "--eos", text="Replace EOS in the baseline as well."),
         option(
@@ -174,7 +183,7 @@ request_options: Decorator[Any] = all_of(
         ),
         option(
             "--engine",
-            type=click.Choice(["auto", "inseq", "single_pass"]),
+            type=click.Choice(["auto", "inseq", "single_pass", "masking"]),
             help="Inseq's own loop, or the single pass; by default the faster one that gives Inseq's numbers.",
         ),
         flag("--corrections", text="false: Inseq's own numbers, also where they are wrong."),
@@ -258,6 +267,7 @@ _SAME_NAME = (
     "notes",
     "webhook",
     "attributed_fn",
+    "segments",
     "n_steps",
     "completeness_tolerance",
     "dtype",

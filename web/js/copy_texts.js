@@ -66,7 +66,7 @@ const OPTIONS = {
   include_eos_baseline: "include_eos_baseline", output_step_attributions: "output_step_attributions", reuse: "reuse",
   attr_pos_start: "start_pos", attr_pos_end: "end_pos", dtype: "dtype", chat_template_args: "chat_template_kwargs",
   skip_special_tokens: "skip_special_tokens", clean_special_chars: "clean_special_chars", engine: "engine",
-  corrections: "corrections", timeout_seconds: "timeout_seconds",
+  corrections: "corrections", timeout_seconds: "timeout_seconds", segments: "segments",
 }; // prettier-ignore
 const VIEW_OPTIONS = { aggregator: "attribution_aggregators", normalize: "normalize_attributions" };
 
@@ -87,7 +87,8 @@ export function commandText({ request, jobId, view, server }) {
     else if (name === "messages") {
       words.push("--messages -");
       input = ` <<'EOF'\n${JSON.stringify(value, null, 2)}\nEOF`; // a line of JSON is never EOF: its line breaks are escaped
-    } else if ([value].flat().includes("-")) missing.push(`${name} "-"`); // would be standard input
+    } else if (name === "segments") add(OPTIONS.segments, value); // a list is one value
+    else if ([value].flat().includes("-")) missing.push(`${name} "-"`); // would be standard input
     else if (name in OPTIONS) addAll(OPTIONS[name], value);
     else missing.push(name);
   }

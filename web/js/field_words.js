@@ -19,6 +19,7 @@ const FIELDS = {
   "/choices": { group: "generation", label: "Choices", help: 'Texts that might follow the input, in place of a generated one: `[" yes", " no"]`. The first is attributed against the others.' },
   "/spans": { group: "positions", label: "Spans to attribute as wholes", help: 'Parts of the answer, each with one column of scores: `[{"name": "answer", "after": "</think>"}]`, or `[{}]` for all of it.' },
   "/completeness_tolerance": { group: "method", label: "How far scores may be off" },
+  "/segments": { group: "positions", label: "Segments of the input", help: 'A unit (`sentences`, `paragraphs`, `lines`, `words`, `messages`), or a list such as `[{"name": "one", "text": "…"}, {"text": "…", "pinned": true}]`.' },
   "/attr_pos_start": { group: "positions", label: "First position" },
   "/attr_pos_end": { group: "positions", label: "Position to stop before" },
   "/attribute_target": { group: "positions", label: "Attribute the target prefix too" },

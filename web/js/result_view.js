@@ -44,7 +44,7 @@ export function ResultView({ job, parameters, catalogue, store }) {
       <h2 class="hidden">Result</h2>
       <div class="result-tools">
         <${ViewControls} methods=${methodsOf(job.request)} parameters=${parameters} chosen=${chosenIn(result, parameters)}
-          catalogue=${catalogue} onShow=${onShow} />
+          hasSegments=${Boolean(job.request?.segments)} catalogue=${catalogue} onShow=${onShow} />
         <${Downloads} job=${job} query=${query} formats=${isComparison ? ["json"] : catalogue.formats} />
       </div>
       ${problem && html`<${Notice} problem=${problem}>

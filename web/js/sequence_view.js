@@ -89,7 +89,7 @@ export const hiddenRows = (table, parameters) =>
 /** The scale of the tokens' colours, and what it belongs to, for the legend. The table always has the whole text's. */
 export function activeScale(parameters, table, scale, selection, isHidden) {
   if (parameters.scale === "text" && !isWhole(selection)) return { scale, of: "whole text" };
-  const unit = isUnit(parameters) && parameters.agg ? parameters.agg : "tokens";
+  const unit = isUnit(parameters) && parameters.agg && parameters.agg !== "segments" ? parameters.agg : "tokens"; // generated tokens are in no segment
   const of = isWhole(selection) ? `sum of ${table.columns.length} ${unit}` : `this ${unit.slice(0, -1)}`;
   return { scale: scaleOfSelection(table, scale, selection, isHidden), of };
 }

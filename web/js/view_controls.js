@@ -10,7 +10,7 @@ export const queryOf = (parameters) => ({
   normalize: parameters.norm,
 });
 
-export function ViewControls({ methods, parameters, chosen, catalogue, onShow }) {
+export function ViewControls({ methods, parameters, chosen, hasSegments, catalogue, onShow }) {
   const [isOpened, setOpened] = useState(false); // the list of aggregators, before it has one
   const isCustom = isOpened || !isUnit(parameters);
   const show = (changes) => {
@@ -26,7 +26,7 @@ export function ViewControls({ methods, parameters, chosen, catalogue, onShow })
             ${methods.map((name) => html`<option value=${name}>${name}</option>`)}
           </select>
         </label>`}
-      <${Granularity} parameters=${parameters} chosen=${chosen} isCustom=${isCustom} onCustom=${() => setOpened(true)} onShow=${show} />
+      <${Granularity} parameters=${parameters} chosen=${chosen} hasSegments=${hasSegments} isCustom=${isCustom} onCustom=${() => setOpened(true)} onShow=${show} />
       <label class="inline">Normalise
         <select value=${parameters.norm ?? ""} onChange=${(event) => onShow({ norm: event.target.value })}>
           <option value="">Inseq’s default</option>
