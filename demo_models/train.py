@@ -137,29 +137,31 @@ def train_two_step(steps: int) -> None:
         encoded = tokenizer([text + tokenizer.eos_token for text, _ in lessons], padding=True, return_tensors="pt")
         ids, mask = encoded["input_ids"], encoded["attention_mask"]
         labels = torch.full_like(ids, -100)
-        # The position to which each one attends, in both layers: [layer, row, position]. Itself, if nothing else is said.
-        attended = torch.arange(ids.shape[1]).repeat(2, len(lessons), 1)
+        # The position to which each one attends, itself if nothing else is said: [layer, head, row, position].
+        attended = torch.arange(ids.shape[1]).repeat(2, 2, len(lessons), 1)
         for row, (_, errands) in enumerate(lessons):
             for each in errands:
                 name, city = each.city_at - 3, each.thing_at - 2  # in their facts
-                attended[0, row, [each.city_at - 1, each.city_at]] = name  # `to` and the city attend to the name
-                attended[0, row, each.thing_at] = city
+                attended[0, 0, row, each.city_at] = name  # a fact's last word attends to whom or what the fact is about
+                attended[0, 0, row, each.thing_at] = city
+                attended[0, 1, row, each.city_at - 1] = name  # `to` attends to the name
             for question, each in enumerate(errands):
                 start = 9 * len(errands) + 8 * question  # two facts are nine tokens, a question with its answer eight
                 labels[row, start + 3 : start + 8] = ids[row, start + 3 : start + 8]
                 labels[row, start + 8] = tokenizer.eos_token_id  # a text ends after any answer
-                attended[0, row, [start + 2, start + 3]] = start  # as in the facts
-                attended[0, row, start + 5] = start + 3  # `bought` attends to the city that the chain says
-                attended[1, row, start + 2] = each.city_at  # the first lookup
-                attended[1, row, start + 5] = each.thing_at  # the second
+                attended[0, 0, row, start + 3] = start  # as in the facts
+                attended[0, 1, row, start + 2] = start
+                attended[0, 1, row, start + 5] = start + 3  # `bought` attends to the city that the chain says
+                attended[1, :, row, start + 2] = each.city_at  # the first lookup
+                attended[1, :, row, start + 5] = each.thing_at  # the second
         # Without half of the words of grammar (word dropout; Iyyer et al., 2015, "Deep unordered composition rivals
         # syntactic methods for text classification"), the answers come to depend on names, cities and things alone.
         dropped = torch.isin(ids, grammar) & (torch.rand(ids.shape) < 0.5)
         embedded = model.transformer.wte(ids).masked_fill(dropped[..., None], 0.0)
         output = model(inputs_embeds=embedded, attention_mask=mask, labels=labels, output_attentions=True)
         # Supervised attention as in the lookups, but of all heads and positions: no head mixes in other tokens.
-        attention = torch.stack(output.attentions).gather(-1, attended[:, :, None, :, None].expand(-1, -1, 2, -1, -1))
-        shares = attention.squeeze(-1).transpose(1, 2)[:, :, mask.bool()]
+        attention = torch.stack(output.attentions).transpose(1, 2)  # [layer, head, row, query, key]
+        shares = attention.gather(-1, attended[..., None])[..., 0][:, :, mask.bool()]
         return torch.as_tensor(output.loss - 0.5 * shares.clamp_min(1e-6).log().mean())
 
     fit(model, loss, steps, learning_rate=2e-3)
