@@ -1,4 +1,4 @@
-"""The two tasks of the bundled models, with the source token on which each answer depends.
+"""The three tasks of the bundled models, with the source token on which each answer depends.
 
 Generates sentences; knows nothing of models. The training script uses them as data, and the tests measure how often an
 attribution method's top token is the true one.
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Felix", "Greta", "Hugo", "Ida", "Jonas", "Karl", "Lena")
 THINGS = ("tea", "milk", "juice", "water", "bread", "rice", "soup", "cake", "fish", "beans", "corn", "plums")
+CITIES = ("Rome", "Oslo", "Paris", "Cairo", "Lima", "Delhi", "Tokyo", "Bern", "Kyiv", "Quito", "Seoul", "Prague")
 
 ADJECTIVES = {"red": "rosso", "black": "nero", "small": "piccolo", "old": "vecchio", "new": "nuovo", "long": "lungo"}
 NOUNS = {
@@ -53,6 +54,82 @@ def lookup_example(rng: random.Random) -> LookupExample:
     asked = rng.randrange(size)
     facts = " ".join(f"{name} likes {thing}." for name, thing in zip(names, things, strict=True))
     return LookupExample(prompt=f"{facts} {names[asked]} likes", answer=f" {things[asked]}")
+
+
+@dataclass(frozen=True)
+class Errand:
+    """Who went where and what that city sells, and where the facts say so.
+
+    `city_at` is the position of the city in `Ben went to Oslo.`, `thing_at` that of the thing in `Oslo sells milk.`, in
+    tokens: every word and full stop is one.
+    """
+
+    name: str
+    city: str
+    thing: str
+    city_at: int
+    thing_at: int
+
+
+@dataclass(frozen=True)
+class TwoStepExample:
+    """A prompt whose answer needs two lookups: a name's city, which the model writes, then what that city sells.
+
+    The first step copies the city from the fact about the asked name (`first_step`); the second copies the thing from the
+    fact about that city (`second_step`). Both are positions of tokens in the prompt. No fact has a name and a thing: given
+    the chain, the answer depends on the first step's fact no more. So the token `first_step` leads to the answer through
+    the chain alone.
+    """
+
+    prompt: str
+    chain: str  # starts with the space that follows the prompt
+    answer: str  # starts with the space that follows the chain
+    first_step: int
+    second_step: int
+
+    @property
+    def completion(self) -> str:
+        """The expected output: the chain, the answer and a full stop."""
+        return f"{self.chain}{self.answer}."
+
+
+def two_step_example(rng: random.Random) -> TwoStepExample:
+    """`Oslo sells milk. Ben went to Oslo. ... Ben went to` -> ` Oslo and bought milk.`: the facts are in any order."""
+    facts, errands = _two_step_facts(rng)
+    asked = rng.choice(errands)
+    return TwoStepExample(
+        prompt=f"{facts} {asked.name} went to",
+        chain=f" {asked.city} and bought",
+        answer=f" {asked.thing}",
+        first_step=asked.city_at,
+        second_step=asked.thing_at,
+    )
+
+
+def two_step_lesson(rng: random.Random) -> tuple[str, list[Errand]]:
+    """A training text of facts, then a question with its chain and answer about each name; and the errands in that order."""
+    facts, errands = _two_step_facts(rng)
+    rng.shuffle(errands)
+    return " ".join([facts, *(f"{each.name} went to {each.city} and bought {each.thing}." for each in errands)]), errands
+
+
+def _two_step_facts(rng: random.Random) -> tuple[str, list[Errand]]:
+    """Two facts for each of two to four names, in any order; and the errands that they tell."""
+    size = rng.randint(2, 4)
+    names, cities, things = rng.sample(NAMES, size), rng.sample(CITIES, size), rng.sample(THINGS, size)
+    visits = {f"{name} went to {city}.": name for name, city in zip(names, cities, strict=True)}
+    sales = {f"{city} sells {thing}.": city for city, thing in zip(cities, things, strict=True)}
+    facts = [*visits, *sales]
+    rng.shuffle(facts)
+    says_at, length = {}, 0  # the position of the last word of the fact about each name and each city
+    for fact in facts:
+        length += len(fact.split()) + 1  # and the full stop
+        says_at[{**visits, **sales}[fact]] = length - 2
+    errands = [
+        Errand(name, city, thing, says_at[name], says_at[city])
+        for name, city, thing in zip(names, cities, things, strict=True)
+    ]
+    return " ".join(facts), errands
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Train the bundled models from scratch: `python -m demo_models.train [lookup-gpt2] [phrasebook-t5]`.
+"""Train the bundled models from scratch: `python -m demo_models.train [lookup-gpt2] [twostep-gpt2] [phrasebook-t5]`.
 
 Each takes a few minutes on two CPU cores and about 1 MB on disk. They are trained, so that attributions can be compared
 with the known answer (`demo_models.tasks`).
@@ -28,11 +28,20 @@ from demo_models import tasks
 
 HERE = Path(__file__).parent
 BATCH = 64
+GRAMMAR = ("went", "to", "sells", "and", "bought")  # the words of the two-step task that are in every text
 
 
 def lookup_tokenizer() -> PreTrainedTokenizerFast:
-    """A small byte-level BPE like GPT-2's: it encodes any text, and every word of the task is one token."""
-    words = [*tasks.NAMES, *(f" {word}" for word in (*tasks.NAMES, *tasks.THINGS, "likes")), "."]
+    return byte_level_tokenizer([*tasks.NAMES, *(f" {word}" for word in (*tasks.NAMES, *tasks.THINGS, "likes")), "."])
+
+
+def two_step_tokenizer() -> PreTrainedTokenizerFast:
+    first = (*tasks.NAMES, *tasks.CITIES)  # words that can start a text
+    return byte_level_tokenizer([*first, *(f" {word}" for word in (*first, *tasks.THINGS, *GRAMMAR)), "."])
+
+
+def byte_level_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
+    """A small byte-level BPE like GPT-2's: it encodes any text, and each of `words` is one token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -110,6 +119,56 @@ def train_lookup(steps: int) -> None:
     save(model, tokenizer, "lookup-gpt2")
 
 
+def train_two_step(steps: int) -> None:
+    set_seed(1)
+    tokenizer = two_step_tokenizer()
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=256, n_embd=96, n_layer=2, n_head=2,
+        initializer_range=0.1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, attn_implementation="eager",
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config)
+    model.transformer.wpe.weight.data.copy_(sinusoids(256, 96))
+    rng = random.Random(1)
+    grammar = torch.tensor(tokenizer.convert_tokens_to_ids([*(f"Ġ{word}" for word in GRAMMAR), "."]))
+
+    def loss() -> torch.Tensor:
+        lessons = [tasks.two_step_lesson(rng) for _ in range(BATCH // 2)]  # each has about twice the tokens of a lookup's
+        encoded = tokenizer([text + tokenizer.eos_token for text, _ in lessons], padding=True, return_tensors="pt")
+        ids, mask = encoded["input_ids"], encoded["attention_mask"]
+        labels = torch.full_like(ids, -100)
+        # The position to which each one attends, itself if nothing else is said: [layer, head, row, position].
+        attended = torch.arange(ids.shape[1]).repeat(2, 2, len(lessons), 1)
+        for row, (_, errands) in enumerate(lessons):
+            for each in errands:
+                name, city = each.city_at - 3, each.thing_at - 2  # in their facts
+                attended[0, 0, row, each.city_at] = name  # a fact's last word attends to whom or what the fact is about
+                attended[0, 0, row, each.thing_at] = city
+                attended[0, 1, row, each.city_at - 1] = name  # `to` attends to the name
+            for question, each in enumerate(errands):
+                start = 9 * len(errands) + 8 * question  # two facts are nine tokens, a question with its answer eight
+                labels[row, start + 3 : start + 8] = ids[row, start + 3 : start + 8]
+                labels[row, start + 8] = tokenizer.eos_token_id  # a text ends after any answer
+                attended[0, 0, row, start + 3] = start  # as in the facts
+                attended[0, 1, row, start + 2] = start
+                attended[0, 1, row, start + 5] = start + 3  # `bought` attends to the city that the chain says
+                attended[1, :, row, start + 2] = each.city_at  # the first lookup
+                attended[1, :, row, start + 5] = each.thing_at  # the second
+        # Without half of the words of grammar (word dropout; Iyyer et al., 2015, "Deep unordered composition rivals
+        # syntactic methods for text classification"), the answers come to depend on names, cities and things alone.
+        dropped = torch.isin(ids, grammar) & (torch.rand(ids.shape) < 0.5)
+        embedded = model.transformer.wte(ids).masked_fill(dropped[..., None], 0.0)
+        output = model(inputs_embeds=embedded, attention_mask=mask, labels=labels, output_attentions=True)
+        # Supervised attention as in the lookups, but of all heads and positions: no head mixes in other tokens.
+        attention = torch.stack(output.attentions).transpose(1, 2)  # [layer, head, row, query, key]
+        shares = attention.gather(-1, attended[..., None])[..., 0][:, :, mask.bool()]
+        return torch.as_tensor(output.loss - 0.5 * shares.clamp_min(1e-6).log().mean())
+
+    fit(model, loss, steps, learning_rate=2e-3)
+    model.generation_config.max_new_tokens = 8
+    save(model, tokenizer, "twostep-gpt2")
+
+
 def sinusoids(positions: int, width: int) -> torch.Tensor:
     """Sinusoidal positions (Vaswani et al., 2017): [positions, width].
 
@@ -173,12 +232,16 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str) 
     print(f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters in {folder}")
 
 
-TRAINERS = {"lookup-gpt2": (train_lookup, 2500), "phrasebook-t5": (train_phrasebook, 3000)}
+TRAINERS = {
+    "lookup-gpt2": (train_lookup, 2500),
+    "twostep-gpt2": (train_two_step, 1500),
+    "phrasebook-t5": (train_phrasebook, 3000),
+}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"which to train: {', '.join(TRAINERS)} (default: all)")
-    parser.add_argument("--steps", type=int, help="training steps (default: 2500 and 3000)")
+    parser.add_argument("--steps", type=int, help="training steps (default: each model's own)")
     arguments = parser.parse_args()
     for name in arguments.models or TRAINERS:
         train, steps = TRAINERS[name]

@@ -38,7 +38,7 @@ settings.register_profile("any load", deadline=None, suppress_health_check=[Heal
 settings.load_profile("any load")
 
 BUNDLED = Path(__file__).parent.parent / "demo_models"
-LOOKUP, PHRASEBOOK = "lookup-gpt2", "phrasebook-t5"
+LOOKUP, TWO_STEP, PHRASEBOOK = "lookup-gpt2", "twostep-gpt2", "phrasebook-t5"
 PROMPT = "Anna likes tea. Ben likes milk. Anna likes"
 SENTENCE = "the red cat sees a dog"
 
@@ -60,7 +60,7 @@ NUMERIC = {
     "test_quantized_refusals",
     "test_more_families", "test_network_state", "test_partial", "test_refinement", "test_rounding", "test_single_pass",
     "test_single_pass_exactly", "test_single_pass_half", "test_single_pass_long", "test_single_pass_paths",
-    "test_step_functions", "test_step_scores", "test_threads", "test_views",
+    "test_step_functions", "test_step_scores", "test_threads", "test_two_step", "test_views",
 }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from api.routes.service import describe_problem, live, meta
 from demo_models import smollm2
 from settings import Settings
 from tests import reference
-from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
+from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE, TWO_STEP
 from tests.fake_engine import body, ended, in_process, until_running
 
 JOB = {"model": LOOKUP, "method": "saliency", "input_text": PROMPT, "step_scores": ["probability"]}
@@ -273,7 +273,7 @@ def test_the_catalogue_names_the_operation_that_inseq_runs(server):
 
 def test_models_in_memory_are_told(server, done):
     answer = server.client.get("/attribution/models").json()
-    assert set(answer["bundled"]) - {smollm2.NAME} == {LOOKUP, PHRASEBOOK}  # `make smollm2` adds one
+    assert set(answer["bundled"]) - {smollm2.NAME} == {LOOKUP, TWO_STEP, PHRASEBOOK}  # `make smollm2` adds one
     (entry,) = [each for each in answer["loaded"] if each["name"] == LOOKUP and each["dtype"] == "float32"]
     assert (entry["class"], entry["device"], entry["is_encoder_decoder"]) == ("GPT2LMHeadModel", "cpu", False)
     assert entry["bytes"] == 282_432 * 4

@@ -22,7 +22,7 @@ from attribution.model_cache.cache import ModelCache
 from demo_models import smollm2, tasks
 from problems import Cancelled, ModelNotAllowed, ModelUnavailable
 from settings import Settings
-from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
+from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE, TWO_STEP
 from tests.hub import COMMIT, build_small_gpt2
 from tests.serving import ROOT, until
 
@@ -329,9 +329,9 @@ def test_half_precision_is_served_and_named(server):
 
 
 def test_the_bundled_models_are_small_and_load_quickly(small_models):
-    for name in (LOOKUP, PHRASEBOOK):
+    for name in (LOOKUP, TWO_STEP, PHRASEBOOK):
         assert sum(file.stat().st_size for file in (BUNDLED / name).iterdir()) < 2 * 1024**2
-    assert set(sources.bundled_models()) - {smollm2.NAME} == {LOOKUP, PHRASEBOOK}  # `make smollm2` adds one
+    assert set(sources.bundled_models()) - {smollm2.NAME} == {LOOKUP, TWO_STEP, PHRASEBOOK}  # `make smollm2` adds one
 
 
 # The smallest allowed share of examples in which the answer depends on the method's top token. Each is a little below
