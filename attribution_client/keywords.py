@@ -83,6 +83,18 @@ class Segment(TypedDict, total=False):
     pinned: bool
 
 
+Trace = TypedDict(
+    "Trace",
+    {
+        "from": Required[str],
+        "through": str | None,
+        "hops": int | Literal["all"],
+        "mode": Literal["exact", "span"],
+    },
+    total=False,
+)
+
+
 class MoreFields(TypedDict, total=False):
     """The fields of a request beside model, methods and text."""
 
@@ -92,6 +104,7 @@ class MoreFields(TypedDict, total=False):
     generated_ids: list[list[int]] | None
     choices: list[str] | None
     spans: list[Span] | None
+    trace: Trace | None
     step_scores: list[str]
     candidates: int
     attributed_fn: str | None

@@ -24,7 +24,7 @@ from pydantic import (
 from attribution_schema.json_values import check_json
 from attribution_schema.messages import ChatMessage, Messages
 from attribution_schema.open_enum import TOLERANT, OpenEnum, keep_unknown
-from attribution_schema.spans import MAX_CHOICES, MAX_SEGMENTS, MAX_SPANS, Segment, SegmentUnit, Span
+from attribution_schema.spans import MAX_CHOICES, MAX_SEGMENTS, MAX_SPANS, Segment, SegmentUnit, Span, Trace
 from attribution_schema.webhook import WebhookEnd, WebhookUrl
 
 # `name`, `org/name` or a `.gguf` file in either, optionally `@revision`, and optionally `+` and the same for an
@@ -174,6 +174,11 @@ class AttributionRequest(BaseModel):
     spans: Annotated[list[Span], Field(min_length=1, max_length=MAX_SPANS)] | None = Field(
         None,
         description="Parts of the target to attribute as wholes, instead of its tokens: each has one column of scores.",
+    )
+    trace: Trace | None = Field(
+        None,
+        description="The way from one of `spans` through another one, such as a chain of thought, to the input. "
+        "`exact`: the job attributes every token, and `results?trace=` reads it; `span`: a column for each hop.",
     )
     step_scores: list[str] = Field([], max_length=32, description="Step functions to report for each generated token.")
     attributed_fn: str | None = Field(
@@ -378,7 +383,12 @@ class AttributionRequest(BaseModel):
     @property
     def attributes_spans(self) -> bool:
         """Whether scores are those of spans of the target, and not of its tokens."""
-        return self.spans is not None or self.choices is not None
+        return self.choices is not None or (self.spans is not None and not self.traces_tokens)
+
+    @property
+    def traces_tokens(self) -> bool:
+        """Whether spans are those of an exact trace, which needs the scores of the tokens."""
+        return self.trace is not None and self.trace.mode == "exact"
 
     @property
     def targets(self) -> list[str] | None:

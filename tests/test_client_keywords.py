@@ -41,7 +41,7 @@ def plain(hint: Any) -> Any:  # noqa: PLR0911 - a case for each kind of type
     if isinstance(hint, type) and issubclass(hint, Enum):
         return union(each.value for each in hint)
     if isinstance(hint, type) and issubclass(hint, BaseModel):
-        return members_of({name: each.annotation for name, each in hint.model_fields.items()})
+        return members_of({each.alias or name: each.annotation for name, each in hint.model_fields.items()})
     return members_of(get_type_hints(hint)) if is_typeddict(hint) else hint
 
 

@@ -39,6 +39,8 @@ def scored_names(request: AttributionRequest) -> list[str]:
 
     Without corrections, nothing of ours runs.
     """
+    if request.attributes_spans and request.trace is not None:
+        return []  # a hop is a weighted sum of tokens
     own = ([NAME] if request.candidates and request.corrections else []) + (
         [LOG_PROBABILITY] if request.attributes_spans else []
     )

@@ -8,7 +8,7 @@ from typing import Any
 from attribution.catalogue import inseq_catalogue, traits
 from attribution.catalogue.inseq_catalogue import Method
 from attribution.catalogue.traits import DEFAULT_FUNCTION, Reads
-from models import AttributionRequest, ProblemItem
+from models import AttributionRequest, Engine, ProblemItem
 
 
 def with_defaults(request: AttributionRequest) -> AttributionRequest:
@@ -25,6 +25,7 @@ def with_defaults(request: AttributionRequest) -> AttributionRequest:
 
 def span_errors(request: AttributionRequest, method: Method) -> Iterator[ProblemItem]:
     """Yield an error for each thing that does not go together with spans or choices."""
+    yield from _trace_errors(request, method)
     if not request.attributes_spans:
         return
     field = "spans" if request.spans is not None else "choices"
@@ -62,6 +63,33 @@ def span_errors(request: AttributionRequest, method: Method) -> Iterator[Problem
             f"{method.name} draws anew for each text, so that the scores of two cannot be subtracted. Use a method "
             "without random draws.",
         )
+
+
+def _trace_errors(request: AttributionRequest, method: Method) -> Iterator[ProblemItem]:
+    trace = request.trace
+    if trace is None:
+        return
+    names = [each.name for each in request.spans or ()]
+    for pointer, name in (("/trace/from", trace.from_), ("/trace/through", trace.through)):
+        if name is not None and name not in names:
+            yield _at(pointer, f"There is no span {name!r}: name one of `spans`, each with a selection of its own.")
+    if not method.has_scores:
+        yield _at("/trace", f"{method.name} has no scores to trace.")
+    if trace.mode == "span":
+        yield from _trace_by_span_errors(request, method)
+
+
+def _trace_by_span_errors(request: AttributionRequest, method: Method) -> Iterator[ProblemItem]:
+    if any(each.contrast is not None for each in request.spans or ()):
+        yield _at("/spans", "A trace leads from a span, and not from its margin: leave out contrast.")
+    if not method.traits.has_single_pass or method.traits.is_random:
+        yield _at("/method", f"{method.name} has no single pass that a trace by spans could use: input_x_gradient has.")
+    if request.engine == Engine.INSEQ:
+        yield _at("/engine", "A trace by spans needs the single pass: use auto, or an exact trace.")
+    if request.step_scores:
+        yield _at("/step_scores", "The hops of a trace have no step scores: leave them out.")
+    if request.attribution_args.get("n_steps") == "auto":
+        yield _at("/n_steps", "A trace by spans needs a number of steps.")
 
 
 def _has_contrast(request: AttributionRequest) -> bool:

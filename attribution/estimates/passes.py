@@ -99,7 +99,7 @@ def of_single_pass(request: AttributionRequest, shape: Shape) -> Iterator[Passes
     method, length = inseq_catalogue.methods()[request.attribution_method], shape.source + shape.end - 1
     traits, arguments = method.traits, method.with_defaults(request.attribution_args)
     steps, rows = shape.steps, _rows(traits, arguments)
-    if traits.redraws:
+    if traits.redraws or (request.trace is not None and shape.spans):
         yield Passes(steps, rows, length, backwards=1)
     elif method.is_gradient:
         paths = (shape.source or shape.end - 1) if traits.paths_per_token else 1

@@ -19,6 +19,7 @@ from attribution.text.generation_settings import GenerationSettings, generation_
 from attribution.text.given_target import given_target
 from attribution.text.sandbox import TextSandbox
 from attribution.text.segments import parts_of, prompt_notes
+from attribution.text.target_spans import MOST_HOPS
 from models import AttributionRequest
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -87,6 +88,9 @@ def _with_spans(request: AttributionRequest, shape: Shape) -> Shape:
     """The shape of a text whose spans are attributed, each alternative counted as one more."""
     if not request.attributes_spans:
         return shape
+    if request.trace is not None:
+        most = MOST_HOPS if request.trace.hops == "all" else min(request.trace.hops, MOST_HOPS)
+        return replace(shape, spans=1 + min(most, shape.steps))
     spans, choices = request.spans or (), request.choices or ()
     count = len(spans) + sum(each.contrast is not None for each in spans)
     return replace(shape, spans=count or max(1, 2 * (len(choices) - 1)))

@@ -31,6 +31,7 @@ from attribution.single_pass.logit_functions import summed_function
 from attribution.single_pass.method_dispatch import step_results
 from attribution.single_pass.span_output import SpanOutputBuilder
 from attribution.single_pass.text_task import ProgressCallback, StepResult
+from attribution.single_pass.traced_columns import TraceRecord, traced
 from attribution.text.step_labels import StepLabels
 from models import AttributionRequest
 
@@ -57,6 +58,7 @@ class FinishedSteps(list[FeatureAttributionStepOutput]):
 
 
 MASKING = "masking"  # a key of an output's `info`: what was masked, see `MaskedAttribution.describe`
+DESCRIBED = "described_spans"  # a key of an output's `info`, on its way to the record of a run
 METHOD_WARNINGS = "method_warnings"  # a key of an output's `info`, on its way from a corrected method to the run
 EngineCall = Callable[[Setup, FinishedSteps, ProgressCallback], Attributed]
 
@@ -79,9 +81,15 @@ def by_single_pass(setup: Setup, steps: FinishedSteps, on_progress: ProgressCall
 
     builder = _output_builder(setup)
     task = builder.task(on_progress, needs_identity=has_identity)
-    results = measured(step_results(setup.method, task, setup.arguments["attribution_args"]))
+    of_task = partial(step_results, setup.method, arguments=setup.arguments["attribution_args"])
+    text, record = setup.work.text, TraceRecord()
+    first = 1 if setup.model.is_encoder_decoder else int(text.source.input_ids.shape[1])
+    results = of_task(task) if text.trace is None else traced(task, text.trace, first, record, of_task)
     with cached_derivatives(setup.loaded.network), step_scores.remembered_forward(setup.model):
-        return builder.output(results, steps.append), identity
+        output = builder.output(measured(results), steps.append)
+    if text.trace is not None:
+        output.info[DESCRIBED] = {"trace": record.describe(text.trace, first)}
+    return output, identity
 
 
 def _output_builder(setup: Setup) -> InseqOutputBuilder:

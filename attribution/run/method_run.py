@@ -21,7 +21,7 @@ from attribution.catalogue.inseq_catalogue import Method
 from attribution.corrections.registry import Ledger
 from attribution.estimates.passes import Shape
 from attribution.inseq_loop import completeness
-from attribution.inseq_loop.engine_calls import MASKING, METHOD_WARNINGS, Attributed
+from attribution.inseq_loop.engine_calls import DESCRIBED, MASKING, METHOD_WARNINGS, Attributed
 from attribution.inseq_loop.text_attribution import TextAttribution
 from attribution.isolation import isolated
 from attribution.model_cache.loading import LoadedModel
@@ -256,7 +256,7 @@ class Runner:
         self.notes.append(token_notes.of_result(self._model, prepared.text, prepared.notes, sequence))
         output.info |= prepared.info
         if prepared.text.spans:
-            self._spans.append(output.info.pop(span_margins.DESCRIBED))
+            self._spans.append(output.info.pop(DESCRIBED))
         return output
 
     def _attempt(self, request: AttributionRequest, prepared: PreparedText) -> Attributed:
@@ -266,7 +266,7 @@ class Runner:
         attribution = self._attribution(request, prepared.text, prepared)
         self._snapshot = replace(self._snapshot, current=(attribution, prepared))
         output, identity = text_run.attribute(attribution, self._choice, prepared.random_state, self._should_cancel)
-        if prepared.text.spans:
+        if prepared.text.spans and prepared.text.trace is None:
             span_margins.describe(request, prepared, output, [])
         # Where EOS is the padding, Inseq takes a last EOS away again.
         (sequence,) = output.sequence_attributions

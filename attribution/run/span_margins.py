@@ -14,10 +14,9 @@ import torch
 from inseq.data import FeatureAttributionOutput
 
 from attribution.catalogue import next_token, traits
+from attribution.inseq_loop.engine_calls import DESCRIBED
 from attribution.run.prepared_text import PreparedText
 from models import AttributionRequest
-
-DESCRIBED = "described_spans"  # a key of an output's `info`, on its way to the record
 
 
 def margins(

@@ -56,7 +56,7 @@ def attribute(
     with _drawing_from(random_state, should_cancel):
         by_span = attribution.text.spans and not is_masked
         ours = _of_spans(attribution, choice) if by_span else joined(_runs(attribution, choice))
-    if is_masked or not choice.is_to_be_rechecked(attribution.method):
+    if is_masked or attribution.text.trace is not None or not choice.is_to_be_rechecked(attribution.method):
         return ours
     with _drawing_from(random_state, should_cancel):
         if attribution.text.spans:
@@ -73,6 +73,11 @@ def _of_spans(attribution: TextAttribution, choice: EngineChoice) -> Attributed:
             return attribution.run(attribution.runs()[0], by_single_pass)
         except UnsupportedByModel as error:
             choice.give_up(attribution.method, error.detail)
+    if attribution.text.trace is not None:
+        reason = choice.describe(attribution.method).get("engine_check", {}).get("reason", "")
+        raise UnsupportedByModel(
+            f"A trace by spans needs the single pass, which cannot be had here: {reason} Use an exact trace."
+        )
     return _by_loop_over_spans(attribution, choice)
 
 

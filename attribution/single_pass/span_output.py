@@ -50,8 +50,8 @@ class SpanOutputBuilder(InseqOutputBuilder):
     def task(self, report_progress: ProgressCallback, *, needs_identity: bool) -> Task:
         """See `InseqOutputBuilder.task`; the steps are those of all spans."""
         task = replace(super().task(report_progress, needs_identity=needs_identity), is_signed=self._is_signed)
-        if len(task.steps) == len(self._text.spans) == 1:
-            return task  # one token: the very numbers of that step
+        if self._text.trace is not None or len(task.steps) == len(self._text.spans) == 1:
+            return task  # a trace makes its columns one by one; one token has the very numbers of that step
         columns = Columns.of_spans([range(each.start, each.end) for each in self._text.spans], task.steps)
         return replace(task, columns=columns)
 

@@ -17,7 +17,7 @@ from attribution.model_cache.loading import LoadedModel
 from attribution.text import chat, continuation
 from attribution.text.languages import check_target_language
 from attribution.text.sandbox import TextSandbox
-from attribution.text.spans import TokenSpan
+from attribution.text.spans import TokenSpan, TracePlan
 from attribution.text.turns import Turns
 from models import AttributionRequest
 from problems import InputRejected
@@ -52,6 +52,7 @@ class Text:
     end: int  # the position behind the last one
     contrasts: Mapping[str, BatchEncoding] = field(default_factory=dict)  # that are not encoded as Inseq would
     spans: tuple[TokenSpan, ...] = ()  # of the target, to attribute in place of its tokens
+    trace: TracePlan | None = None  # whose hops the spans are
 
     @property
     def source(self) -> BatchEncoding:

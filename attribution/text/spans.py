@@ -33,6 +33,15 @@ class TokenSpan:
 
 
 @dataclass(frozen=True)
+class TracePlan:
+    """Target positions of an answer and of the reasoning before it, and how often a trace passes through the latter."""
+
+    answer: range
+    reasoning: range
+    hops: int
+
+
+@dataclass(frozen=True)
 class SelectableText:
     """The tokens among which parts are selected: those at the positions [first, end) of `notes`.
 

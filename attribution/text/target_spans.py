@@ -13,10 +13,12 @@ from attribution.text import continuation
 from attribution.text.encoding import Text, check_target_length, from_ids
 from attribution.text.readable_tokens import CONTRAST
 from attribution.text.sandbox import TextSandbox
-from attribution.text.spans import SelectableText, TokenSpan
+from attribution.text.spans import SelectableText, TokenSpan, TracePlan
 from attribution_schema.spans import Span
 from models import AttributionRequest
 from problems import InputRejected
+
+MOST_HOPS = 64  # of a trace by spans
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,31 @@ class SpanReader:
                 span = replace(span, name=f"{selection.contrast.strip()}{CONTRAST}{span.name}")
                 wanted.append((len(spans), f"{where}.contrast", selection.contrast))
             spans.append(span)
+        if self.request.trace is not None:
+            return self._traced(text, spans), []
         text = replace(
             text, spans=tuple(spans), first=min(each.start for each in spans), end=max(each.end for each in spans)
         )
         return text, [self._alternative(text, *each) for each in wanted]
+
+    def _traced(self, text: Text, spans: Sequence[TokenSpan]) -> Text:
+        """The text with a span for each hop of a trace."""
+        trace = self.request.trace
+        assert trace is not None
+        if self.loaded.model.is_encoder_decoder and not self.request.attribute_target:
+            raise InputRejected("A trace leads through the target of an encoder-decoder model: set attribute_target.")
+        named = {each.name: each for each in spans}
+        first, answer = int(text.first), named[trace.from_]
+        through = TokenSpan("all before", first, answer.start, "")
+        if trace.through is not None:
+            through = named[trace.through]
+        if through.end > answer.start:
+            raise InputRejected(f"trace: {through.name!r} must end before {answer.name!r} begins.")
+        most = len(through) if trace.hops == "all" else min(trace.hops, len(through))
+        plan = TracePlan(range(answer.start, answer.end), range(through.start, through.end), min(most, MOST_HOPS))
+        hops = tuple(TokenSpan(f"hop {hop}", answer.start, answer.end, answer.text) for hop in range(plan.hops + 1))
+        start = min(answer.start, through.start if len(through) else answer.start)
+        return replace(text, spans=hops, trace=plan, first=start, end=answer.end)
 
     def _selections(self) -> list[tuple[str, Span]]:
         """Each span with its place in the request; of choices, the first as a whole against each other one."""

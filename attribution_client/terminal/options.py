@@ -155,6 +155,7 @@ request_options: Decorator[Any] = all_of(
             help="A part of the answer to attribute as a whole, by its text or as in "
             '\'{"name": "answer", "after": "</think>"}\'; {} is all of it. Repeat it for more.',
         ),
+        _mapping("--trace", 'From one --span through another: {"from": "answer", "through": "chain", "mode": "span"}.'),
         option("--start_pos", "-s", type=int, metavar="N", help="First target position to attribute."),
         option("--end_pos", "-e", type=int, metavar="N", help="Target position to stop before."),
     ),
@@ -266,6 +267,7 @@ _SAME_NAME = (
     "name",
     "notes",
     "webhook",
+    "trace",
     "attributed_fn",
     "segments",
     "n_steps",

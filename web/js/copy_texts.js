@@ -61,7 +61,7 @@ const OPTIONS = {
   step_scores: "step_scores", attributed_fn: "attributed_fn", attribution_args: "attribution_kwargs",
   attributed_fn_args: "attributed_fn_kwargs", step_scores_args: "step_scores_kwargs", generation_args: "generation_kwargs",
   tokenizer_args: "tokenizer_kwargs", n_steps: "n_steps", completeness_tolerance: "completeness_tolerance",
-  internal_batch_size: "internal_batch_size", seed: "seed", choices: "choices", spans: "span", candidates: "candidates", priority: "priority", name: "name", notes: "notes", webhook: "webhook",
+  internal_batch_size: "internal_batch_size", seed: "seed", choices: "choices", spans: "span", trace: "trace", candidates: "candidates", priority: "priority", name: "name", notes: "notes", webhook: "webhook",
   webhook_events: "webhook_events", attribute_target: "attribute_target",
   include_eos_baseline: "include_eos_baseline", output_step_attributions: "output_step_attributions", reuse: "reuse",
   attr_pos_start: "start_pos", attr_pos_end: "end_pos", dtype: "dtype", chat_template_args: "chat_template_kwargs",
