@@ -6,30 +6,56 @@ Safe for hostile tokens, as `attribution_reading.reading_html` is, whose classes
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from attribution_reading import reading_html
 from attribution_reading.read_sequence import Block, ReadSequence, ReadToken, Row
 from attribution_reading.reading_html import plain
-from attribution_schema.trace_result import PlacedToken, SequenceTrace, TraceHop, TracePath
+from attribution_schema.trace_result import PlacedToken, SequenceTrace, TracedSpan, TraceHop, TracePath
 
 _STRONGEST = 3  # tokens that are named for each hop
 
 
+@dataclass(frozen=True)
+class TracePart:
+    """A part of the text and the shares of its tokens: the answer (without shares), the reasoning, or the input."""
+
+    blocks: Sequence[Block]
+    scores: Mapping[Row, float]
+    of: str = ""  # what a share is
+
+    @property
+    def largest(self) -> float:
+        """The largest share, at which the scale of this part ends."""
+        return max(self.scores.values(), default=0.0)
+
+
+def trace_parts(trace: SequenceTrace, read: ReadSequence) -> list[TracePart]:
+    """The parts of a trace, from the answer back to the input. `read` is its text, see `read_trace`."""
+    found = [TracePart([_block("Answer", trace.from_, read)], {})]
+    if trace.through:
+        start = trace.through.start
+        reached = {("target", start + at): score for at, score in enumerate(trace.reasoning_scores)}
+        found.append(TracePart([_block("Reasoning", trace.through, read)], reached, "reached each token"))
+    scores = {(token.side, token.position): score for token, score in zip(trace.inputs, trace.scores, strict=True)}
+    return [*found, TracePart(list(_input_blocks(read)), scores, "came to each token")]
+
+
+def read_trace(trace: SequenceTrace) -> ReadSequence:
+    """The text of a trace up to the end of the answer, as a reader sees it."""
+    sides: dict[str, list[ReadToken]] = {"source": [], "target": []}
+    for token in (*trace.inputs, *trace.generated):
+        sides[token.side].append(_read_token(token))
+    start = trace.generated[0].position
+    return ReadSequence(sides, {}, start, start + len(trace.generated))
+
+
 def trace_html(trace: SequenceTrace) -> str:
     """The trace of one text. Its tokens have readable texts."""
-    read = _read(trace)
-    answer = Block("Answer", "target", trace.from_.start, read.tokens["target"][trace.from_.start : trace.from_.end])
-    parts = [f'<div class="texts">{reading_html.text_block(answer, read, {}, 0.0)}</div>']
-    if trace.through:
-        start, end = trace.through.start, trace.through.end
-        reasoning = Block("Reasoning", "target", start, read.tokens["target"][start:end])
-        reached = {("target", start + at): score for at, score in enumerate(trace.reasoning_scores)}
-        parts += _coloured([reasoning], read, reached, "reached each token")
-    scores = {(token.side, token.position): score for token, score in zip(trace.inputs, trace.scores, strict=True)}
-    parts += _coloured(_input_blocks(read), read, scores, "came to each token")
-    parts += [f'<p class="muted">{plain(each)}</p>' for each in sentences(trace)]
-    return f'<div class="trace">{"".join(parts)}</div>{_hops(trace)}{_paths(trace.paths)}'
+    read = read_trace(trace)
+    parts = "".join(_coloured(each, read) for each in trace_parts(trace, read))
+    said = "".join(f'<p class="muted">{plain(each)}</p>' for each in sentences(trace))
+    return f'<div class="trace">{parts}{said}</div>{_hops(trace)}{_paths(trace.paths)}'
 
 
 def sentences(trace: SequenceTrace) -> list[str]:
@@ -50,14 +76,6 @@ def strongest(tokens: Sequence[PlacedToken], scores: Sequence[float], most: int)
     """The tokens with the largest scores above 0, in order."""
     order = sorted(range(len(scores)), key=lambda index: -scores[index])[:most]
     return [(tokens[index], scores[index]) for index in order if scores[index] > 0]
-
-
-def _read(trace: SequenceTrace) -> ReadSequence:
-    sides: dict[str, list[ReadToken]] = {"source": [], "target": []}
-    for token in (*trace.inputs, *trace.generated):
-        sides[token.side].append(_read_token(token))
-    start = trace.generated[0].position
-    return ReadSequence(sides, {}, start, start + len(trace.generated))
 
 
 def _read_token(token: PlacedToken) -> ReadToken:
@@ -81,11 +99,15 @@ def _input_blocks(read: ReadSequence) -> Iterable[Block]:
             yield replace(block, tokens=kept, label="Target" if read.tokens["source"] else block.label)
 
 
-def _coloured(blocks: Iterable[Block], read: ReadSequence, scores: Mapping[Row, float], of: str) -> list[str]:
-    """Blocks that are coloured up to the largest of these scores, under their scale."""
-    largest = max(scores.values(), default=0.0)
-    texts = "".join(reading_html.text_block(each, read, scores, largest) for each in blocks)
-    return [reading_html.legend(largest, is_signed=False, of=of), f'<div class="texts">{texts}</div>']
+def _block(label: str, span: TracedSpan, read: ReadSequence) -> Block:
+    return Block(label, "target", span.start, read.tokens["target"][span.start : span.end])
+
+
+def _coloured(part: TracePart, read: ReadSequence) -> str:
+    """The text of a part, coloured up to its largest share, under its scale."""
+    texts = "".join(reading_html.text_block(each, read, part.scores, part.largest) for each in part.blocks)
+    scale = reading_html.legend(part.largest, is_signed=False, of=part.of) if part.scores else ""
+    return f'{scale}<div class="texts">{texts}</div>'
 
 
 def _hops(trace: SequenceTrace) -> str:
