@@ -141,10 +141,11 @@ def with_texts(options: ViewFields) -> ViewFields:
     return {"decode_tokens": True, **options}
 
 
-def view(job: Job | str, view_format: str, options: FileFields) -> Call:
+def view(job: Job | str, view_format: str, options: ViewFields) -> Call:
     """Reads the result as the bytes of a file in this format. Raises `TypeError` for an option that does not exist."""
     check_file(options)
-    written = {name: _span(value) if name in {"trace", "through"} else value for name, value in options.items()}
+    written: dict[str, Any] = dict(options)
+    written |= {name: _span(written[name]) for name in ("trace", "through") if name in written}
     params = {name: _text(value) for name, value in written.items() if value is not None} | {"format": view_format}
     return Call("GET", f"{_path(job)}/results", lambda answer: answer.content, params)
 

@@ -12,6 +12,8 @@ from attribution_schema import trace_result as schema
 if TYPE_CHECKING:
     import pandas as pd
 
+_NAMED = 5  # tokens in the text of a trace
+
 
 class TraceResult(schema.TraceResult):
     """The traces of a result, one for each text. Notebooks show them as coloured text, hops and paths."""
@@ -26,11 +28,8 @@ class TraceResult(schema.TraceResult):
         for trace in chosen:
             parts.append(trace_html(trace))
             lines += [f"  from {trace.from_.name!r}: {each}" for each in sentences(trace)]
-            named = (
-                f"{token.text or token.token!r} {percent(score)}"
-                for token, score in strongest(trace.inputs, trace.scores, 5)
-            )
-            lines.append(f"    {', '.join(named)}")
+            best = strongest(trace.inputs, trace.scores, _NAMED)
+            lines.append(f"    {', '.join(f'{token.text or token.token!r} {percent(score)}' for token, score in best)}")
         return Shown(fragment("".join(parts)), "\n".join(lines))
 
     def _repr_html_(self) -> str:
