@@ -36,7 +36,8 @@ class TraceHop(BaseModel):
     prompt: float = Field(description="The share that it brings to the input: the sum of `scores`.")
     reasoning: float = Field(description="The share that it brings to the reasoning, which the next hop passes on.")
     elsewhere: float = Field(description="The share that it brings to other generated tokens, which pass nothing on.")
-    scores: list[float] = Field(description="Of each token of `inputs`.")
+    scores: list[float] = Field(description="What it brings to each token of `inputs`.")
+    reasoning_scores: list[float] = Field(description="What it brings to each token of `through`.")
 
 
 class TracePath(BaseModel):

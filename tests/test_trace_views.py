@@ -87,6 +87,7 @@ def test_each_hop_and_path_says_where_it_comes_from(server, job):
     for number, hop in enumerate(found["hops"]):
         assert hop["hop"] == number
         assert hop["prompt"] == pytest.approx(sum(hop["scores"]))
+        assert hop["reasoning"] == pytest.approx(sum(hop["reasoning_scores"]))
         assert hop["prompt"] + hop["reasoning"] + hop["elsewhere"] == pytest.approx(before, abs=1e-12)
         before = hop["reasoning"]
     by_place = [dict(zip(range(14), each["scores"], strict=True)) for each in found["hops"]]

@@ -255,6 +255,7 @@ def _numbers(found: TracedMass, generated: int) -> dict[str, Any]:
                 reasoning=float(each.reasoning.sum()),
                 elsewhere=float(each.elsewhere.sum()),
                 scores=each.scores.tolist(),
+                reasoning_scores=each.reasoning.tolist(),
             )
             for number, each in enumerate(found.hops)
         ],
