@@ -40,6 +40,16 @@ from attribution_schema.result import (
     Token,
 )
 from attribution_schema.share import NewShare, Share, SharedJob, SharedLinks, ShareList, ShareRequest
+from attribution_schema.spans import TextSelection
+from attribution_schema.trace_options import TraceOptions
+from attribution_schema.trace_result import (
+    PlacedToken,
+    SequenceTrace,
+    TracedSpan,
+    TraceHop,
+    TracePath,
+    TraceResult,
+)
 from attribution_schema.view_options import ViewOptions
 from attribution_schema.webhook import WebhookDelivery, WebhookStatus
 
@@ -73,20 +83,28 @@ __all__ = [
     "NewShare",
     "OpenEnum",
     "Outcome",
+    "PlacedToken",
     "Problem",
     "ProblemItem",
     "Progress",
     "ResultPart",
     "SecondsEstimate",
     "SequenceAttribution",
+    "SequenceTrace",
     "Share",
     "ShareList",
     "ShareRequest",
     "SharedJob",
     "SharedLinks",
     "Stage",
+    "TextSelection",
     "Token",
     "TokenizerArguments",
+    "TraceHop",
+    "TraceOptions",
+    "TracePath",
+    "TraceResult",
+    "TracedSpan",
     "ViewOptions",
     "WebhookDelivery",
     "WebhookStatus",

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from jobs.run import Run
-from models import AttributionRequest, Estimate, ViewOptions
+from models import AttributionRequest, Estimate, TraceOptions, ViewOptions
 
 
 class AttributionEngineProtocol(Protocol):
@@ -42,6 +42,13 @@ class AttributionEngineProtocol(Protocol):
 
     def view(self, raw: bytes, view_format: str, options: ViewOptions) -> bytes:
         """Return one method's stored result in a view. Raises `InvalidRequest` for options that do not fit it."""
+        ...
+
+    def trace(self, raw: bytes, view_format: str, options: ViewOptions, asked: TraceOptions) -> bytes:
+        """Return a trace through one method's stored result in a view; its spans are selections, not names.
+
+        Raises `InvalidRequest` for spans and options that do not fit the result.
+        """
         ...
 
     def page_policy(self, options: ViewOptions) -> str:

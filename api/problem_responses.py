@@ -118,7 +118,7 @@ def _item(error: Any) -> ProblemItem:
         if error["type"] == "extra_forbidden":
             detail = _no_such_field(path)
         return ProblemItem(pointer="".join(f"/{each}" for each in keys), detail=detail)
-    return ProblemItem(parameter=".".join(map(str, path)), detail=detail)
+    return ProblemItem(parameter=".".join(str(each) for each in path if _is_key(str(each))), detail=detail)
 
 
 # The fields that an object of a request's body may have, by the fields that lead to it.

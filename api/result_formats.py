@@ -10,7 +10,7 @@ from urllib.request import parse_http_list
 
 import mimeparse
 
-from models import ViewOptions
+from models import TraceOptions, ViewOptions
 from problems import InvalidRequest, NotAcceptable
 
 Format = Literal["json", "html", "csv", "parquet", "inseq"]
@@ -81,9 +81,13 @@ def _media_ranges(header: str) -> Iterator[tuple[str, str, dict[str, float | str
             yield main, sub, parameters | {"q": quality}
 
 
-def check_fits(view: Format, options: ViewOptions) -> None:
-    """Raise `InvalidRequest` for an option that this format would have to ignore."""
+def check_fits(view: Format, options: ViewOptions, asked: TraceOptions) -> None:
+    """Raise `InvalidRequest` for an option that this format, or a trace in it, would have to ignore."""
     given = options.model_fields_set
+    if asked.trace is not None:
+        _check_fits_trace(view, options)
+    elif unused := asked.model_fields_set & {"through", "hops", "without_template"}:
+        raise InvalidRequest(f"{min(unused)} is for a trace: say with trace=... which span it begins at.")
     wrong = {
         "table": "table" in given and view not in {"csv", "parquet"} and "csv and parquet",
         "escape_formulas": options.escape_formulas and view != "csv" and "csv",
@@ -100,3 +104,14 @@ def check_fits(view: Format, options: ViewOptions) -> None:
     for name, where in wrong.items():
         if where:
             raise InvalidRequest(f"{name} does not apply to this view ({view}). It is for {where}.")
+
+
+def _check_fits_trace(view: Format, options: ViewOptions) -> None:
+    """Raise `InvalidRequest` for a format that a trace does not have, and for an option that it would ignore."""
+    if view == "inseq":
+        raise InvalidRequest("A trace can be had as json, html, csv or parquet: Inseq has no file for it.")
+    for name in ("granular", "table", "style"):
+        if name in options.model_fields_set and getattr(options, name) is not False:
+            raise InvalidRequest(f"{name} does not apply to a trace: leave it out.")
+    if options.normalize is not None:
+        raise InvalidRequest("normalize does not apply to a trace, whose shares always sum to 1: leave it out.")

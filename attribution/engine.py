@@ -31,10 +31,12 @@ from attribution.results import (
     json_views,
     stored_form,
     table_views,
+    trace_views,
 )
 from attribution.run import record
 from attribution.run.request_run import Callbacks, EncodePartial, RequestRunner
 from attribution.text.sandbox import Sandboxes
+from attribution_schema.trace_options import TraceOptions
 from attribution_schema.view_options import ViewOptions
 from models import AttributionRequest, Estimate, Progress, ResultPart
 from settings import Settings
@@ -141,6 +143,11 @@ class AttributionEngine:
         """A view of a stored result. Raises `InvalidRequest` where the scores cannot be shown as asked."""
         aggregation.check_options(options)
         return _VIEWS[view_format, options.style](stored_form.decode(raw), options)
+
+    def trace(self, raw: bytes, view_format: str, options: ViewOptions, asked: TraceOptions) -> bytes:
+        """A trace through a stored result, in a view. Raises `InvalidRequest` where it cannot be traced as asked."""
+        aggregation.check_options(options)
+        return trace_views.trace_view(stored_form.decode(raw), view_format, options, asked)
 
     def comparison(self, raw: Mapping[str, bytes], options: ViewOptions) -> bytes:
         """A comparison's methods, by name, as one JSON document. Raises `InvalidRequest`."""

@@ -36,6 +36,7 @@ from attribution_client.errors import (
 )
 from attribution_client.extras import needs_extra
 from attribution_client.results import AttributionResult, ComparisonResult, Shown
+from attribution_client.traces import TraceResult
 from attribution_client.webhooks import WebhookRejected, verify_webhook
 from attribution_schema.estimate import Estimate
 from attribution_schema.job import Job, JobEvent, JobStatus
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from attribution_client.plots import plot_attribution_heatmap, plot_step_scores, plot_top_tokens
     from attribution_client.tables import rank_correlation, top_token_overlap, top_tokens
     from attribution_client.text_plots import plot_highlighted_text
+    from attribution_client.trace_plots import plot_trace
 
 __all__ = [
     "AsyncAttributionClient",
@@ -76,6 +78,7 @@ __all__ = [
     "ServerUnreachable",
     "Share",
     "Shown",
+    "TraceResult",
     "Unauthorized",
     "WaitTimedOut",
     "WebhookRejected",
@@ -87,6 +90,7 @@ __all__ = [
     "plot_highlighted_text",
     "plot_step_scores",
     "plot_top_tokens",
+    "plot_trace",
     "rank_correlation",
     "to_frame",
     "top_token_overlap",
@@ -95,7 +99,7 @@ __all__ = [
 ]
 
 # The modules of the extra `plots`, in the order of their import time: pandas, matplotlib, networkx.
-_PLOTS = ("frames", "tables", "plots", "text_plots", "comparisons", "graphs")
+_PLOTS = ("frames", "tables", "plots", "text_plots", "trace_plots", "comparisons", "graphs")
 
 
 def __getattr__(name: str) -> Any:

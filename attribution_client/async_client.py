@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 import httpx
 
@@ -12,9 +12,18 @@ from attribution_client import calls
 from attribution_client.calls import UNCHANGED, Unchanged
 from attribution_client.errors import naming
 from attribution_client.extras import needs_extra
-from attribution_client.keywords import MoreFields, RequestFields, ViewFields, check_view, listed
+from attribution_client.keywords import (
+    FileFields,
+    MoreFields,
+    RequestFields,
+    SpanOf,
+    ViewFields,
+    check_view,
+    listed,
+)
 from attribution_client.progress import bar, no_bar
 from attribution_client.results import AttributionResult, ComparisonResult
+from attribution_client.traces import TraceResult
 from attribution_client.transport import RETRY_SECONDS, AsyncSender, http_options
 from attribution_schema.estimate import Estimate
 from attribution_schema.job import Job, JobOutcome, JobStatus
@@ -210,7 +219,34 @@ class AsyncAttributionClient:
         return found
 
     @listed(ViewFields)
-    async def view(self, job: Job | str, view_format: str, **view: Unpack[ViewFields]) -> bytes:
+    async def trace(
+        self,
+        job: Job | str,
+        from_: SpanOf,
+        *,
+        through: SpanOf | None = None,
+        hops: int | Literal["all"] = "all",
+        without_template: bool = False,
+        **view: Unpack[ViewFields],
+    ) -> TraceResult:
+        """Which tokens of the input led to a span of the generated text, through the tokens generated before it.
+
+        `from_` and `through` are spans: positions as a pair or `"19:20"`, `"text:milk"`, `"after:</think>"`,
+        `"between:<think>,</think>"`, or a dictionary of `TextSelection`'s fields; without `through`, all that was
+        generated before. `without_template` gives no share to special tokens and those of a chat template. `view` says
+        how scores are aggregated first; of a comparison, `method` chooses one method.
+        """
+        asked: FileFields = {
+            "trace": from_,
+            "through": through,
+            "hops": hops,
+            "without_template": without_template,
+        }
+        found: TraceResult = await self._sender.send(calls.trace(job, asked, view))
+        return found
+
+    @listed(FileFields)
+    async def view(self, job: Job | str, view_format: str, **view: Unpack[FileFields]) -> bytes:
         """The result as the content of a file. `view_format`: `json`, `html`, `csv`, `parquet` or `inseq`."""
         content: bytes = await self._sender.send(calls.view(job, view_format, view))
         return content

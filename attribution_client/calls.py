@@ -10,7 +10,7 @@ import enum
 import json
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -20,14 +20,25 @@ import httpx
 from pydantic import BaseModel
 
 from attribution_client.errors import Conflict, WaitTimedOut, completed
-from attribution_client.keywords import MoreFields, RequestFields, ViewFields, check_request, check_view
+from attribution_client.keywords import (
+    FileFields,
+    MoreFields,
+    RequestFields,
+    SpanOf,
+    ViewFields,
+    check_file,
+    check_request,
+    check_view,
+)
 from attribution_client.results import AttributionResult, ComparisonResult
+from attribution_client.traces import TraceResult
 from attribution_schema.estimate import Estimate
 from attribution_schema.job import MOST_JOBS, Job, JobList, JobOutcome, JobOutcomes, JobStatus
 from attribution_schema.open_enum import TOLERANT
 from attribution_schema.request import AttributionRequest
 from attribution_schema.result import JobAgreement, JobAgreements
 from attribution_schema.share import NewShare, Share, ShareList
+from attribution_schema.spans import TextSelection
 
 JOBS = "/attribution/jobs"
 LONG_POLL = 5.0  # seconds that the server may delay its answer to a poll, which replaces a broken event stream
@@ -132,19 +143,30 @@ def with_texts(options: ViewFields) -> ViewFields:
 
 def view(job: Job | str, view_format: str, options: ViewFields) -> Call:
     """Reads the result as the bytes of a file in this format. Raises `TypeError` for an option that does not exist."""
-    check_view(options)
-    params = {name: _text(value) for name, value in options.items() if value is not None} | {"format": view_format}
+    check_file(options)
+    written: dict[str, Any] = dict(options)
+    written |= {name: _span(written[name]) for name in ("trace", "through") if name in written}
+    params = {name: _text(value) for name, value in written.items() if value is not None} | {"format": view_format}
     return Call("GET", f"{_path(job)}/results", lambda answer: answer.content, params)
 
 
 def results(job: Job | str, options: ViewFields) -> Call:
     """Reads the result of one method."""
+    check_view(options)
     return replace(view(job, "json", with_texts(options)), read=_read(AttributionResult))
 
 
 def comparison(job: Job | str, options: ViewFields) -> Call:
     """Reads the results of all methods of a comparison."""
+    check_view(options)
     return replace(view(job, "json", with_texts(options)), read=_read(ComparisonResult))
+
+
+def trace(job: Job | str, asked: FileFields, options: ViewFields) -> Call:
+    """Reads a trace through the result. Raises `TypeError` for an option that does not exist."""
+    check_view(options)
+    fields: FileFields = {**with_texts(options), **asked}
+    return replace(view(job, "json", fields), read=_read(TraceResult))
 
 
 def share(job: Job | str, expires_in: float | timedelta | None, server: httpx.URL) -> Call:
@@ -259,6 +281,15 @@ def _read(document: type[Document]) -> Callable[[httpx.Response], Document]:
 
 
 _job = _read(Job)
+
+
+def _span(span: SpanOf | None) -> str | None:
+    """A span as it is written in a query: positions by a colon, a selection as JSON."""
+    if isinstance(span, TextSelection):
+        return span.model_dump_json(exclude_none=True)
+    if isinstance(span, Mapping):
+        return json.dumps(dict(span))
+    return ":".join(map(str, span)) if isinstance(span, tuple) else span
 
 
 def _text(value: Any) -> str:

@@ -12,7 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Required, TypedDict, TypeVar
 
 from attribution_schema.did_you_mean import did_you_mean
+from attribution_schema.spans import TextSelection
 
+# A span of the generated text: `"19:20"`, `"text:milk"`, `"after:</think>"`, `"between:<think>,</think>"`, the name of
+# one of the request's spans, its positions as a pair, or what a `TextSelection` has.
+SpanOf = str | tuple[int, int] | Mapping[str, Any] | TextSelection
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -165,6 +169,15 @@ class ViewFields(TypedDict, total=False):
     partial: bool
 
 
+class FileFields(ViewFields, total=False):
+    """The options of a result as a file: those of a view, and of a trace."""
+
+    trace: SpanOf | None
+    through: SpanOf | None
+    hops: int | Literal["all"]
+    without_template: bool
+
+
 def check_request(fields: Mapping[str, Any]) -> None:
     """Raise `TypeError` for a keyword that is no field of a request."""
     _check(fields, RequestFields, "a request has no field")
@@ -173,6 +186,11 @@ def check_request(fields: Mapping[str, Any]) -> None:
 def check_view(options: Mapping[str, Any]) -> None:
     """Raise `TypeError` for a keyword that is no option of a view."""
     _check(options, ViewFields, "a view has no option")
+
+
+def check_file(options: Mapping[str, Any]) -> None:
+    """Raise `TypeError` for a keyword that is no option of a view or of a trace."""
+    _check(options, FileFields, "a view has no option")
 
 
 def _check(given: Mapping[str, Any], keywords: type, complaint: str) -> None:

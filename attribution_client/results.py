@@ -24,6 +24,12 @@ h2 { margin: 0; padding: 0; font-size: .85rem; }
 i.mark { font-style: normal; color: var(--muted); }
 .of-each td, .of-each th { text-align: left; padding: 0 .6rem 0 0; background: none; border: 0; white-space: nowrap; }
 summary { cursor: pointer; color: var(--muted); }
+.trace { display: grid; gap: .5rem; }
+.hops { border-collapse: collapse; margin: .6rem 0; }
+.hops :is(td, th) { text-align: left; padding: 0 .8rem 0 0; background: none; border: 0; font-weight: 400; }
+.hops thead th { color: var(--muted); }
+.paths ol { margin: .2rem 0; padding-inline-start: 1.4rem; }
+small { color: var(--muted); }
 """
 
 
@@ -78,7 +84,7 @@ class AttributionResult(schema.AttributionResult):
         """
         count = len(self.sequence_attributions)
         indexes = range(count) if sequence is None else [range(count)[sequence]]
-        parts, lines = [_head(self.info)], [_title(self.info)]
+        parts, lines = [head_of(self.info)], [title_of(self.info)]
         for index in indexes:
             found = self.sequence_attributions[index]
             read = read_sequence(_merged(found, merge) if merge else found)
@@ -92,13 +98,13 @@ class AttributionResult(schema.AttributionResult):
                     f"<details><summary>Each generated token, and what it depended on</summary>{each}</details>"
                 )
             lines += _lines(read, hide_template=hide_template)
-        return Shown(_fragment("".join(parts)), "\n".join(lines))
+        return Shown(fragment("".join(parts)), "\n".join(lines))
 
     _repr_html_ = _drawn
 
     def __repr__(self) -> str:
         count = len(self.sequence_attributions)
-        return f"<{_title(self.info)}: {count} text{'s' if count > 1 else ''}; show() draws it>"
+        return f"<{title_of(self.info)}: {count} text{'s' if count > 1 else ''}; show() draws it>"
 
 
 class MethodResult(AttributionResult):
@@ -129,15 +135,15 @@ def _merged(sequence: schema.SequenceAttribution, unit: str) -> schema.SequenceA
     return merged(sequence, unit)
 
 
-def _title(info: dict[str, Any]) -> str:
+def title_of(info: dict[str, Any]) -> str:
     return f"{info.get('attribution_method', 'attribution')} of {info.get('model_name', 'a model')}"
 
 
-def _head(info: dict[str, Any]) -> str:
-    return f'<p class="head">{reading_html.plain(_title(info))}</p>'
+def head_of(info: dict[str, Any]) -> str:
+    return f'<p class="head">{reading_html.plain(title_of(info))}</p>'
 
 
-def _fragment(content: str) -> str:
+def fragment(content: str) -> str:
     style = "\n".join(
         (palette.variables(palette.LIGHT), reading_style.style(), reading_html.shade_classes(), _OWN)
     )  # nested, so that it styles nothing else in the notebook

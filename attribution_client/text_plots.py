@@ -56,19 +56,18 @@ def plot_highlighted_text(
     scores = read.of_answer() if column is None else read.of_token(column)
     if ax is not None:
         width = ax.get_window_extent().width / ax.figure.dpi
-    pieces, height = _laid_out(
-        read, width, None if column is None else read.start + column, hide_template=hide_template
-    )
+    chosen_position = None if column is None else read.start + column
+    pieces, height = laid_out(read, read.blocks(), width, chosen_position, hide_template=hide_template)
     if ax is None:
         _, ax = plt.subplots(figsize=(width, height), layout="constrained", dpi=150)
-    _draw(ax, pieces, scores, scale_of(read, scores, hide_template=hide_template))
+    draw(ax, pieces, scores, scale_of(read, scores, hide_template=hide_template))
     ax.set(xlim=(0, width), ylim=(height, 0))
     ax.axis("off")
     return ax
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
     """A part of a token on one line; places and sizes in inches from the upper left corner."""
 
     text: str
@@ -80,20 +79,25 @@ class _Piece:
     is_generated: bool = False
     is_chosen: bool = False
 
-    def stripped(self) -> _Piece:
+    def stripped(self) -> Piece:
         """The piece without the blanks before it."""
         text = self.text.lstrip()
         return replace(self, text=text, width=_width(text, self.size))
 
 
-def _laid_out(
-    read: ReadSequence, width: float, chosen: int | None, *, hide_template: bool
-) -> tuple[list[_Piece], float]:
-    """Return the pieces of all blocks, and the height of the whole, in inches."""
+def laid_out(
+    read: ReadSequence,
+    blocks: Iterable[Block],
+    width: float,
+    chosen: int | None = None,
+    *,
+    hide_template: bool = False,
+) -> tuple[list[Piece], float]:
+    """Return the pieces of these blocks, and the height of the whole, in inches."""
     lines = _Lines(width)
-    for block in read.blocks():
+    for block in blocks:
         lines.end(1.3 if lines.pieces else 1)
-        lines.add([_Piece(block.label, _width(block.label, _SMALL), _SMALL)])
+        lines.add([Piece(block.label, _width(block.label, _SMALL), _SMALL)])
         lines.end()
         for word in _words(_parts(read, block, chosen, hide_template=hide_template)):
             lines.add(word)
@@ -105,7 +109,7 @@ class _Lines:
     """Places pieces on lines of a width in inches."""
 
     def __init__(self, width: float) -> None:
-        self.pieces: list[_Piece] = []
+        self.pieces: list[Piece] = []
         self.base = 0.0  # of the present line, in inches from above
         self._left, self._width = 0.0, width
 
@@ -113,7 +117,7 @@ class _Lines:
         """Begin a line below the present one."""
         self._left, self.base = 0.0, self.base + lines * _SIZE * _LINE / _POINTS
 
-    def add(self, word: list[_Piece]) -> None:
+    def add(self, word: list[Piece]) -> None:
         """Place the pieces of a word on one line, or on several if it is longer than a line."""
         if word[0].text == "\n" or (self._left and self._left + sum(each.width for each in word) > self._width):
             if self._left:
@@ -127,7 +131,7 @@ class _Lines:
                 self._left += piece.width
 
 
-def _parts(read: ReadSequence, block: Block, chosen: int | None, *, hide_template: bool) -> Iterator[_Piece]:
+def _parts(read: ReadSequence, block: Block, chosen: int | None, *, hide_template: bool) -> Iterator[Piece]:
     """The tokens of a block, divided at blanks; a line break is a piece of its own."""
     for position, token in enumerate(block.tokens, block.start):
         if token.continues or (hide_template and token.is_template):
@@ -135,7 +139,7 @@ def _parts(read: ReadSequence, block: Block, chosen: int | None, *, hide_templat
         is_target = block.side == "target"
         for text in re.findall(r"\n| *[^ \n]+| +", token.text):
             shown = text if text == "\n" else _shown(text)
-            yield _Piece(
+            yield Piece(
                 shown,
                 _width(shown.strip("\n"), size := _SMALL if token.is_template else _SIZE),
                 size,
@@ -149,9 +153,9 @@ def _shown(text: str) -> str:
     return "".join(" " if each == " " else "".join(shown for shown, _ in shown_characters(each)) for each in text)
 
 
-def _words(parts: Iterable[_Piece]) -> Iterator[list[_Piece]]:
+def _words(parts: Iterable[Piece]) -> Iterator[list[Piece]]:
     """The words, each with its pieces: one may consist of several tokens, and begins at a blank or a line break."""
-    word: list[_Piece] = []
+    word: list[Piece] = []
     for part in parts:
         if word and (part.text[0] in " \n" or word[-1].text == "\n"):
             yield word
@@ -171,7 +175,8 @@ def _width(text: str, size: float) -> float:
     return float(TextPath((0, 0), f"|{text}|", prop=font).get_extents().width - edge) / _POINTS
 
 
-def _draw(ax: Axes, pieces: list[_Piece], scores: Mapping[Row, float], largest: float) -> None:
+def draw(ax: Axes, pieces: list[Piece], scores: Mapping[Row, float], largest: float) -> None:
+    """Draw the pieces, coloured by these scores up to `largest`."""
     drawn = []
     for piece in pieces:
         score = None if piece.row is None else scores.get(piece.row)

@@ -40,7 +40,7 @@ def coloured_text(
     `chosen` is the target position of the token that the scores are for.
     """
     largest = scale_of(sequence, scores, hide_template=hide_template)
-    blocks = "".join(_block(each, sequence, scores, largest, chosen) for each in sequence.blocks())
+    blocks = "".join(text_block(each, sequence, scores, largest, chosen) for each in sequence.blocks())
     return f'<div class="texts{" without-template" if hide_template else ""}">{blocks}</div>'
 
 
@@ -49,8 +49,8 @@ def scale_of(sequence: ReadSequence, scores: Mapping[Row, float], *, hide_templa
     return max((abs(each.score) for each in sequence.strongest(scores, 1, hide_template=hide_template)), default=0.0)
 
 
-def _block(
-    block: Block, sequence: ReadSequence, scores: Mapping[Row, float], largest: float, chosen: int | None
+def text_block(
+    block: Block, sequence: ReadSequence, scores: Mapping[Row, float], largest: float, chosen: int | None = None
 ) -> str:
     drawn = []
     for position, token in enumerate(block.tokens, block.start):

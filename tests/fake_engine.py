@@ -130,6 +130,9 @@ class FakeEngine:
     def view(self, raw, view_format, options):
         return raw
 
+    def trace(self, raw, view_format, options, asked):
+        return raw
+
     def models(self):
         return {"available": self.loaded, "loaded": self.loaded}
 

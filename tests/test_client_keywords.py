@@ -14,8 +14,8 @@ from pydantic import BaseModel
 
 from api.routes.results import get_results
 from attribution_client import AsyncAttributionClient, AttributionClient
-from attribution_client.keywords import RequestFields, ViewFields
-from models import AttributionRequest, ViewOptions
+from attribution_client.keywords import FileFields, RequestFields, ViewFields
+from models import AttributionRequest, TraceOptions, ViewOptions
 from tests.conftest import LOOKUP, PROMPT
 
 
@@ -64,7 +64,7 @@ def test_the_fields_are_those_of_a_request():
 
 def test_the_options_are_those_of_a_view():
     route = get_type_hints(get_results)
-    beside = route.keys() - {"job_id", "request", "services", "owner", "options", "view", "return"}
+    beside = route.keys() - {"job_id", "request", "services", "owner", "options", "asked", "view", "return"}
     theirs = {each.alias or name: plain(each.annotation) for name, each in ViewOptions.model_fields.items()}
     theirs |= {name: plain(route[name]) for name in beside}
     ours = typed_dict(ViewFields)
@@ -72,6 +72,11 @@ def test_the_options_are_those_of_a_view():
     # Tuples in the server; in the client a list, or the names joined by commas.
     assert {name for name in ours if ours[name] != theirs[name]} == {"aggregator", "aggregate_fn"}
     assert ours["aggregator"] == {str, ("list", str)}
+    of_traces = {name: plain(each.annotation) for name, each in TraceOptions.model_fields.items()}
+    beside_views = {name: kind for name, kind in typed_dict(FileFields).items() if name not in ours}
+    assert beside_views.keys() == of_traces.keys()
+    # Spans are texts in a query; in the client also pairs and dictionaries.
+    assert {name for name in of_traces if beside_views[name] != of_traces[name]} == {"trace", "through"}
 
 
 CALLS = {

@@ -18,8 +18,9 @@ from api.problem_responses import problem_responses
 from api.result_formats import NEGOTIABLE, SENT, Format, accepted_format, accepts_gzip, check_fits, is_current
 from api.result_parts import Contents, contents
 from api.services import Services
+from api.span_names import with_named_spans
 from jobs.store.records import JobRecord
-from models import AttributionResult, ComparisonResult, JobAgreements, ViewOptions
+from models import AttributionResult, ComparisonResult, JobAgreements, TraceOptions, TraceResult, ViewOptions
 from problems import (
     InvalidRequest,
     JobNotFound,
@@ -39,7 +40,7 @@ results = APIRouter(
 
 RESULT_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
-        "model": AttributionResult | ComparisonResult,
+        "model": AttributionResult | ComparisonResult | TraceResult,
         "description": "The result in the asked view",
         "content": {media_type: {} for media_type in NEGOTIABLE},
     },
@@ -71,16 +72,18 @@ async def get_results(
     services: ServicesDep,
     owner: OwnerDep,
     options: Annotated[ViewOptions, Query()],
+    asked: Annotated[TraceOptions, Query()],
     view: View = None,
     method: Method = None,
     partial: Partial = False,
 ) -> Response:
     """Return the result of a completed job, in the view that `format` or the `Accept` header asks for.
 
-    With `partial`, also what a running, failed or cancelled job has attributed so far.
+    With `partial`, also what a running, failed or cancelled job has attributed so far. With `trace`, which tokens of
+    the input led to a span of the generated text through the tokens before it.
     """
     return await result_response(
-        lambda: services.manager.get(job_id, owner), request, services, options, view, method, partial=partial
+        lambda: services.manager.get(job_id, owner), request, services, options, asked, view, method, partial=partial
     )
 
 
@@ -89,6 +92,7 @@ async def result_response(
     request: Request,
     services: Services,
     options: ViewOptions,
+    asked: TraceOptions,
     view: Format | None,
     method: str | None,
     *,
@@ -104,11 +108,14 @@ async def result_response(
     # An unfinished result is encoded when it is found.
     job, found = await (services.views if partial else services.stored_views).run(request, find)
     view = view or _preferred(request.headers.get("Accept", "*/*"), is_joint=found.is_joint)
-    check_fits(view, options)
+    check_fits(view, options, asked)
+    if found.is_joint and asked.trace is not None:
+        raise InvalidRequest(f"A trace is of one method: say which with method={'|'.join(found.raw)}.")
+    asked = with_named_spans(asked, job.request)
     if found.is_joint and view != "json":
         raise InvalidRequest(f"This job compares methods: say whose {view} with method={'|'.join(found.raw)}.")
     policy = engine.page_policy(options) if view == "html" else ""
-    etag = _etag(found, view, options, policy)
+    etag = _etag(found, view, options, asked, policy)
     headers = {"ETag": etag, "Vary": "Accept, Accept-Encoding", "Cache-Control": "private, no-cache"}
     if is_current(etag, request.headers.get("If-None-Match", "")):
         return Response(status_code=304, headers=headers)
@@ -120,8 +127,8 @@ async def result_response(
     is_zipped = not sent.is_compressed and accepts_gzip(request.headers.get("Accept-Encoding", ""))
     if is_zipped:
         headers["Content-Encoding"] = "gzip"
-    threads = services.stored_views if _is_stored(view, options) else services.views
-    content = await threads.run(request, lambda: _body(engine, found, view, options, zipped=is_zipped))
+    threads = services.stored_views if _is_stored(view, options, asked) else services.views
+    content = await threads.run(request, lambda: _body(engine, found, view, options, asked, zipped=is_zipped))
     return Response(content, media_type=sent.media_type, headers=headers)
 
 
@@ -173,23 +180,30 @@ def _preferred(accept: str, *, is_joint: bool) -> Format:
     return "json" if is_joint and "*/*" in accept else accepted_format(accept)
 
 
-def _etag(found: Contents, view: Format, options: ViewOptions, policy: str) -> str:
+def _etag(found: Contents, view: Format, options: ViewOptions, asked: TraceOptions, policy: str) -> str:
     """Return a weak ETag. The policy has the hash of the page's style, so that a page in another style differs."""
     raw = "".join(each.sha256 for each in found.raw.values())
-    basis = found.summary.sha256 if _is_stored(view, options) else raw
-    return f'W/"{hashlib.sha256(f"{basis} {view} {options} {policy}".encode()).hexdigest()[:32]}"'
+    basis = found.summary.sha256 if _is_stored(view, options, asked) else raw
+    told = f"{basis} {view} {options} {asked} {policy}"
+    return f'W/"{hashlib.sha256(told.encode()).hexdigest()[:32]}"'
 
 
-def _is_stored(view: Format, options: ViewOptions) -> bool:
+def _is_stored(view: Format, options: ViewOptions, asked: TraceOptions) -> bool:
     """Return whether the view is the stored one, the default JSON."""
-    return view == "json" and options.is_default
+    return view == "json" and options.is_default and asked.trace is None
 
 
 def _body(
-    engine: AttributionEngineProtocol, found: Contents, view: Format, options: ViewOptions, *, zipped: bool
+    engine: AttributionEngineProtocol,
+    found: Contents,
+    view: Format,
+    options: ViewOptions,
+    asked: TraceOptions,
+    *,
+    zipped: bool,
 ) -> bytes:
     """Return the view, compressed by gzip if `zipped`. Raises `InvalidRequest` for options that Inseq refuses."""
-    if _is_stored(view, options):
+    if _is_stored(view, options, asked):
         stored = found.summary.read()
         return stored if zipped else gzip.decompress(stored)
     raw = {name: each.read() for name, each in found.raw.items()}
@@ -197,5 +211,6 @@ def _body(
         content = engine.comparison(raw, options)
     else:
         (one,) = raw.values()
-        content = engine.view(one, view, options)
+        is_trace = asked.trace is not None
+        content = engine.trace(one, view, options, asked) if is_trace else engine.view(one, view, options)
     return gzip.compress(content, 5, mtime=0) if zipped else content

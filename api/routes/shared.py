@@ -16,7 +16,7 @@ from api.documents import shared_document_of
 from api.problem_responses import problem_responses
 from api.routes.pages import HEADERS, WEB
 from api.routes.results import RESULT_RESPONSES, Method, Partial, View, result_response
-from models import SharedJob, ViewOptions
+from models import SharedJob, TraceOptions, ViewOptions
 from problems import InvalidRequest, ShareExpired, ShareNotFound
 
 _UNINDEXED = {"X-Robots-Tag": "noindex, nofollow"}
@@ -58,13 +58,14 @@ async def get_shared_results(
     request: Request,
     services: ServicesDep,
     options: Annotated[ViewOptions, Query()],
+    asked: Annotated[TraceOptions, Query()],
     view: View = None,
     method: Method = None,
     partial: Partial = False,
 ) -> Response:
     """Return the result of the job that a link opens, in any view, as `GET /attribution/jobs/{job_id}/results` does."""
     response = await result_response(
-        lambda: services.manager.shared(token), request, services, options, view, method, partial=partial
+        lambda: services.manager.shared(token), request, services, options, asked, view, method, partial=partial
     )
     response.headers.update(_UNINDEXED)
     return response

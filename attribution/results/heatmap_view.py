@@ -48,7 +48,7 @@ _SIDES = {"source": "Source", "target": "Target prefix"}
 _HERE = Path(__file__).parent
 
 
-_STYLE = "\n".join(
+STYLE = "\n".join(
     (
         palette.style(),
         reading_style.style(),
@@ -57,7 +57,7 @@ _STYLE = "\n".join(
         reading_html.shade_classes(),
     )
 )
-_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+_STYLE_HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 POLICY = (
     f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'self'; sandbox"
@@ -78,7 +78,7 @@ def html_view(output: FeatureAttributionOutput, options: ViewOptions) -> bytes:
     info = without_notes(output.info)
     model, method = info.get("model_name", "a model"), info.get("attribution_method", "attribution")
     document = _TEMPLATE.render(
-        style=Markup(_STYLE),  # noqa: S704 - our own
+        style=Markup(STYLE),  # noqa: S704 - our own
         title=f"{method} of {model}",
         facts=[each for each in _facts(info, options) if each],
         warnings=[controls_shown(each) for each in info.get("warnings", [])],

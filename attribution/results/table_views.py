@@ -29,7 +29,7 @@ def csv_view(output: FeatureAttributionOutput, options: ViewOptions) -> bytes:
     """
     written = io.BytesIO()
     table = _table(output, options)
-    pyarrow.csv.write_csv(_escaped(table) if options.escape_formulas else table, written)
+    pyarrow.csv.write_csv(escaped(table) if options.escape_formulas else table, written)
     return written.getvalue()
 
 
@@ -51,15 +51,15 @@ def _table(output: FeatureAttributionOutput, options: ViewOptions) -> pa.Table:
     return step_scores_table(sequences) if options.table == "step_scores" else attributions_table(sequences)
 
 
-def _escaped(table: pa.Table) -> pa.Table:
+def escaped(table: pa.Table) -> pa.Table:
     """Return the table with an apostrophe before each text that a spreadsheet could take for a formula.
 
     Those are texts that begin with a character of OWASP's list ("CSV Injection"), in full width too.
     """
     for index, field in enumerate(table.schema):
         if pa.types.is_string(field.type):
-            escaped = pa.compute.replace_substring_regex(table[index], r"^([=+\-@\t\r\n＝＋－＠])", r"'\1")  # noqa: RUF001
-            table = table.set_column(index, field, escaped)
+            texts = pa.compute.replace_substring_regex(table[index], r"^([=+\-@\t\r\n＝＋－＠])", r"'\1")  # noqa: RUF001
+            table = table.set_column(index, field, texts)
     return table
 
 

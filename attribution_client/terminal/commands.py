@@ -28,6 +28,8 @@ from attribution_client.terminal.options import (
     request_fields,
     request_options,
     tag_filter,
+    trace_fields,
+    trace_options,
     view_fields,
     view_options,
 )
@@ -156,6 +158,32 @@ def show(client: AttributionClient, /, job_id: str, **given: Any) -> int:
         if job.error:
             _print(f"{job.error.title}: {job.error.detail}")
     return FAILED if job.status is JobStatus.FAILED else DONE
+
+
+@commands.command(
+    cls=Command,
+    examples="""\
+attribution trace JOB_ID --from "after:</think>" --through "between:<think>,</think>"
+attribution trace JOB_ID --from text:milk --hops 1 --viz_path trace.html""",
+)
+@click.argument("job_id", shell_complete=completion.jobs)
+@trace_options
+@click.pass_obj
+def trace(client: AttributionClient, /, job_id: str, **given: Any) -> int:
+    """Show which tokens of the input led to an answer through the tokens before it.
+
+    It is worked out from the stored result of the job, and runs no model.
+    """
+    fields = trace_fields(given)
+    if given["viz_path"]:
+        Path(given["viz_path"]).write_bytes(client.view(job_id, "html", **fields))
+    if given["as_json"]:
+        _write(client.view(job_id, "json", **fields, decode_tokens=True).decode())
+        return DONE
+    from attribution_client.trace_text import print_trace  # as in `_print_result`
+
+    print_trace(client.trace(job_id, fields.pop("trace"), **fields), tables.console(), given["top"])
+    return DONE
 
 
 @commands.command(cls=Command)

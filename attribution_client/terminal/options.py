@@ -241,6 +241,37 @@ view_options: Decorator[Any] = section(
 )
 
 
+trace_options: Decorator[Any] = section(
+    "Trace",
+    option(
+        "--from",
+        "from_",
+        required=True,
+        metavar="SPAN",
+        help="Where it begins, such as the answer: 19:20, text:WORDS, after:WORDS, between:WORDS,WORDS, or the name of "
+        "a span of the request.",
+    ),
+    option(
+        "--through",
+        metavar="SPAN",
+        help="What it leads through, such as the reasoning (default: all generated before).",
+    ),
+    option("--hops", type=NumberOr("all"), metavar="N|all", help="How often it may pass through it (default: all)."),
+    flag("--without_template", text="Give no share to special tokens and those of the chat template."),
+    option("--method", metavar="METHOD", shell_complete=completion.methods, help="Of a comparison: the method."),
+    values(
+        "--attribution_aggregators",
+        metavar="NAME...",
+        shell_complete=completion.aggregators,
+        help="How scores are aggregated first, in order, as in: sentences.",
+    ),
+    option(
+        "--top", type=click.IntRange(min=0), metavar="K", help="Print the K strongest tokens (default: 10); 0: all."
+    ),
+    option("--viz_path", type=click.Path(), metavar="FILE", help="Save the trace as HTML."),
+    option("--json", "as_json", is_flag=True, help="Print JSON, for other programs."),
+)
+
 method_of_comparison = section(
     "View",
     option(
@@ -305,6 +336,19 @@ def request_fields(given: dict[str, Any]) -> dict[str, Any]:
         **{name: given[name] for name in _SAME_NAME},
         **{field: given[name] for name, field in _OTHER_NAME.items()},
         **input_fields(given),
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def trace_fields(given: dict[str, Any]) -> dict[str, Any]:
+    """The options of a trace and of its view, from the parameters of `trace`; only those that were given."""
+    fields = {
+        "trace": given["from_"],
+        "through": given["through"],
+        "hops": given["hops"],
+        "without_template": given["without_template"],
+        "method": given["method"],
+        "aggregator": list(given["attribution_aggregators"]) or None,
     }
     return {name: value for name, value in fields.items() if value is not None}
 

@@ -11,6 +11,7 @@ import { show } from "./route.js";
 import { tableOf } from "./score_table.js";
 import { selectionOf } from "./selection.js";
 import { SequenceView } from "./sequence_view.js";
+import { Trace } from "./trace_view.js";
 import { queryOf, ViewControls } from "./view_controls.js";
 
 /** The result; for a job that has not completed, the tokens attributed so far, or nothing if there are none. */
@@ -48,7 +49,7 @@ export function ResultView({ job, parameters, catalogue, store }) {
         <${Downloads} job=${job} query=${query} formats=${isComparison ? ["json"] : catalogue.formats} />
       </div>
       ${problem && html`<${Notice} problem=${problem}>
-        <button onClick=${() => onShow({ agg: "", fn: "", args: "", norm: "", method: "" })}>Back to the default view</button>
+        <button onClick=${() => onShow({ agg: "", fn: "", args: "", norm: "", method: "", trace: "" })}>Back to the default view</button>
       <//>`}
       ${!result && !problem && html`<p class="muted" role="status">Reading the result…</p>`}
       ${result && html`
@@ -75,7 +76,7 @@ function Shown({ job, result, parameters, catalogue, store, onShow }) {
     : (result.info.warnings ?? []);
   const sequences = (result.comparison?.[0] ?? result).sequence_attributions;
   const index = Math.min(Number(parameters.seq) || 0, sequences.length - 1);
-  const choose = (seq) => onShow({ seq: seq ? String(seq) : "", pos: "", row: "", at: "" });
+  const choose = (seq) => onShow({ seq: seq ? String(seq) : "", pos: "", row: "", at: "", hop: "" });
   return html`
     ${sequences.length > 1 && html`<${SequenceSwitch} sequences=${sequences} index=${index} onChange=${choose} />`}
     ${info.partial && html`<p class="muted">Tokens attributed so far: ${info.partial.steps_done} of ${info.partial.steps_total}.</p>`}
@@ -83,7 +84,8 @@ function Shown({ job, result, parameters, catalogue, store, onShow }) {
     ${result.comparison
       ? html`<${Comparison} result=${result} index=${index} parameters=${parameters} onShow=${onShow} />`
       : html`<${SequenceView} key=${index} sequence=${sequences[index]} parameters=${parameters} onShow=${onShow}
-          asked=${{ job, index, catalogue, store, method: parameters.method || methodsOf(job.request)[0] }} />`}
+          asked=${{ job, index, catalogue, store, method: parameters.method || methodsOf(job.request)[0] }} />
+        <${Trace} key=${`trace ${index}`} job=${job} sequence=${sequences[index]} index=${index} parameters=${parameters} onShow=${onShow} />`}
     ${catalogue.request && job.request && html`
       <${CopyAs} request=${shortest(job.request, catalogue)} jobId=${job.job_id} view=${queryOf(parameters)} />`}
     <details class="info">
