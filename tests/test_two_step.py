@@ -113,7 +113,7 @@ def test_the_first_step_is_found_at_hop_1_and_not_at_hop_0(examples):
     assert share_found(matrices, examples) >= 0.9
 
 
-# Measured on 200 examples: docs/demo-models.md.
+# A little below the shares of docs/demo-models.md.
 @pytest.mark.parametrize(("method", "smallest"), [("input_x_gradient", 0.9), ("saliency", 0.8)])
 def test_the_service_finds_the_first_step_at_hop_1_too(server, examples, method, smallest):
     assert share_found(served_columns(server, method, examples), examples) >= smallest

@@ -34,6 +34,16 @@ const EXAMPLES = [
       step_scores: ["probability"],
     },
   },
+  {
+    name: "What did Ben buy?",
+    says: "Two lookups, one after the other.",
+    request: {
+      model: "twostep-gpt2",
+      method: "input_x_gradient",
+      input_text: "Anna went to Rome. Ben went to Oslo. Rome sells tea. Oslo sells milk. Ben went to",
+      step_scores: ["probability"],
+    },
+  },
 ];
 
 const COMPARISON = {
