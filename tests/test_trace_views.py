@@ -324,3 +324,15 @@ def test_a_name_is_that_of_one_of_the_requests_spans():
     request = SimpleNamespace(spans=[Span(name="answer", after="</think>"), Span(name="thought", start=3)])
     asked = with_named_spans(TraceOptions(trace="answer", through="thought"), request)
     assert (asked.trace.after, asked.through.start) == ("</think>", 3)
+
+
+def test_a_job_of_spans_has_no_exact_trace(server):
+    body = {"model": LOOKUP, "method": "input_x_gradient", "input_text": "Anna likes tea. Anna likes"}
+    body |= {"generated_text": "Anna likes tea. Anna likes tea.", "spans": [{"name": "answer", "text": " tea"}]}
+    refused = server.client.get(f"/attribution/jobs/{server.run(**body)}/results", params={"trace": "answer"})
+    assert refused.status_code == 422
+    assert '"mode": "exact"' in refused.json()["detail"]
+    tokens = server.run(**body, trace={"from": "answer"})  # the spans are names
+    (traced,) = server.client.get(f"/attribution/jobs/{tokens}/results", params={"trace": "answer"}).json()["traces"]
+    assert (traced["from"]["name"], traced["from"]["start"], traced["from"]["end"]) == ("answer", 6, 7)
+    assert sum(traced["scores"]) == pytest.approx(1, abs=1e-9)

@@ -125,6 +125,12 @@ class _Traced:
     def trace(self) -> SequenceTrace:
         """Find the spans and follow the answer back. Raises `InvalidRequest`."""
         _check_scores(self._scored, self._number)
+        if any(each.get("span") for each in self._notes["target"]):
+            raise InvalidRequest(
+                "This job has the scores of spans, and a trace needs those of the tokens. Submit it with "
+                '"trace": {"from": ..., "mode": "exact"}, whose spans are names; the hops of "mode": "span" are in '
+                "info.trace."
+            )
         start, asked = self._sequence.attr_pos_start, self._asked
         answer, reasoning = self._spans()
         dropped = {
