@@ -322,6 +322,34 @@ def test_reagent_replaces_added_tokens_by_their_like(model_dir):
         ]
 
 
+def test_reagent_draws_within_a_word_class(monkeypatch):
+    """Also a draw of the largest float32 below 1, which Inseq rounds up to the next class, or behind all of them."""
+    from inseq.attr.feat import FeatureAttribution
+
+    from attribution.corrections.reagent import correct_draws, seed_word_classes
+
+    model = inseq.load_model(str(BUNDLED / LOOKUP), "dummy", device="cpu")
+    seed_word_classes(model.tokenizer, LOOKUP)
+    method = FeatureAttribution.load("reagent", attribution_model=model)
+    ids = torch.arange(model.tokenizer.vocab_size)[None]
+    classes = {index: tag for tag, each in word_classes(model.tokenizer).items() for index in each}
+    replacer = method.method.rationalizer.importance_score_evaluator.token_replacer
+    theirs, ledger = replacer.sampler, Ledger(enabled=True)
+    correct_draws(method, ledger)
+    torch.manual_seed(0)
+    expected = theirs(ids)
+    torch.manual_seed(0)
+    assert torch.equal(replacer.sampler(ids), expected)
+    assert ledger.applied == []
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(shape, 1 - 2**-24))
+    with pytest.raises(IndexError):
+        theirs(ids)
+    assert [classes[index] for index in replacer.sampler(ids)[0].tolist()] == [
+        classes[index] for index in ids[0].tolist()
+    ]
+    assert ledger.applied == ["reagent_draws"]
+
+
 def test_half_precision_is_not_the_default(server):
     info = server.result(server.run(model=PHRASEBOOK, method="saliency", input_text=SENTENCE))["info"]
     assert info["dtype"] == "float32"

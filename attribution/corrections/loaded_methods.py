@@ -37,5 +37,6 @@ def after_loading(
         attention_maps.correct_attention(method, model, ledger, encoder_has_maps=encoder_has_maps)
     elif method.method_name == "reagent":
         reagent.correct_added_tokens(method, model.tokenizer, ids, ledger)
+        reagent.correct_draws(method, ledger)
     elif method.method_name == "discretized_integrated_gradients":
         path_pieces.correct_path_pieces(method, ledger)

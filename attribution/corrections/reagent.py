@@ -29,6 +29,13 @@ ADDED_TOKENS = declare(
     remedy="Added tokens form a word class of their own.",
     proof="test_corrections_methods.py::test_reagent_with_added_tokens",
 )
+DRAWS = declare(
+    "reagent_draws",
+    reason="reagent draws a token of a word class in float32, where a draw near 1 is rounded up to the next class, or "
+    "behind the last one (IndexError).",
+    remedy="Such a draw is the last token of its class.",
+    proof="test_corrections_methods.py::test_reagent_draws_within_a_word_class",
+)
 
 _CHUNK = 1000  # tokens between two questions whether to stop
 
@@ -90,6 +97,31 @@ def correct_added_tokens(
     sampler.num_ids_per_pos = torch.cat([counts, counts.new_tensor([size - base])])
     sampler.offsets = torch.cat([offsets, offsets.new_tensor([int(counts.sum())])])
     sampler.compact_idx = torch.cat([sampler.compact_idx, added])
+
+
+def correct_draws(method: FeatureAttribution, ledger: Ledger) -> None:
+    """Have a loaded `reagent` draw within the word class; noted in the ledger where a draw would have been another."""
+    replacer = method.method.rationalizer.importance_score_evaluator.token_replacer
+    replacer.sampler = _WithinClass(replacer.sampler, ledger)
+
+
+class _WithinClass:
+    """Stands for a `POSTagTokenSampler`, and draws what it draws."""
+
+    def __init__(self, sampler: POSTagTokenSampler, ledger: Ledger) -> None:
+        self._sampler, self._ledger = sampler, ledger
+
+    def __call__(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """A token of the same class for each of `input_ids`, in their shape."""
+        sampler = self._sampler
+        classes = sampler.id2pos[input_ids]
+        drawn = torch.rand(input_ids.shape, device=input_ids.device)
+        counts, offsets = sampler.num_ids_per_pos[classes], sampler.offsets[classes]
+        places, last = (drawn * counts + offsets).long(), (offsets + counts).long() - 1
+        if bool((places > last).any()) and self._ledger.apply(DRAWS):
+            places = places.minimum(last)
+        found: torch.Tensor = sampler.compact_idx[places]
+        return found
 
 
 def _write_cache(file: Path, content: Any) -> None:
