@@ -120,7 +120,8 @@ class Reader:
 
 
 def attribution_commands(code: str) -> Iterator[list[str]]:
-    """The arguments of each command, where a block has none but `attribution`; else nothing."""
+    """The arguments of each command, where a block has none but `attribution`; else nothing. `$(cat FILE)` is read."""
+    code = re.sub(r"\$\(cat (\S+)\)", lambda found: Path(found[1]).read_text().strip(), code)
     lines = [line for line in code.replace("\\\n", " ").splitlines() if line.strip()]
     if all(line.startswith("attribution ") and "|" not in line for line in lines):
         yield from (shlex.split(line, comments=True)[1:] for line in lines)

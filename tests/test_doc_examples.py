@@ -88,6 +88,7 @@ def test_the_client_page_runs_as_written(reader):
     reader.changes = {
         "org/model": LOOKUP,
         "show JOB_ID": f"show {job_id}",
+        "trace JOB_ID": f"trace {job_id}",
         "delete JOB_ID...": f"delete {job_id}",
     } | dict(reader.changes)
     fragments = [("python", made.code), ("python", both.code), *(("bash", line) for line in terminal.code.splitlines())]
