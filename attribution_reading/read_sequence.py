@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, takewhile
 
 import numpy as np
 
@@ -19,6 +19,8 @@ class ReadToken:
 
     text: str
     continues: bool = False  # a character of the token before, which has its text
+    is_prompt: bool = False  # of a decoder-only model's target
+    is_span: bool = False  # a span of the text, attributed as a whole
     contrast: str | None = None  # the text of the token that it is contrasted with
     is_template: bool = False  # added by a chat template, or a special token
     turn: int | None = None  # in a conversation, the number of its message
@@ -76,7 +78,7 @@ class ReadSequence:
     def of_answer(self) -> dict[Row, float]:
         """The sum of each attributed token's scores over the generated ones, for the tokens that are not generated."""
         return {
-            row: float(np.nansum(each))
+            row: float(each[np.isfinite(each)].sum())
             for row, each in self._rows()
             if not (row[0] == "target" and row[1] >= self.start) and np.isfinite(each).any()
         }
@@ -94,11 +96,10 @@ class ReadSequence:
             return [*_parts("source", self.tokens["source"], "Source"), *_parts("target", target, "Target")]
         if any(each.role for each in target):
             return list(_parts("target", target, ""))
-        parts = [
-            Block("Prompt", "target", 0, target[: self.start]),
-            Block("Generated text", "target", self.start, target[self.start :]),
-        ]
-        return [each for each in parts if each.tokens]
+        # What is attributed may begin behind the prompt's end.
+        end = sum(1 for _ in takewhile(lambda each: each.is_prompt, target)) or self.start
+        prompt = Block("Prompt", "target", 0, target[:end])
+        return [each for each in (prompt, *_parts("target", target, "Generated text", end)) if each.tokens]
 
     def _rows(self) -> Iterator[tuple[Row, Scores]]:
         for side in SIDES:
@@ -106,10 +107,12 @@ class ReadSequence:
                 yield (side, position), scores
 
 
-def _parts(side: str, tokens: Sequence[ReadToken], label: str) -> Iterator[Block]:
-    """The turns of a side that is a conversation; else the whole side under its label."""
-    start = 0
-    for _, run in groupby(tokens, key=lambda each: each.turn):
-        turn = list(run)
-        yield Block(turn[0].role or label, side, start, turn)
-        start += len(turn)
+def _parts(side: str, tokens: Sequence[ReadToken], label: str, start: int = 0) -> Iterator[Block]:
+    """The turns of a side that is a conversation, else the whole side under its label, from a position on; and each
+    span that was attributed as a whole.
+    """
+    positions = range(start, len(tokens))
+    for _, run in groupby(positions, key=lambda each: (tokens[each].turn, each if tokens[each].is_span else None)):
+        part = [tokens[each] for each in run]
+        yield Block("Span" if part[0].is_span else part[0].role or label, side, start, part)
+        start += len(part)

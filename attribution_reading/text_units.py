@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate, groupby, pairwise
 from typing import Any
 
-from uniseg.sentencebreak import sentence_boundaries
+from uniseg.sentencebreak import SentenceBreak, sentence_boundaries, sentence_break
 from uniseg.wordbreak import word_boundaries
 
 Note = Mapping[str, Any]  # of one token: `text`, and where it has them `continues`, `special`, `label`, `turn`, ...
@@ -34,13 +34,39 @@ def _is_behind_a_space(text: str, place: int) -> bool:
     return before.endswith(" ") and not before[:-1].isspace() and behind.isalnum()
 
 
+_ABSORBED = {SentenceBreak.EXTEND, SentenceBreak.FORMAT}  # in the rules, they belong to the character before
+_REPEATED = {SentenceBreak.SP, SentenceBreak.CLOSE}
+_LONGEST_RUN = 8
+
+
+def _sentences(text: str) -> Iterable[int]:
+    """Where sentences end. No sentence ends within a run of spaces, of brackets or of marks, over which the library
+    looks back at each of its characters, in time that grows with the square of the run: long ones are shortened.
+    """
+    kept, offsets = list[str](), list[int]()
+    before, run, absorbed = None, 0, 0
+    for offset, character in enumerate(text):
+        kind = sentence_break(character)
+        if kind in _ABSORBED:
+            absorbed += 1
+        else:
+            run = run + 1 if kind == before and kind in _REPEATED else 0
+            before, absorbed = kind, 0
+        if max(run, absorbed) < _LONGEST_RUN:
+            kept.append(character)
+            offsets.append(offset)
+    ends = [*offsets[1:], len(text)]
+    # Behind a character that was kept, and what was left out behind it.
+    return (0 if each == 0 else ends[each - 1] for each in sentence_boundaries("".join(kept)))
+
+
 UNITS = ("words", "lines", "sentences", "paragraphs", "messages")
 SEGMENTS = "segments"  # the parts of the input that a request named, and the rest of it
 # For each unit, the offsets at which one may end and the next begin.
 _BOUNDARIES: dict[str, Callable[[str], Iterable[int]]] = {
     "words": _words,
     "lines": lambda text: (each.end() for each in _LINE_ENDS.finditer(text)),
-    "sentences": sentence_boundaries,
+    "sentences": _sentences,
     "paragraphs": lambda text: (each.end() for each in _PARAGRAPH_ENDS.finditer(text)),
     "messages": lambda _text: (),
 }

@@ -21,6 +21,10 @@ class Token(BaseModel):
         None, description="With `decode_tokens=true`: where a contrast has another token, that token's text."
     )
     special: bool | None = Field(None, description="True for a special token, such as the end of a text.")
+    prompt: bool | None = Field(
+        None, description="With `decode_tokens=true`, in the target of a decoder-only model: true for the input."
+    )
+    span: bool | None = Field(None, description="True for a span of the text that was attributed as a whole.")
     template: bool | None = Field(None, description="In a conversation: whether the chat template added it.")
     turn: int | None = Field(None, description="In a conversation: the number of its message, counted from 0.")
     role: str | None = Field(None, description="In a conversation: the role of that message.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from attribution_client import AttributionClient, AttributionRequest, contrast_request
 from tests import chat_models, families
@@ -174,3 +175,24 @@ def test_ids_are_checked(server, client):
         assert told in job["error"]["detail"]
     job = server.wait(server.submit(model=PHRASEBOOK, method="saliency", input_text=SENTENCE, generated_ids=[[5, 6]]))
     assert "the decoder's start token" in job["error"]["detail"]
+
+
+def test_a_contrast_outside_of_the_tokenizer_has_its_id_for_a_name(server, model_dir):
+    """A vocabulary may be larger than its tokenizer; the candidates offer such tokens too."""
+    folder = model_dir / "padded-gpt2"
+    if not folder.exists():
+        families.build("gpt2", folder)
+        network = AutoModelForCausalLM.from_pretrained(folder)
+        network.resize_token_embeddings(network.config.vocab_size + 40)
+        network.save_pretrained(folder)
+    ids = AutoTokenizer.from_pretrained(folder)("The quick brown fox").input_ids
+    other = AutoTokenizer.from_pretrained(folder).vocab_size + 20
+    for engine in ("auto", "inseq"):
+        result = server.result(
+            server.run(
+                model="padded-gpt2", method="input_x_gradient", input_text="The quick brown", generated_ids=[ids],
+                attributed_fn="contrast_prob_diff", attributed_fn_args={"contrast_ids": [[*ids[:-1], other]]},
+                attr_pos_start=len(ids) - 1, attr_pos_end=len(ids), engine=engine,
+            )
+        )  # fmt: skip
+        assert result["sequence_attributions"][0]["target"][-1]["token"].startswith(f"<{other}> → ")

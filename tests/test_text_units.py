@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from uniseg.sentencebreak import sentence_boundaries
 
+from attribution_reading import text_units
 from attribution_reading.text_units import UNITS, unit_spans
 from attribution_reading.unit_scores import FUNCTIONS
 from tests import chat_models
@@ -244,3 +246,52 @@ def test_each_token_knows_its_turn(server, model_dir, name):
         (2, "assistant"),
         TURNS[name][2].split("hi")[0] + "hi fox",
     )
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["a", "B", ".", "!", " ", "(", "\u0301", "\n", "1", ","]), st.sampled_from([1, 2, 9, 12])
+        )
+    )
+)
+def test_sentences_of_long_runs_are_those_of_the_library(runs):
+    """Runs are shortened before the library sees them, and its boundaries stay where they are."""
+    text = "".join(character * times for character, times in runs)
+    assert list(text_units._sentences(text)) == list(sentence_boundaries(text))
+
+
+@pytest.mark.parametrize("run", [" ", "(", "’", "\u0301", "(\u0301", "\u200d"])
+def test_a_long_run_costs_no_time_that_grows_with_its_square(monkeypatch, run):
+    seen = []
+    monkeypatch.setattr(text_units, "sentence_boundaries", lambda text: seen.append(text) or sentence_boundaries(text))
+    assert list(text_units._sentences(f"One.{run * 20_000} Two.")) != []
+    assert len(seen[0]) < 200
+
+
+@pytest.mark.parametrize(("start", "end"), [(10, 12), (12, 15), (13, 14)])
+@pytest.mark.parametrize("unit", UNITS)
+def test_units_where_a_part_of_the_answer_is_attributed(server, unit, start, end):
+    """Units behind the last attributed token are merged too, and none has tokens of both prompt and answer."""
+    prompt = "Anna likes tea. Ben likes milk. Anna likes"
+    job = server.run(
+        model=LOOKUP, method="saliency", input_text=prompt, generated_text=f"{prompt} tea. Ben likes milk.",
+        attr_pos_start=start, attr_pos_end=end,
+    )  # fmt: skip
+    answer = server.client.get(f"/attribution/jobs/{job}/results", params={"aggregator": unit, "decode_tokens": True})
+    assert answer.status_code == 200, answer.text
+    (sequence,) = answer.json()["sequence_attributions"]
+    texts = [each["text"] for each in sequence["target"]]
+    assert "".join(texts) == f"{prompt} tea. Ben likes milk."
+    assert any("".join(texts[:count]) == prompt for count in range(len(texts)))  # a unit ends with the prompt
+    assert (
+        server.client.get(f"/attribution/jobs/{job}/results", params={"aggregator": unit, "format": "html"}).status_code
+        == 200
+    )
+    words = server.client.get(f"/attribution/jobs/{job}/results", params={"aggregator": "subwords"})
+    assert words.status_code == 200, words.text
+    far = {"aggregator": "spans", "aggregator_args": '{"target_spans": [[14, 16]]}'}
+    if end < 16:
+        refused = server.client.get(f"/attribution/jobs/{job}/results", params=far)
+        assert refused.status_code == 422
+        assert f"ends behind {end}" in refused.json()["detail"]

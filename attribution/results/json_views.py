@@ -84,7 +84,7 @@ def _sequence_json(
     with_text: bool,
 ) -> dict[str, Any]:
     written = {"special", "span", "template", "turn", "role", "segment"} | (
-        {"text", "continues", "contrast"} if with_text else set()
+        {"text", "continues", "contrast", "prompt"} if with_text else set()
     )
     tokens = {
         side: [

@@ -53,8 +53,14 @@ def merge_units(
     merged = sequence.aggregate(
         "spans",
         do_post_aggregation_checks=False,
-        **{f"{side}_spans": [each for each in found if each[1] - each[0] > 1] for side, found in spans.items()},
+        # Inseq merges nothing behind the last attributed token, and fails if it is asked to.
+        source_spans=[each for each in spans["source"] if each[1] - each[0] > 1],
+        target_spans=[each for each in spans["target"] if each[1] - each[0] > 1 and each[1] <= end],
     )
+    behind = [each for each in spans["target"] if each[0] >= end]
+    merged.target = merged.target[: len(spans["target"]) - len(behind)] + [
+        _joined(sequence.target[first:last]) for first, last in behind
+    ]
     for side, tensor in tensors.items():
         if tensor is not None:
             rows = [each for each in spans[side] if each[1] <= tensor.shape[0]]
@@ -73,6 +79,10 @@ def label_segments(sequence: FeatureAttributionSequenceOutput, notes: dict[str, 
                 tokens[index] = TokenWithId(name, -1)
                 note["text"] = segment_label(name, note["text"])
         setattr(sequence, side, tokens)
+
+
+def _joined(tokens: list[TokenWithId]) -> TokenWithId:
+    return tokens[0] if len(tokens) == 1 else TokenWithId("".join(each.token for each in tokens), -1)
 
 
 def _plain(tokens: Sequence[object]) -> list[Note]:

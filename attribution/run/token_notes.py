@@ -57,7 +57,7 @@ def of_result(
             notes[side] = readable_tokens.annotate(model.tokenizer, shown, *of_prompt)
             if len(shown) == len(known[side]):
                 for note, before in zip(notes[side], known[side], strict=True):
-                    note.update({"segment": before["segment"]} if "segment" in before else {})
+                    note.update({name: before[name] for name in ("segment", "prompt") if name in before})
     return notes
 
 

@@ -94,8 +94,25 @@ def labelled_once(model: HuggingfaceModel) -> Iterator[None]:
         # A new object for each position: `readable_tokens` identifies positions by their label objects.
         return TokenWithId(known[key].token, token.id) if is_label else known[key]
 
+    convert = model.convert_ids_to_tokens
+
+    def convert_ids_to_tokens(ids: Any, *more: Any, **named: Any) -> Any:
+        return _named(convert(ids, *more, **named), ids.tolist() if isinstance(ids, torch.Tensor) else ids)
+
     model.get_token_with_ids, model.clean_tokens = get_token_with_ids, clean_tokens
+    model.convert_ids_to_tokens = convert_ids_to_tokens
     try:
         yield
     finally:
-        del model.get_token_with_ids, model.clean_tokens
+        del model.get_token_with_ids, model.clean_tokens, model.convert_ids_to_tokens
+
+
+def _named(tokens: Any, ids: Any) -> Any:
+    """Tokens in nested lists, with the id in place of one that the tokenizer does not have: a vocabulary may be larger
+    than its tokenizer.
+    """
+    if tokens is None:
+        return f"<{ids}>"
+    if not isinstance(tokens, list) or not isinstance(ids, list) or len(tokens) != len(ids):
+        return tokens
+    return [_named(*each) for each in zip(tokens, ids, strict=True)]

@@ -14,25 +14,36 @@ export function blocksOf(sequence, table) {
   }));
   const given = entriesOf("target", target);
   if (!table.rows.some(({ side }) => side === "source")) return turnsOf(given) ?? parted(given, start);
+  const written = given.filter(({ token }) => !token.span);
   return [
     ...(turnsOf(entriesOf("source", source)) ?? [{ key: "source", label: "Source", entries: entriesOf("source", source) }]),
-    { key: "target", label: "Target", entries: given },
+    { key: "target", label: "Target", entries: written },
+    ...spansOf(given),
   ];
 }
 
-const parted = (entries, start) => [
-  { key: "prompt", label: "Prompt", entries: entries.slice(0, start) },
-  { key: "generated", label: "Generated text", entries: entries.slice(start) },
-].filter((block) => block.entries.length);
+/** Prompt and answer; what is attributed may begin behind the prompt's end. */
+function parted(entries, start) {
+  const answer = entries.findIndex(({ token }) => !token.prompt);
+  const end = answer > 0 ? answer : start;
+  return [
+    { key: "prompt", label: "Prompt", entries: entries.slice(0, end) },
+    { key: "generated", label: "Generated text", entries: entries.slice(end).filter(({ token }) => !token.span) },
+    ...spansOf(entries),
+  ].filter((block) => block.entries.length);
+}
+
+/** A block for each span of the text that was attributed as a whole. */
+const spansOf = (entries) => entries.filter(({ token }) => token.span).map((entry, index) => ({ key: `span ${index}`, label: "Span", entries: [entry] }));
 
 /** A block for each turn of a conversation, or null for tokens that are none. */
 function turnsOf(entries) {
   if (!entries.some(({ token }) => token.role)) return null;
   const blocks = [];
-  for (const entry of entries) {
+  for (const entry of entries.filter(({ token }) => !token.span)) {
     const { turn, role } = entry.token;
     if (!blocks.length || blocks.at(-1).turn !== turn) blocks.push({ key: `turn ${turn}`, turn, label: role ?? "", entries: [] });
     blocks.at(-1).entries.push(entry);
   }
-  return blocks;
+  return [...blocks, ...spansOf(entries)];
 }
