@@ -86,7 +86,7 @@ def check_fits(view: Format, options: ViewOptions, asked: TraceOptions) -> None:
     given = options.model_fields_set
     if asked.trace is not None:
         _check_fits_trace(view, options)
-    elif unused := asked.model_fields_set & {"through", "hops", "without_template"}:
+    elif unused := asked.model_fields_set & {"through", "hops", "without_template", "sequence"}:
         raise InvalidRequest(f"{min(unused)} is for a trace: say with trace=... which span it begins at.")
     wrong = {
         "table": "table" in given and view not in {"csv", "parquet"} and "csv and parquet",

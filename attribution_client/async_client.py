@@ -227,20 +227,23 @@ class AsyncAttributionClient:
         through: SpanOf | None = None,
         hops: int | Literal["all"] = "all",
         without_template: bool = False,
+        sequence: int | None = None,
         **view: Unpack[ViewFields],
     ) -> TraceResult:
         """Which tokens of the input led to a span of the generated text, through the tokens generated before it.
 
         `from_` and `through` are spans: positions as a pair or `"19:20"`, `"text:milk"`, `"after:</think>"`,
         `"between:<think>,</think>"`, or a dictionary of `TextSelection`'s fields; without `through`, all that was
-        generated before. `without_template` gives no share to special tokens and those of a chat template. `view` says
-        how scores are aggregated first; of a comparison, `method` chooses one method.
+        generated before. `without_template` gives no share to special tokens and those of a chat template. `sequence`
+        is the number of one text; by default all are traced. `view` says how scores are aggregated first; of a
+        comparison, `method` chooses one method.
         """
         asked: FileFields = {
             "trace": from_,
             "through": through,
             "hops": hops,
             "without_template": without_template,
+            "sequence": sequence,
         }
         found: TraceResult = await self._sender.send(calls.trace(job, asked, view))
         return found

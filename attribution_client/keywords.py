@@ -176,6 +176,7 @@ class FileFields(ViewFields, total=False):
     through: SpanOf | None
     hops: int | Literal["all"]
     without_template: bool
+    sequence: int | None
 
 
 def check_request(fields: Mapping[str, Any]) -> None:

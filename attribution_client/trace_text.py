@@ -25,6 +25,8 @@ def print_trace(result: TraceResult, out: Console, top: int | None = None) -> No
     The table has as many hops as fit; 0 prints all tokens.
     """
     out.print(Text(f"trace of {title_of(result.info)}", "bold"))
+    for warning in result.info.get("warnings", []):
+        out.print(Text(f"! {readable(warning)}", "yellow"))
     for trace in result.traces:
         if len(result.traces) > 1:
             out.print(Text(f"\ntext {trace.sequence + 1} of {len(result.traces)}", "bold"))

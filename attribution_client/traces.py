@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from attribution_client.extras import needs_extra
+from attribution_client.labels import readable
 from attribution_client.results import Shown, fragment, head_of, title_of
 from attribution_reading.trace_html import percent, sentences, strongest, trace_html
 from attribution_schema import trace_result as schema
@@ -27,7 +28,7 @@ class TraceResult(schema.TraceResult):
         parts, lines = [head_of(self.info)], [f"trace of {title_of(self.info)}"]
         for trace in chosen:
             parts.append(trace_html(trace))
-            lines += [f"  from {trace.from_.name!r}: {each}" for each in sentences(trace)]
+            lines += [f"  from {trace.from_.name!r}: {readable(each)}" for each in sentences(trace)]
             best = strongest(trace.inputs, trace.scores, _NAMED)
             lines.append(f"    {', '.join(f'{token.text or token.token!r} {percent(score)}' for token, score in best)}")
         return Shown(fragment("".join(parts)), "\n".join(lines))

@@ -84,6 +84,9 @@ class TraceOptions(BaseModel):
         False,
         description="For a trace: special tokens and those of the chat template get no share. They often draw much.",
     )
+    sequence: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="For a trace: the number of one text, counted from 0; by default all texts are traced."
+    )
 
     @property
     def max_hops(self) -> int | None:

@@ -60,7 +60,7 @@ NUMERIC = {
     "test_quantized_refusals",
     "test_more_families", "test_network_state", "test_partial", "test_refinement", "test_rounding", "test_single_pass",
     "test_single_pass_exactly", "test_single_pass_half", "test_single_pass_long", "test_single_pass_paths",
-    "test_step_functions", "test_step_scores", "test_threads", "test_two_step", "test_views",
+    "test_step_functions", "test_step_scores", "test_threads", "test_trace_views", "test_two_step", "test_views",
 }  # fmt: skip
 
 

@@ -117,6 +117,20 @@ def test_a_chain_of_thought_is_the_reasoning_and_the_template_can_be_left_out(se
     )
 
 
+def test_of_several_texts_the_shown_one_is_traced(server, open_page):
+    """Positions of the second text need not be there in the first."""
+    short = "Anna likes tea. Anna likes"
+    job_id = server.run(
+        model=LOOKUP, method="saliency", input_text=[short, TEXT], generated_text=[f"{short} tea.", TEXT + ANSWER]
+    )
+    page = open_page(server, f"/#/jobs/{job_id}?seq=1&trace=22:23")
+    opened_job(page)
+    (found,) = server.result(job_id, trace="22:23", sequence=1)["traces"]
+    expect_values(part(page, "Input"), found["scores"])
+    refused = server.client.get(f"/attribution/jobs/{job_id}/results", params={"trace": "22:23"})
+    assert refused.status_code == 422
+
+
 def test_the_html_view_fits_a_narrow_screen(server, job, open_page):
     page = open_page(server, "/docs", viewport={"width": 390, "height": 800})
     page.goto("about:blank")

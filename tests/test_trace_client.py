@@ -107,3 +107,33 @@ def test_a_terminal_prints_the_strongest_tokens_within_its_width(server, job, fo
     refused = run(server, "trace", job, "--from", "text:rice")
     assert refused.returncode == 2
     assert "does not occur" in refused.stderr
+
+
+def test_hostile_tokens_are_text_everywhere(found, tmp_path):
+    """In HTML they are escaped, and no control sequence reaches a terminal."""
+    from rich.console import Console
+
+    from attribution_client.trace_text import print_trace
+
+    hostile = "<script>x</script>\x1b[31m\u202e"
+    (trace,) = found.traces
+    changed = {"text": hostile, "token": hostile}
+    tokens = {
+        name: [each.model_copy(update=changed) for each in getattr(trace, name)] for name in ("inputs", "generated")
+    }
+    paths = [each.model_copy(update={"tokens": tokens["inputs"][:2]}) for each in trace.paths]
+    span = trace.from_.model_copy(update={"text": hostile, "name": hostile})
+    bad = found.model_copy(
+        update={"traces": [trace.model_copy(update={**tokens, "paths": paths, "from_": span, "warnings": [hostile]})]}
+    )
+    for shown in (bad._repr_html_(), repr(bad.show())):
+        assert "\x1b" not in shown
+        assert "\u202e" not in shown
+    assert "<script>" not in bad._repr_html_()
+    out = Console(record=True, width=80, file=(tmp_path / "out").open("w"))
+    print_trace(bad, out)
+    printed = out.export_text()
+    assert "<script>" in printed
+    assert "\x1b" not in printed
+    assert "\u202e" not in printed
+    assert set(bad.frame()["text"]) == {hostile}  # a table is data

@@ -203,6 +203,10 @@ def test_a_trace_of_each_text(server):
     refused = view(server, job_id, trace="text:milk")
     assert refused.status_code == 422
     assert "trace (text 2): 'milk' does not occur" in refused.json()["detail"]
+    (alone,) = server.result(job_id, trace="text[0]:milk", sequence=0)["traces"]
+    assert (alone["sequence"], alone["from"]["start"]) == (0, 14)
+    (other,) = server.result(job_id, trace="after:likes", sequence=1)["traces"]
+    assert other == traces[1]
 
 
 def test_the_decoder_side_is_traced_to_the_source(server):
@@ -274,6 +278,7 @@ REFUSED = {
     "trace=22:23&format=inseq": "A trace can be had as json, html, csv or parquet",
     "trace=22:23&format=html&style=inseq": "style does not apply to a trace",
     "trace=22:23&format=csv&table=step_scores": "table does not apply to a trace",
+    "trace=22:23&sequence=1": "There is no text 1: this result has 1",
     "through=20:22": "through is for a trace",
     "hops=2": "hops is for a trace",
     "trace=22:23&aggregator=nothing": "There is no aggregator 'nothing'",

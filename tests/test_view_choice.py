@@ -117,7 +117,7 @@ def test_the_openapi_document_has_the_options_as_texts_and_flags(server):
     }
     assert set(parameters) == {"format", "method", "partial", "aggregator", "aggregate_fn", "aggregator_args", "normalize",
                                "granular", "decode_tokens", "table", "style", "escape_formulas",
-                               "trace", "through", "hops", "without_template"}  # fmt: skip
+                               "trace", "through", "hops", "without_template", "sequence"}  # fmt: skip
     assert {name for name, schema in parameters.items() if schema.get("type") == "string" and "enum" not in schema} == {
         "aggregator", "aggregate_fn", "aggregator_args"
     }  # fmt: skip

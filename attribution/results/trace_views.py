@@ -52,10 +52,13 @@ def trace_view(output: FeatureAttributionOutput, view: str, options: ViewOptions
     """
     aggregated = aggregate(output, options)
     with_text = options.decode_tokens or view == "html"
-    pairs = zip(aggregated.sequence_attributions, token_notes(aggregated), strict=True)
+    pairs = list(zip(aggregated.sequence_attributions, token_notes(aggregated), strict=True))
+    if asked.sequence is not None and asked.sequence >= len(pairs):
+        raise _refused("sequence", f"There is no text {asked.sequence}: this result has {len(pairs)}, counted from 0.")
     traces = [
         _Traced(number, sequence, notes, asked, with_text=with_text).trace()
         for number, (sequence, notes) in enumerate(pairs)
+        if asked.sequence in {None, number}
     ]
     return _WRITERS[view](TraceResult(traces=traces, info=without_notes(output.info)), options)
 
@@ -179,10 +182,9 @@ class _Traced:
 
     def _find(self, selection: TextSelection | str | None, name: str) -> TokenSpan:
         assert isinstance(selection, TextSelection), "names are looked up before"
-        sequence = self._sequence
-        text = SelectableText(
-            self._notes["target"], sequence.attr_pos_start, sequence.attr_pos_end, "the generated text"
-        )
+        start = self._sequence.attr_pos_start
+        end = start + self._scored.scores["target"].shape[1]  # of a partial result, only what is done
+        text = SelectableText(self._notes["target"], start, end, "the generated text")
         try:
             return text.find(selection, self._named(name), self._warnings)
         except InputRejected as error:

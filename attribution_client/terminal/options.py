@@ -258,6 +258,7 @@ trace_options: Decorator[Any] = section(
     ),
     option("--hops", type=NumberOr("all"), metavar="N|all", help="How often it may pass through it (default: all)."),
     flag("--without_template", text="Give no share to special tokens and those of the chat template."),
+    option("--sequence", type=click.IntRange(min=0), metavar="N", help="The number of one text, counted from 0."),
     option("--method", metavar="METHOD", shell_complete=completion.methods, help="Of a comparison: the method."),
     values(
         "--attribution_aggregators",
@@ -347,6 +348,7 @@ def trace_fields(given: dict[str, Any]) -> dict[str, Any]:
         "through": given["through"],
         "hops": given["hops"],
         "without_template": given["without_template"],
+        "sequence": given["sequence"],
         "method": given["method"],
         "aggregator": list(given["attribution_aggregators"]) or None,
     }

@@ -41,7 +41,7 @@ export function Trace({ job, sequence, index, parameters, onShow }) {
 function Traced({ job, index, parameters, shown, onShow }) {
   const query = {
     ...queryOf(parameters), normalize: undefined, trace: shown.trace, through: shown.through,
-    without_template: shown.withoutTemplate || undefined, partial: job.status === "completed" ? undefined : true,
+    sequence: index, without_template: shown.withoutTemplate || undefined, partial: job.status === "completed" ? undefined : true,
   };
   const path = withQuery(job.links.results, { ...query, format: "json", decode_tokens: true });
   const [answer, setAnswer] = useState({});
@@ -51,7 +51,7 @@ function Traced({ job, index, parameters, shown, onShow }) {
     return () => { isAsked = false; };
   }, [path]);
   if (answer.problem) return html`<${Notice} problem=${answer.problem} />`;
-  const trace = answer.traces?.[index];
+  const trace = answer.traces?.[0];
   if (!trace) return html`<p class="muted" role="status">Reading the trace…</p>`;
   return html`
     <div class="trace-shown" aria-busy=${answer.path !== path}>
