@@ -171,6 +171,44 @@ def test_a_unit_alone_comes_behind_the_method_s_own_aggregation(server, method):
     assert merged["target_attributions"][0][0] == pytest.approx(expected, rel=1e-5)
 
 
+LATER = {
+    "sentences": ["Anna likes tea.", " Ben likes milk.", " Anna likes", " tea.", " Ben likes milk."],
+    "lines": [PROMPT, " tea.", " Ben likes milk."],
+    "paragraphs": [PROMPT, " tea.", " Ben likes milk."],
+    "messages": [PROMPT, " tea.", " Ben likes milk."],
+    # Words of this tokenizer begin at its marks, and the full stop has none.
+    "subwords": ["Anna", " likes", " tea.", " Ben", " likes", " milk.", " Anna", " likes", " tea.", " Ben", " likes", " milk."],
+    "spans": ["Anna", " likes", " tea", ".", " Ben", " likes milk.", " Anna", " likes", " tea", ".", " Ben", " likes milk", "."],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", LATER)
+def test_tokens_behind_the_attributed_ones_are_merged_too(server, unit):
+    """They have no scores, but they are in the text: here ten tokens, two that are attributed, and four more."""
+    text = f"{PROMPT} tea. Ben likes milk."
+    job_id = server.run(
+        model=LOOKUP, method="input_x_gradient", input_text=PROMPT, generated_text=text, attr_pos_start=10, attr_pos_end=12
+    )  # fmt: skip
+    (whole,) = server.result(job_id, aggregator="sum")["sequence_attributions"]
+    asked = {"aggregator": f"sum,{unit}", "decode_tokens": True, "aggregate_fn": ",sum"}
+    if unit == "spans":
+        asked["aggregator_args"] = '{"target_spans": [[5, 8], [13, 15]]}'
+    (merged,) = server.result(job_id, **asked)["sequence_attributions"]
+    assert [token["text"] for token in merged["target"]] == LATER[unit]
+    start, end = merged["attr_pos_start"], merged["attr_pos_end"]
+    lengths = [len(each.replace(".", " .").split()) for each in LATER[unit]]
+    ends = np.cumsum(lengths).tolist()
+    assert (start, end) == (ends.index(10) + 1, ends.index(12) + 1)
+    scores, found = (np.array(each["target_attributions"], float) for each in (whole, merged))
+    assert found.shape == (end, end - start)
+    for row, (last, length) in enumerate(zip(ends[:start], lengths, strict=False)):
+        parts = scores[last - length : last]
+        expected = parts.sum(axis=0) if end - start == 2 else [parts.sum()]
+        assert found[row] == pytest.approx(expected, rel=1e-5)
+    asked = {name: value for name, value in asked.items() if name != "decode_tokens"} | {"format": "html"}
+    assert server.client.get(f"/attribution/jobs/{job_id}/results", params=asked).status_code == 200
+
+
 BAD = {
     "aggregator=words,scores": "Put one of words,",
     "aggregator=words,lines": "Put one of words,",

@@ -16,6 +16,7 @@ from inseq.data.attribution import FeatureAttributionSequenceOutput
 from attribution.catalogue import inseq_catalogue
 from attribution.catalogue.text_units import UNITS
 from attribution.results import inseq_fields
+from attribution.results.span_aggregation import aggregate_spans
 from attribution.results.unit_aggregation import label_segments, merge_units
 from attribution.text.readable_tokens import Note, merge_notes
 from attribution_reading.text_units import SEGMENTS
@@ -140,7 +141,11 @@ def _aggregate_once(
     if name == "spans":
         _check_spans(own.get("target_spans"), sequence.attr_pos_end)
     try:
-        aggregated = sequence.aggregate(inseq_name, aggregate_fn=function, do_post_aggregation_checks=False, **own)
+        own |= {"aggregate_fn": function, "do_post_aggregation_checks": False}
+        if inseq_name == "spans":
+            aggregated = aggregate_spans(sequence, **own)
+        else:
+            aggregated = sequence.aggregate(inseq_name, **own)
     except (AssertionError, IndexError, RuntimeError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidRequest(f"These scores cannot be aggregated by {name!r}: {reason}") from error

@@ -14,6 +14,7 @@ from inseq.utils.typing import TokenWithId
 
 from attribution.results import inseq_fields
 from attribution.results.scored_sequences import numbers
+from attribution.results.span_aggregation import aggregate_spans
 from attribution.text.readable_tokens import Note
 from attribution_reading.scored_sequence import not_yet_generated
 from attribution_reading.text_units import SEGMENTS, segment_label, unit_spans
@@ -50,8 +51,8 @@ def merge_units(
         "target": unit_spans(notes.get("target") or _plain(sequence.target), unit, borders=(start, end)),
     }
     columns = [(first - start, last - start) for first, last in spans["target"] if start <= first < end]
-    merged = sequence.aggregate(
-        "spans",
+    merged = aggregate_spans(
+        sequence,
         do_post_aggregation_checks=False,
         # Inseq merges nothing behind the last attributed token, and fails if it is asked to.
         source_spans=[each for each in spans["source"] if each[1] - each[0] > 1],
