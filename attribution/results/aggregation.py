@@ -6,7 +6,7 @@ Inseq's `subwords` aggregator leaves out the last piece of a text's last word; h
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -138,8 +138,6 @@ def _aggregate_once(
     if name == "split" and isinstance(own.get("split_pattern"), str):
         # Escaped, because a regular expression from a client could run for ever.
         own["split_pattern"] = re.escape(own["split_pattern"])
-    if name == "spans":
-        _check_spans(own.get("target_spans"), sequence.attr_pos_end)
     try:
         own |= {"aggregate_fn": function, "do_post_aggregation_checks": False}
         if inseq_name == "spans":
@@ -151,13 +149,6 @@ def _aggregate_once(
         raise InvalidRequest(f"These scores cannot be aggregated by {name!r}: {reason}") from error
     inseq_fields.set_own_functions(aggregated)
     return aggregated
-
-
-def _check_spans(spans: Any, end: int) -> None:
-    """Raise `InvalidRequest` for a span behind the last attributed token: Inseq merges none there."""
-    for each in spans or ():
-        if isinstance(each, Sequence) and len(each) and isinstance(each[-1], int) and each[-1] > end:
-            raise InvalidRequest(f"aggregator_args.target_spans: {list(each)} ends behind {end}, where scores end.")
 
 
 def _word_spans(sequence: FeatureAttributionSequenceOutput, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -176,9 +167,7 @@ def _word_spans(sequence: FeatureAttributionSequenceOutput, arguments: dict[str,
         if arguments.pop(f"aggregate_{side}", True):
             tokens = [each.token for each in getattr(sequence, side)]
             starts = [i for i, token in enumerate(tokens) if not i or token.startswith(chars) != is_suffix]
-            # Inseq merges nothing behind the last attributed token, and fails if it is asked to.
-            end = sequence.attr_pos_end if side == "target" else len(tokens)
-            words = ((first, last) for first, last in pairwise([*starts, len(tokens)]) if last <= end)
+            words = pairwise([*starts, len(tokens)])
             arguments[f"{side}_spans"] = [(first, end) for first, end in words if end - first > 1]
     return arguments
 

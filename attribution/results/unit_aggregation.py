@@ -54,14 +54,8 @@ def merge_units(
     merged = aggregate_spans(
         sequence,
         do_post_aggregation_checks=False,
-        # Inseq merges nothing behind the last attributed token, and fails if it is asked to.
-        source_spans=[each for each in spans["source"] if each[1] - each[0] > 1],
-        target_spans=[each for each in spans["target"] if each[1] - each[0] > 1 and each[1] <= end],
+        **{f"{side}_spans": [each for each in found if each[1] - each[0] > 1] for side, found in spans.items()},
     )
-    behind = [each for each in spans["target"] if each[0] >= end]
-    merged.target = merged.target[: len(spans["target"]) - len(behind)] + [
-        _joined(sequence.target[first:last]) for first, last in behind
-    ]
     for side, tensor in tensors.items():
         if tensor is not None:
             rows = [each for each in spans[side] if each[1] <= tensor.shape[0]]
@@ -80,10 +74,6 @@ def label_segments(sequence: FeatureAttributionSequenceOutput, notes: dict[str, 
                 tokens[index] = TokenWithId(name, -1)
                 note["text"] = segment_label(name, note["text"])
         setattr(sequence, side, tokens)
-
-
-def _joined(tokens: list[TokenWithId]) -> TokenWithId:
-    return tokens[0] if len(tokens) == 1 else TokenWithId("".join(each.token for each in tokens), -1)
 
 
 def _plain(tokens: Sequence[object]) -> list[Note]:
