@@ -18,6 +18,7 @@ from models import (
     JobStatus,
     Links,
     Outcome,
+    Progress,
     Share,
     SharedJob,
     SharedLinks,
@@ -30,13 +31,20 @@ from problems import InvalidRequest, JobNotFound, NoResult, ResultExpired, Resul
 _PRIVATE_FIELDS = ("notes", "tags", "webhook", "webhook_events")
 
 
+def _progress(record: JobRecord) -> Progress:
+    """The progress of a job; one that has ended needs no more time."""
+    if record.finished_at is None:
+        return record.progress
+    return record.progress.model_copy(update={"eta_seconds": None})
+
+
 def job_document_of(record: JobRecord) -> Job:
     """Return the wire document of a job."""
     location = f"/attribution/jobs/{record.job_id}"
     return Job(
         job_id=record.job_id,
         status=record.status,
-        progress=record.progress,
+        progress=_progress(record),
         queue_position=record.queue_position,
         created_at=_utc(record.created_at),
         started_at=_utc(record.started_at),
@@ -88,7 +96,7 @@ def shared_document_of(record: JobRecord, location: str) -> SharedJob:
     return SharedJob(
         job_id=record.job_id,
         status=record.status,
-        progress=record.progress,
+        progress=_progress(record),
         created_at=_utc(record.created_at),
         started_at=_utc(record.started_at),
         finished_at=_utc(record.finished_at),

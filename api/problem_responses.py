@@ -11,13 +11,12 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from api.allowed_methods import methods_of
 from attribution_schema.did_you_mean import did_you_mean
 from attribution_schema.messages import ChatMessage, TextPart, ToolCall, ToolFunction
-from attribution_schema.spans import Segment
+from attribution_schema.spans import Segment, Span, Trace
 from models import MODEL_NAME_PATTERN, AttributionRequest, Problem, ProblemItem, TokenizerArguments
 from problems import (
     PROBLEM_MEDIA_TYPE,
@@ -79,7 +78,9 @@ async def _service_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    items = _one_per_place(map(_item, error.errors()))
+    body = getattr(request.scope.get("route"), "body_field", None)
+    objects = _OBJECTS | ({(): body.field_info.annotation} if body is not None else {})
+    items = _one_per_place(_item(each, objects) for each in error.errors())
     if any(each["type"] == "json_invalid" for each in error.errors()):
         found: ServiceError = MalformedBody(items[0].detail, errors=items)
     else:
@@ -100,7 +101,7 @@ def _one_per_place(items: Iterable[ProblemItem]) -> list[ProblemItem]:
     return list(merged.values())
 
 
-def _item(error: Any) -> ProblemItem:
+def _item(error: Any, objects: _Objects) -> ProblemItem:
     place, *path = error["loc"]
     detail = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "json_invalid":
@@ -116,16 +117,19 @@ def _item(error: Any) -> ProblemItem:
         # Pydantic's path also contains the tried members of a union (`str`, `list[...]`); a JSON pointer must not.
         keys = [str(each) for each in path if isinstance(each, int) or _is_key(str(each))]
         if error["type"] == "extra_forbidden":
-            detail = _no_such_field(path)
+            detail = _no_such_field(path, objects)
         return ProblemItem(pointer="".join(f"/{each}" for each in keys), detail=detail)
     return ProblemItem(parameter=".".join(str(each) for each in path if _is_key(str(each))), detail=detail)
 
 
-# The fields that an object of a request's body may have, by the fields that lead to it.
-_OBJECTS: dict[tuple[str, ...], type[BaseModel]] = {
+_Objects = dict[tuple[str, ...], Any]
+# The models of the objects in a request's body, by the fields that lead to each.
+_OBJECTS: _Objects = {
     (): AttributionRequest,
     ("tokenizer_args",): TokenizerArguments,
     ("segments",): Segment,
+    ("spans",): Span,
+    ("trace",): Trace,
     ("messages",): ChatMessage,
     ("messages", "content"): TextPart,
     ("messages", "tool_calls"): ToolCall,
@@ -133,9 +137,9 @@ _OBJECTS: dict[tuple[str, ...], type[BaseModel]] = {
 }
 
 
-def _no_such_field(path: list[str | int]) -> str:
+def _no_such_field(path: list[str | int], objects: _Objects) -> str:
     name, parents = str(path[-1]), tuple(each for each in path[:-1] if isinstance(each, str) and _is_key(each))
-    known = _OBJECTS[parents].model_fields if parents in _OBJECTS else {}
+    known = getattr(objects.get(parents), "model_fields", {})
     near = did_you_mean(name, known)
     return f"There is no field {name!r}{near}." + (f" There are: {', '.join(known)}." if known and not near else "")
 

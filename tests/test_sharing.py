@@ -205,3 +205,37 @@ def test_the_document_says_which_routes_take_a_key(app):
             takes_one = path.startswith("/attribution/") or path == "/metrics"
             assert named == ({"ApiKey"} if takes_one else set()), path
             assert not takes_one or {} in operation["security"]  # a server may have no keys
+
+
+def test_errors_of_a_link_may_not_be_indexed_either(server):
+    for path in ("/shared/nothing", "/shared/nothing/results", "/shared/nothing/results?format=nonsense"):
+        answer = server.client.get(path)
+        assert answer.status_code in {404, 422}
+        assert answer.headers["x-robots-tag"] == "noindex, nofollow"
+    assert "x-robots-tag" not in server.client.get("/attribution/methods").headers
+
+
+@pytest.mark.parametrize("seconds", [True, "60", 1.5])
+def test_the_time_of_a_link_is_a_whole_number(server, seconds):
+    job = server.run(model=LOOKUP, method="dummy", input_text="Anna likes")
+    refused = server.client.post(f"/attribution/jobs/{job}/shares", json={"expires_in_seconds": seconds})
+    assert refused.status_code == 422
+    assert refused.json()["errors"][0]["pointer"] == "/expires_in_seconds"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "known"),
+    [
+        ("PATCH", "/attribution/jobs/{job}", {"nam": "x"}, "did you mean 'name'"),
+        ("POST", "/attribution/jobs/{job}/shares", {"seconds": 5}, "There are: expires_in_seconds."),
+        ("POST", "/attribution/jobs/cancel", {"job_id": []}, "did you mean 'job_ids'"),
+        ("POST", "/attribution/jobs", {"modle": "x"}, "did you mean 'model'"),
+        ("POST", "/attribution/jobs", {"spans": [{"txt": "x"}]}, "did you mean 'text'"),
+    ],
+)
+def test_an_unknown_field_is_told_the_fields_of_its_own_body(server, method, path, body, known):
+    job = server.run(model=LOOKUP, method="dummy", input_text="Anna likes")
+    refused = server.client.request(method, path.format(job=job), json=body)
+    assert refused.status_code == 422
+    details = [each["detail"] for each in refused.json()["errors"] if "There is no field" in each["detail"]]
+    assert known in details[0]
