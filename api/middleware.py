@@ -41,10 +41,9 @@ class SecurityHeadersMiddleware:
             if message["type"] == "http.response.start":
                 headers = list(message.get("headers", []))
                 has_policy = any(name.lower() == _POLICY[0] for name, _ in headers)
-                more = [
-                    *([] if has_policy else [_POLICY]),
-                    *([_UNINDEXED] if scope["path"].startswith("/shared/") else []),
-                ]
+                more = [] if has_policy else [_POLICY]
+                if scope["path"].startswith("/shared/"):
+                    more.append(_UNINDEXED)
                 message["headers"] = [*headers, *SECURITY_HEADERS, *more]
             await send(message)
 

@@ -44,7 +44,8 @@ def merged(sequence: SequenceAttribution, unit: str) -> SequenceAttribution:
 
 
 def _note(token: Token) -> dict[str, Any]:
-    return token.model_dump(exclude_none=True) | ({"label": True} if token.contrast is not None else {})
+    is_label = token.span or token.contrast is not None  # no token of the vocabulary
+    return token.model_dump(exclude_none=True) | ({"label": True} if is_label else {})
 
 
 def _joined(tokens: list[Token], unit: str) -> Token:

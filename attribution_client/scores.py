@@ -51,10 +51,10 @@ def _read_token(token: Token) -> ReadToken:
     return ReadToken(
         text=token_text(token),
         continues=bool(token.continues),
-        is_prompt=bool(token.prompt),
-        is_span=bool(token.span),
         contrast=token.contrast,
         is_template=bool(token.template or token.special),
+        is_prompt=bool(token.prompt),
+        is_span=bool(token.span),
         turn=token.turn,
         role=token.role,
     )

@@ -136,6 +136,8 @@ def _parts(read: ReadSequence, block: Block, chosen: int | None, *, hide_templat
     for position, token in enumerate(block.tokens, block.start):
         if token.continues or (hide_template and token.is_template):
             continue
+        if token.is_span and position > block.start:
+            yield Piece("\n", 0.0, _SIZE)  # a line for each
         is_target = block.side == "target"
         for text in re.findall(r"\n| *[^ \n]+| +", token.text):
             shown = text if text == "\n" else _shown(text)

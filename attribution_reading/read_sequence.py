@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, takewhile
 
@@ -19,10 +19,10 @@ class ReadToken:
 
     text: str
     continues: bool = False  # a character of the token before, which has its text
-    is_prompt: bool = False  # of a decoder-only model's target
-    is_span: bool = False  # a span of the text, attributed as a whole
     contrast: str | None = None  # the text of the token that it is contrasted with
     is_template: bool = False  # added by a chat template, or a special token
+    is_prompt: bool = False  # of a decoder-only model's prompt
+    is_span: bool = False  # a part of the answer that was attributed as a whole, behind the text's own tokens
     turn: int | None = None  # in a conversation, the number of its message
     role: str | None = None  # and the role of that message
 
@@ -39,7 +39,7 @@ class ReadToken:
 
 @dataclass(frozen=True)
 class Block:
-    """A part of a sequence: a turn of a conversation, or the prompt, the answer, the source or the target."""
+    """A part of a sequence: a turn of a conversation, or its prompt, answer, source, target or spans."""
 
     label: str
     side: str
@@ -76,7 +76,10 @@ class ReadSequence:
         return {row: float(each[column]) for row, each in self._rows() if row != own and np.isfinite(each[column])}
 
     def of_answer(self) -> dict[Row, float]:
-        """The sum of each attributed token's scores over the generated ones, for the tokens that are not generated."""
+        """The sum of each attributed token's scores over the generated ones, for the tokens that are not generated.
+
+        Of the finite scores: the sum of others has no place on a scale.
+        """
         return {
             row: float(each[np.isfinite(each)].sum())
             for row, each in self._rows()
@@ -92,14 +95,22 @@ class ReadSequence:
     def blocks(self) -> list[Block]:
         """The parts of the sequence in reading order. A decoder-only model's prompt is the beginning of its target."""
         target = self.tokens["target"]
+        spans = next((place for place, each in enumerate(target) if each.is_span), len(target))
+        parts = [*self._parts_of_text(target[:spans]), Block("Spans", "target", spans, target[spans:])]
+        return [each for each in parts if each.tokens]
+
+    def _parts_of_text(self, target: Sequence[ReadToken]) -> Iterable[Block]:
+        """The blocks without that of the spans; `target` are the tokens of the text."""
         if "source" in self.scores:
             return [*_parts("source", self.tokens["source"], "Source"), *_parts("target", target, "Target")]
         if any(each.role for each in target):
-            return list(_parts("target", target, ""))
-        # What is attributed may begin behind the prompt's end.
-        end = sum(1 for _ in takewhile(lambda each: each.is_prompt, target)) or self.start
-        prompt = Block("Prompt", "target", 0, target[:end])
-        return [each for each in (prompt, *_parts("target", target, "Generated text", end)) if each.tokens]
+            return _parts("target", target, "")
+        # The attributed tokens may begin later than the answer. Results of older versions do not know their prompt.
+        prompt = sum(1 for _ in takewhile(lambda each: each.is_prompt, target)) or self.start
+        return [
+            Block("Prompt", "target", 0, target[:prompt]),
+            Block("Generated text", "target", prompt, target[prompt:]),
+        ]
 
     def _rows(self) -> Iterator[tuple[Row, Scores]]:
         for side in SIDES:
@@ -107,12 +118,10 @@ class ReadSequence:
                 yield (side, position), scores
 
 
-def _parts(side: str, tokens: Sequence[ReadToken], label: str, start: int = 0) -> Iterator[Block]:
-    """The turns of a side that is a conversation, else the whole side under its label, from a position on; and each
-    span that was attributed as a whole.
-    """
-    positions = range(start, len(tokens))
-    for _, run in groupby(positions, key=lambda each: (tokens[each].turn, each if tokens[each].is_span else None)):
-        part = [tokens[each] for each in run]
-        yield Block("Span" if part[0].is_span else part[0].role or label, side, start, part)
-        start += len(part)
+def _parts(side: str, tokens: Sequence[ReadToken], label: str) -> Iterator[Block]:
+    """The turns of a side that is a conversation; else the whole side under its label."""
+    start = 0
+    for _, run in groupby(tokens, key=lambda each: each.turn):
+        turn = list(run)
+        yield Block(turn[0].role or label, side, start, turn)
+        start += len(turn)

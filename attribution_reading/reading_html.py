@@ -61,6 +61,7 @@ def text_block(
             "generated" if is_generated else "given",
             "template" if token.is_template else "",
             "continues" if token.continues else "",
+            "span" if token.is_span else "",
             "chosen" if block.side == "target" and position == chosen else "",
             heat(score, largest) if score is not None else "",
         ]

@@ -22,9 +22,11 @@ class Token(BaseModel):
     )
     special: bool | None = Field(None, description="True for a special token, such as the end of a text.")
     prompt: bool | None = Field(
-        None, description="With `decode_tokens=true`, in the target of a decoder-only model: true for the input."
+        None, description="True for a token of the prompt, which a decoder-only model's target begins with."
     )
-    span: bool | None = Field(None, description="True for a span of the text that was attributed as a whole.")
+    span: bool | None = Field(
+        None, description="True for a span that was attributed as a whole: it stands behind the text's own tokens."
+    )
     template: bool | None = Field(None, description="In a conversation: whether the chat template added it.")
     turn: int | None = Field(None, description="In a conversation: the number of its message, counted from 0.")
     role: str | None = Field(None, description="In a conversation: the role of that message.")

@@ -76,6 +76,74 @@ def test_show_draws_what_the_page_draws(server, chat, open_page, tmp_path, colum
     assert [blank.get(each, each) for each in names] == [each.split("\n")[0] for each in bars]
 
 
+CHAT = {
+    "model": "chat-qwen2",
+    "messages": [{"role": "user", "content": "The quick brown"}],
+    "generated_text": " fox jumps over",
+}
+PLAIN = {"model": LOOKUP, "input_text": PROMPT, "generated_text": f"{PROMPT} tea. Ben likes milk."}
+SEQ2SEQ = {"model": PHRASEBOOK, "input_text": SENTENCE}
+TWO_SPANS = {"spans": [{"text": "fox", "name": "animal"}, {"text": "over", "name": "place"}]}
+BLOCKS = {
+    "a later token": (PLAIN | {"attr_pos_start": 13}, [("Prompt", PROMPT), ("Generated text", " tea. Ben likes milk.")]),
+    "a contrast": (
+        PLAIN | {
+            "attr_pos_start": 14, "attr_pos_end": 15, "attributed_fn": "contrast_prob_diff",
+            "attributed_fn_args": {"contrast_targets": f"{PROMPT} tea. Ben likes tea."},
+        },
+        [("Prompt", PROMPT), ("Generated text", " tea. Ben likes milk.")],
+    ),
+    "spans": (
+        PLAIN | {"spans": [{"text": "tea.", "name": "first"}, {"text": "milk.", "name": "second"}]},
+        [("Prompt", PROMPT), ("Generated text", " tea. Ben likes milk."), ("Spans", "firstsecond")],
+    ),
+    "spans of a conversation": (
+        CHAT | TWO_SPANS,
+        [("user", "<|im_start|>user\nThe quick brown<|im_end|>\n"),
+         ("assistant", "<|im_start|>assistant\n fox jumps over"), ("Spans", "animalplace")],
+    ),
+    "a span of a translation": (SEQ2SEQ | {"spans": [{"name": "all of it"}]}, [("Source", None), ("Target", None), ("Spans", "all of it")]),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("chat")  # its model
+@pytest.mark.parametrize("name", BLOCKS)
+def test_each_part_of_a_text_is_under_its_title(server, client, open_page, name):
+    """The same on the page, in the HTML view, in a notebook and in a figure, also in units of text."""
+    body, expected = BLOCKS[name]
+    job_id = server.run(method="saliency", **body)
+    page = open_page(server, f"/#/jobs/{job_id}")
+    opened_job(page)
+    documents = [
+        server.client.get(f"/attribution/jobs/{job_id}/results", params={"format": "html"} | more).text
+        for more in ({}, {"aggregator": "words"}, {"aggregator": "messages"})
+    ]
+    result = client.results(job_id, decode_tokens=True)
+    documents += [result.show().html, result.show(merge="words").html]
+    for document in (None, *documents):
+        if document is not None:
+            page.goto("about:blank")
+            page.set_content(document)
+        found = page.locator(".block").evaluate_all(
+            "all => all.map(each => [each.querySelector('.role').textContent, each.querySelector('.tokens').textContent])"
+        )
+        assert [title for title, _ in found] == [title for title, _ in expected]
+        assert all(text == other for (_, text), (_, other) in zip(found, expected, strict=True) if other is not None)
+        assert page.locator(".block .generated").count() > 0
+        if expected[-1][0] == "Spans":  # and they are no running text
+            gaps = page.locator(".block .span").evaluate_all(
+                "all => all.slice(1).map((each, i) => { const [a, b] = [all[i], each].map(e => e.getBoundingClientRect());"
+                " return b.top >= a.bottom || b.left - a.right > 4; })"
+            )
+            assert all(gaps)
+    drawn = [each.get_text() for each in plot_highlighted_text(result).texts]
+    titles = [drawn.index(title) for title, _ in expected]
+    assert titles == sorted(titles)
+    if name == "spans":
+        rows = {each.get_text(): each.get_position()[1] for each in plot_highlighted_text(result).texts}
+        assert rows["Spans"] < rows["first"] < rows["second"]
+
+
 def sums(sequence):
     """The scores for the whole answer, of the tokens before it."""
     start = sequence.attr_pos_start

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from uniseg.sentencebreak import sentence_boundaries
 
+from attribution_client import AttributionClient
+from attribution_client.merging import merged as merged_by_client
 from attribution_reading import text_units
 from attribution_reading.text_units import UNITS, unit_spans
 from attribution_reading.unit_scores import FUNCTIONS
@@ -96,6 +100,35 @@ def test_units_contain_every_token_once_and_cross_nothing(notes, unit, borders):
         assert len({(note["turn"], note["template"]) for note in notes[start:end]}) == 1
         assert end - start == 1 or not any("special" in note for note in notes[start:end])
         assert not any(start < border < end for border in borders)
+
+
+CHARACTERS = "a A1.?!,:;-)(\"'\u2019 \u00a0\n\r\u2029\u0301\u200d\u00ad漢…"  # of every kind that the rules know
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("piece", [*CHARACTERS, "        ", ". ", ".)", " (", "a\u0301", "\n ", "1.", "🇦"])
+def test_the_work_grows_with_the_text_and_not_with_its_square(unit, piece):
+    """The lines of Python that run are counted."""
+
+    def work(count):
+        lines = 0
+
+        def trace(_frame, event, _argument):
+            nonlocal lines
+            lines += event == "line"
+            return trace
+
+        notes = [{"text": piece} for _ in range(count)]
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            unit_spans(notes, unit)
+        finally:
+            sys.settrace(before)
+        return lines
+
+    work(1)  # of the first call, which fills caches
+    assert work(200) < 2.5 * work(100)
 
 
 # In results
@@ -207,6 +240,36 @@ def test_tokens_behind_the_attributed_ones_are_merged_too(server, unit):
         assert found[row] == pytest.approx(expected, rel=1e-5)
     asked = {name: value for name, value in asked.items() if name != "decode_tokens"} | {"format": "html"}
     assert server.client.get(f"/attribution/jobs/{job_id}/results", params=asked).status_code == 200
+
+
+WHOLE = f"{PROMPT} tea. Ben likes milk."
+ANSWERS = {
+    "a later token": {"generated_text": WHOLE, "attr_pos_start": 13, "attr_pos_end": 14},
+    "a contrast": {
+        "generated_text": WHOLE, "attr_pos_start": 14, "attr_pos_end": 15, "attributed_fn": "contrast_prob_diff",
+        "attributed_fn_args": {"contrast_targets": f"{PROMPT} tea. Ben likes tea."},
+    },
+    "a span": {"generated_text": WHOLE, "spans": [{"text": "milk.", "name": "drink"}]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_the_prompt_ends_where_it_does_in_the_text(server, name):
+    """Not at the first attributed token: a unit has tokens of the prompt or of the answer."""
+    job_id = server.run(model=LOOKUP, method="saliency", input_text=PROMPT, **ANSWERS[name])
+    (whole,) = server.result(job_id, decode_tokens=True)["sequence_attributions"]
+    prompt = [token["text"] for token in whole["target"] if token.get("prompt")]
+    assert "".join(prompt) == PROMPT
+    assert prompt == [token["text"] for token in whole["target"][: len(prompt)]]
+    assert [token["text"] for token in whole["target"] if token.get("span")] == (["drink"] if name == "a span" else [])
+    assert [token["contrast"] for token in whole["target"] if "contrast" in token] == [" tea"] * ("contrast" in name)
+    (merged,) = server.result(job_id, decode_tokens=True, aggregator="messages")["sequence_attributions"]
+    texts = [token["text"] for token in merged["target"] if token.get("prompt")]
+    assert "".join(texts) == PROMPT
+    with AttributionClient(server.url) as client:  # and the client does what the server does
+        (theirs,) = client.results(job_id, decode_tokens=True).sequence_attributions
+    found = [(token.text, token.prompt, token.span) for token in merged_by_client(theirs, "messages").target]
+    assert found == [(token["text"], token.get("prompt"), token.get("span")) for token in merged["target"]]
 
 
 BAD = {

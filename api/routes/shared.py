@@ -56,10 +56,9 @@ async def get_shared_results(
     partial: Partial = False,
 ) -> Response:
     """Return the result of the job that a link opens, in any view, as `GET /attribution/jobs/{job_id}/results` does."""
-    response = await result_response(
+    return await result_response(
         lambda: services.manager.shared(token), request, services, options, asked, view, method, partial=partial
     )
-    return response
 
 
 @shared.get("/aggregators")

@@ -57,10 +57,10 @@ def _read_token(token: TokenWithId, note: Note) -> ReadToken:
     return ReadToken(
         text=str(note.get("text", token.token)),
         continues="continues" in note,
-        is_prompt="prompt" in note,
-        is_span="span" in note,
         contrast=note.get("contrast"),
         is_template=bool(note.get("template") or note.get("special")),
+        is_prompt="prompt" in note,
+        is_span="span" in note,
         turn=note.get("turn"),
         role=note.get("role"),
     )

@@ -41,24 +41,40 @@ def of_result(
     model: HuggingfaceModel, text: Text, known: SideNotes, sequence: FeatureAttributionSequenceOutput
 ) -> SideNotes:
     """The notes of a result's tokens: those `known` of its text, where the tokens are the text's."""
-    seq2seq = bool(model.is_encoder_decoder)
-    target, prompt = text.target.input_ids[0].tolist(), text.source.input_ids[0].tolist()
-    target += [span_output.NO_ID] * len(text.spans)
+    target = text.target.input_ids[0].tolist() + [span_output.NO_ID] * len(text.spans)
+    source = text.source.input_ids[0].tolist() if model.is_encoder_decoder else target
     notes = {}
-    for side, ids in {"source": prompt if seq2seq else target, "target": target}.items():
+    for side, ids in {"source": source, "target": target}.items():
         shown = getattr(sequence, side)
-        shown_ids = [each.id for each in shown]
-        if shown_ids == ids[: len(shown)]:
-            notes[side] = known[side][: len(shown)]
-        else:
-            # Contrasts have labels of their own; without corrections Inseq may have dropped tokens of the prompt.
-            marked = shown_ids[: len(prompt)] == prompt and not (seq2seq and side == "target")
-            of_prompt = (text.prompt.from_template, text.prompt.turns) if marked else ()
-            notes[side] = readable_tokens.annotate(model.tokenizer, shown, *of_prompt)
-            if len(shown) == len(known[side]):
-                for note, before in zip(notes[side], known[side], strict=True):
-                    note.update({name: before[name] for name in ("segment", "prompt") if name in before})
+        places = _places_of(shown, ids)
+        if places is None:
+            notes[side] = readable_tokens.annotate(model.tokenizer, shown)
+            continue
+        notes[side] = [known[side][place] for place in places]
+        labelled = [at for at, each in enumerate(shown) if not readable_tokens.is_id(each.id)]
+        found = readable_tokens.annotate(model.tokenizer, [shown[at] for at in labelled])
+        for at, label in zip(labelled, found, strict=True):
+            if "span" not in notes[side][at]:  # a contrast's, in the place of the text's own token
+                notes[side][at] = notes[side][at] | {
+                    name: label[name] for name in ("label", "contrast") if name in label
+                }
     return notes
+
+
+def _places_of(shown: Sequence[TokenWithId], ids: Sequence[int]) -> list[int] | None:
+    """The positions in a text, whose tokens are `ids`, of a result's tokens; None if they are not the text's.
+
+    A label without an id stands for any token, and without corrections Inseq may have dropped tokens of the prompt.
+    """
+    places, place = [], 0
+    for each in shown:
+        while readable_tokens.is_id(each.id) and place < len(ids) and ids[place] != each.id:
+            place += 1
+        if place == len(ids):
+            return None
+        places.append(place)
+        place += 1
+    return places
 
 
 def of_partial_result(known: SideNotes, sequence: FeatureAttributionSequenceOutput) -> SideNotes:

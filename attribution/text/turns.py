@@ -68,7 +68,7 @@ def turns_of(
 def _head(between: Sequence[int], offsets: Sequence[Span], text: str, is_special: Sequence[bool], role: str) -> int:
     """The first token of the next turn, whose speaker is `role`, among the tokens between the words of two messages."""
     ends = next((index for index in between if is_special[index]), None)
-    if ends is None or role in text[slice(*offsets[ends])]:
+    if ends is None or role.casefold() in text[slice(*offsets[ends])].casefold():  # as in <|Assistant|>
         return between[0]
     behind = ends + 1
     while behind in between and not text[slice(*offsets[behind])].strip():

@@ -64,9 +64,11 @@ export function JobView({ id, parameters, store, catalogue }) {
   `;
 }
 
+const SCORED = ["attributing", "saving"]; // other stages count steps of their own
+
 /** Whether there may be scores to show. A running job has those of the tokens that are attributed so far. */
 function hasScores({ status, progress, expired_at }) {
-  return !expired_at && status !== "pending" && (status === "completed" || progress.steps_done > 0) && progress.stage !== "generating";
+  return !expired_at && status !== "pending" && (status === "completed" || (progress.steps_done > 0 && SCORED.includes(progress.stage)));
 }
 
 /** What the model has written so far; the result has it once there are scores. */

@@ -1,4 +1,4 @@
-// A sequence as blocks of running text: the turns of a conversation, or prompt and answer, or source and target.
+// A sequence as blocks of running text: the turns of a conversation, or prompt and answer, or source and target; spans apart.
 
 /**
  * Blocks in reading order, each `{key, label, entries}`; an entry is `{token, row, column}` with the token's row and
@@ -12,38 +12,34 @@ export function blocksOf(sequence, table) {
     row: rows.get(`${side}${index}`),
     column: side === "target" && index >= start && index < end ? index - start : undefined,
   }));
-  const given = entriesOf("target", target);
-  if (!table.rows.some(({ side }) => side === "source")) return turnsOf(given) ?? parted(given, start);
-  const written = given.filter(({ token }) => !token.span);
-  return [
+  const all = entriesOf("target", target);
+  const given = all.filter(({ token }) => !token.span);
+  const spans = { key: "spans", label: "Spans", entries: all.slice(given.length) }; // they stand behind the text
+  const text = !table.rows.some(({ side }) => side === "source") ? turnsOf(given) ?? parted(given, start) : [
     ...(turnsOf(entriesOf("source", source)) ?? [{ key: "source", label: "Source", entries: entriesOf("source", source) }]),
-    { key: "target", label: "Target", entries: written },
-    ...spansOf(given),
+    { key: "target", label: "Target", entries: given },
   ];
+  return [...text, spans].filter((block) => block.entries.length);
 }
 
-/** Prompt and answer; what is attributed may begin behind the prompt's end. */
+/** Prompt and answer. The attributed tokens may begin later than the answer; results of older versions know no more. */
 function parted(entries, start) {
   const answer = entries.findIndex(({ token }) => !token.prompt);
-  const end = answer > 0 ? answer : start;
+  const border = entries[0]?.token.prompt ? (answer < 0 ? entries.length : answer) : start;
   return [
-    { key: "prompt", label: "Prompt", entries: entries.slice(0, end) },
-    { key: "generated", label: "Generated text", entries: entries.slice(end).filter(({ token }) => !token.span) },
-    ...spansOf(entries),
-  ].filter((block) => block.entries.length);
+    { key: "prompt", label: "Prompt", entries: entries.slice(0, border) },
+    { key: "generated", label: "Generated text", entries: entries.slice(border) },
+  ];
 }
-
-/** A block for each span of the text that was attributed as a whole. */
-const spansOf = (entries) => entries.filter(({ token }) => token.span).map((entry, index) => ({ key: `span ${index}`, label: "Span", entries: [entry] }));
 
 /** A block for each turn of a conversation, or null for tokens that are none. */
 function turnsOf(entries) {
   if (!entries.some(({ token }) => token.role)) return null;
   const blocks = [];
-  for (const entry of entries.filter(({ token }) => !token.span)) {
+  for (const entry of entries) {
     const { turn, role } = entry.token;
     if (!blocks.length || blocks.at(-1).turn !== turn) blocks.push({ key: `turn ${turn}`, turn, label: role ?? "", entries: [] });
     blocks.at(-1).entries.push(entry);
   }
-  return [...blocks, ...spansOf(entries)];
+  return blocks;
 }

@@ -57,7 +57,7 @@ function Block({ label, entries }) {
 }
 
 const kindOf = (token, column) =>
-  ["token", column !== undefined ? "generated" : "given", token.template || token.special ? "template" : "", token.continues ? "continues" : ""]
+  ["token", column !== undefined ? "generated" : "given", token.template || token.special ? "template" : "", token.continues ? "continues" : "", token.span ? "span" : ""]
     .filter(Boolean).join(" ");
 
 /** What is needed to colour each token, read from the page once after it is drawn. */
