@@ -28,7 +28,10 @@ class Token(BaseModel):
         None, description="True for a span that was attributed as a whole: it stands behind the text's own tokens."
     )
     template: bool | None = Field(None, description="In a conversation: whether the chat template added it.")
-    turn: int | None = Field(None, description="In a conversation: the number of its message, counted from 0.")
+    turn: int | None = Field(
+        None,
+        description="In a conversation: the number of its message, from 0; -1 for what the template says before it.",
+    )
     role: str | None = Field(None, description="In a conversation: the role of that message.")
     segment: str | None = Field(
         None,

@@ -34,8 +34,8 @@ def exact_columns(
     found: list[torch.Tensor] = []
     steps_of = engine_calls.step_results  # type: ignore[attr-defined]
 
-    def recorded(*given: Any) -> Iterator[StepResult]:
-        for column in steps_of(*given):
+    def recorded(*given: Any, **named: Any) -> Iterator[StepResult]:
+        for column in steps_of(*given, **named):
             assert column.scores is not None
             found.append(column.scores[0][0])
             yield column

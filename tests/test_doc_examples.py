@@ -54,7 +54,7 @@ def test_a_real_model_answers_as_the_page_says(server, tmp_path, stand_in, page)
 def test_the_api_page_shows_requests_that_are_accepted(reader):
     """Each request of docs/api.md."""
     requests = [block for block in blocks("docs/api.md") if block.code.startswith('{"model"')]
-    assert len(requests) == 2
+    assert len(requests) == 3
     for block in requests:
         reader.run(Block("json", block.code, block.line), f"docs/api.md:{block.line}")
 

@@ -132,6 +132,7 @@ def test_every_field_of_a_request_has_an_option():
         "--dtype": "float16",
         "--engine": "inseq",
         "--webhook_events": "failed",
+        "--segments": "sentences",
     }
     arguments = []
     for each in commands.attribute.params:

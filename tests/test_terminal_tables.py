@@ -145,15 +145,17 @@ def test_two_significant_digits(number, written):
 
 
 def test_models(server):
-    listed = server.client.get("/attribution/models").json()["available"]
+    told = server.client.get("/attribution/models").json()
+    listed = told["available"]
     for columns in ("80", "250"):
         printed = run(server, "models", COLUMNS=columns).stdout
-        names = tuple(each["name"] for each in listed)  # which are not cut, and other tests have long ones
+        # Names are not cut, and other tests have long ones.
+        names = tuple(each["name"] for each in [*listed, *told["loaded"]])
         assert all(cell_len(line) <= int(columns) or line.startswith(names) for line in printed.splitlines())
         for each in listed:
             assert each["name"] in printed
-            told = each.get("class") or each["problem"]  # other tests have folders that are no model
-            assert "".join(told.split()) in "".join(printed.split())
+            kind = each.get("class") or each["problem"]  # other tests have folders that are no model
+            assert "".join(kind.split()) in "".join(printed.split())
     rows = {line.split()[0]: line for line in run(server, "models").stdout.splitlines()}
     assert rows[LOOKUP].split()[1:6] == ["GPT2LMHeadModel", "282K", "256", "1.13", "MB"]
     chat = {each["name"] for each in listed if each["chat_template"]}

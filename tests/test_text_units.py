@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from uniseg.sentencebreak import sentence_boundaries
 
+from attribution.text.turns import turns_of
 from attribution_client import AttributionClient
 from attribution_client.merging import merged as merged_by_client
 from attribution_reading import text_units
@@ -391,3 +392,42 @@ def test_units_where_a_part_of_the_answer_is_attributed(server, unit, start, end
     )
     words = server.client.get(f"/attribution/jobs/{job}/results", params={"aggregator": "subwords"})
     assert words.status_code == 200, words.text
+
+
+def test_what_a_template_says_by_itself_is_no_words_of_the_first_message():
+    """A default system prompt, as of Qwen, Llama and SmolLM, also where roles have capital letters."""
+    pieces = [
+        "<s>",
+        "system",
+        "\n",
+        "Be",
+        " nice",
+        "</s>",
+        "\n",
+        "<s>",
+        "User",
+        "\n",
+        "Hi",
+        "</s>",
+        "\n",
+        "<s>",
+        "Assistant",
+        "\n",
+    ]
+    text = "".join(pieces)
+    ends = np.cumsum([len(each) for each in pieces]).tolist()
+    offsets = list(zip([0, *ends[:-1]], ends, strict=True))
+    special = [each.startswith("<") for each in pieces]
+    words = text.index("Hi")
+    found = turns_of([{"role": "user", "content": "Hi"}], text, [(words, words + 2)], offsets, special)
+    assert [(each.number, each.role) for each in found.of_tokens] == [(-1, "system")] * 7 + [(0, "user")] * 6 + [
+        (1, "assistant")
+    ] * 3
+    alone = turns_of(
+        [{"role": "user", "content": "Hi"}],
+        text[words - 9 :],
+        [(9, 11)],
+        [(a - words + 9, b - words + 9) for a, b in offsets[7:]],
+        special[7:],
+    )
+    assert {each.number for each in alone.of_tokens} == {0, 1}

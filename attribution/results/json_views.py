@@ -83,8 +83,8 @@ def _sequence_json(
     *,
     with_text: bool,
 ) -> dict[str, Any]:
-    written = {"special", "prompt", "span", "template", "turn", "role", "segment"} | (
-        {"text", "continues", "contrast"} if with_text else set()
+    written = {"special", "span", "template", "turn", "role", "segment"} | (
+        {"text", "prompt", "continues", "contrast"} if with_text else set()
     )
     tokens = {
         side: [

@@ -14,6 +14,9 @@ from typing import Any
 Span = tuple[int, int]  # [start, end) in the rendered text
 
 
+BY_ITSELF = -1  # the number of what a template says in front of the messages
+
+
 @dataclass(frozen=True)
 class Turn:
     """A turn of a conversation: its number, counted from 0, and the role that speaks."""
@@ -57,12 +60,29 @@ def turns_of(
         head = _head(between, offsets, text, is_special, turn.role) if between else behind
         heads.append(max(head, heads[-1]))
     turns = [*found, reply]
+    if first := _first_head(spans[0][0], offsets, text, is_special, found[0].role):
+        turns, heads = [Turn(BY_ITSELF, "system"), *turns], [0, first, *heads[1:]]
     of_tokens = [
         turn
         for turn, (first, end) in zip(turns, pairwise([*heads, len(offsets)]), strict=True)
         for _ in range(first, end)
     ]
     return Turns(of_tokens, reply)
+
+
+def _first_head(start: int, offsets: Sequence[Span], text: str, is_special: Sequence[bool], role: str) -> int:
+    """The first token of the first message, whose words begin at `start`, where the template says something in front of
+    it by itself, such as a default system prompt; else 0.
+    """
+    before = [index for index, (_, end) in enumerate(offsets) if end <= start]
+    named = (
+        index
+        for index in reversed(before)
+        if is_special[index] and role.casefold() in text[offsets[index][0] : start].casefold()
+    )
+    head = next(named, 0)
+    words = (text[slice(*offsets[index])] for index in range(head) if not is_special[index])
+    return head if any(each.strip() for each in words) else 0
 
 
 def _head(between: Sequence[int], offsets: Sequence[Span], text: str, is_special: Sequence[bool], role: str) -> int:

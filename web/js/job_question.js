@@ -11,7 +11,8 @@ export function questionOf(request) {
   const contrast = [args?.contrast_targets].flat().filter(Boolean)[0];
   return [
     ...methodsOf(request).map((method) => ({ text: method, title: "method" })),
-    { text: functionOf(fn), title: "attributed function" },
+    { text: functionOf(fn, request), title: "attributed function" },
+    args?.contrast_ids && { text: "rather than other tokens", title: "contrast" },
     contrast && { text: `rather than “${oneLine(String(contrast)).slice(-40)}”`, title: "contrast" },
     { text: model, title: "model" },
     request.dtype && request.dtype !== "float32" && { text: request.dtype, title: "precision" },
@@ -20,7 +21,12 @@ export function questionOf(request) {
   ].filter(Boolean);
 }
 
-const functionOf = (name) => (!name || name === "probability" ? "p(token)" : name === "logit" ? "logit(token)" : name);
+/** Of spans and choices it is the sum over their tokens. */
+function functionOf(name, { attributed_fn_args: args, spans, choices, trace }) {
+  const of = choices || (spans && trace?.mode !== "exact") ? "span" : "token";
+  if (name === "logit") return `logit(${of})`;
+  return !name || name === "probability" ? `${args?.logprob ? "log p" : "p"}(${of})` : name;
+}
 
 export function JobQuestion({ job }) {
   return html`
