@@ -158,7 +158,7 @@ def test_models(server):
             assert "".join(kind.split()) in "".join(printed.split())
     rows = {line.split()[0]: line for line in run(server, "models").stdout.splitlines()}
     assert rows[LOOKUP].split()[1:6] == ["GPT2LMHeadModel", "282K", "256", "1.13", "MB"]
-    chat = {each["name"] for each in listed if each["chat_template"]}
+    chat = {each["name"] for each in listed if each.get("chat_template")}
     assert (
         {name for name, row in rows.items() if " yes " in row}
         == chat
