@@ -91,7 +91,7 @@ class AttributionResult(schema.AttributionResult):
             column = None if token is None else range(len(read.generated))[token]
             if len(indexes) > 1:
                 parts.append(f"<h2>Text {index + 1} of {count}</h2>")
-            parts.append(reading_html.reading(read, column=column, top=top, hide_template=hide_template))
+            parts.append(reading_html.reading(read, column=column, top=top, hide_template=hide_template, unit=merge))
             if column is None and read.scores and len(read.generated) > 1:
                 each = reading_html.strongest_of_each(read, hide_template=hide_template)
                 parts.append(

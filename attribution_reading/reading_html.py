@@ -131,8 +131,18 @@ def legend(largest: float, *, is_signed: bool, of: str) -> str:
     )
 
 
-def reading(sequence: ReadSequence, *, column: int | None = None, top: int = 6, hide_template: bool = False) -> str:
-    """Legend, coloured text and bars: for the whole answer, or for one generated token (`column`)."""
+def reading(
+    sequence: ReadSequence,
+    *,
+    column: int | None = None,
+    top: int = 6,
+    hide_template: bool = False,
+    unit: str | None = None,
+) -> str:
+    """Legend, coloured text and bars: for the whole answer, or for one generated token (`column`).
+
+    `unit`: the unit of text into which the tokens were merged, if they were.
+    """
     if not sequence.scores:
         return coloured_text(sequence, {})
     column = 0 if column is None and len(sequence.generated) == 1 else column
@@ -140,7 +150,8 @@ def reading(sequence: ReadSequence, *, column: int | None = None, top: int = 6, 
     chosen = None if column is None else sequence.start + column
     strong = sequence.strongest(scores, top, hide_template=hide_template)
     is_whole = column is None
-    of = f"sum of {len(sequence.generated)} tokens" if is_whole else "this token"
+    parts = "tokens" if unit in {None, "segments"} else unit  # generated tokens are in no segment
+    of = f"sum of {len(sequence.generated)} {parts}" if is_whole else f"this {str(parts).removesuffix('s')}"
     title = (
         "The whole answer depended most on"
         if column is None

@@ -15,6 +15,7 @@ from playwright.sync_api import expect
 from attribution.results import heatmap_view
 from attribution_client import AttributionClient, plot_attribution_heatmap, plot_highlighted_text
 from attribution_reading.palette import LIGHT, shade
+from attribution_reading.text_units import UNITS
 from attribution_schema.view_options import ViewOptions
 from tests import chat_models
 from tests.conftest import LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
@@ -189,14 +190,15 @@ def test_a_comparison_shows_each_method(client):
 
 def test_a_merge_in_the_client_is_the_servers(client, chat):
     job_id, result = chat
-    for unit in ("words", "messages"):
+    for unit in UNITS:
         theirs = client.results(job_id, decode_tokens=True, aggregator=f"sum,{unit}").sequence_attributions[0]
         ax = plot_attribution_heatmap(result, merge=unit, annotate=False)
         expected = np.array(theirs.target_attributions, float)
         visible = expected[~np.isnan(expected).all(axis=1)]
         found = np.ma.filled(ax.collections[0].get_array(), np.nan).reshape(visible.shape)
-        power = np.nanmax(np.abs(visible)) / np.nanmax(np.abs(found))
-        np.testing.assert_allclose(found * power, visible, rtol=1e-5, atol=1e-9)
+        power = round(float(np.log10(np.nanmax(np.abs(visible)) / np.nanmax(np.abs(found)))))
+        # Sums of float32 in another order: rounded by the largest one.
+        np.testing.assert_allclose(found * 10.0**power, visible, rtol=1e-5, atol=1e-6 * np.nanmax(np.abs(visible)))
     with pytest.raises(ValueError, match="There is no unit 'verses'"):
         result.show(merge="verses")
 
@@ -258,7 +260,8 @@ def test_a_long_text_is_a_page_that_fits_paper(open_page, server):
     later = torch.arange(240)[:, None] >= torch.arange(30)[None, :] + 210
     scores[later] = torch.nan
     sequence = CoarseFeatureAttributionSequenceOutput(
-        source=target[:210], target=target, target_attributions=scores, step_scores={}, sequence_scores={},
+        source=target[:210], target=target, target_attributions=scores, sequence_scores={},
+        step_scores={"probability": torch.arange(30) / 30, "entropy": -torch.arange(30) / 3},
         attr_pos_start=210, attr_pos_end=240,
     )  # fmt: skip
     output = FeatureAttributionOutput([sequence], None, {})
@@ -273,3 +276,25 @@ def test_a_long_text_is_a_page_that_fits_paper(open_page, server):
     assert page.locator("td.score").first.inner_text() == ""
     row = page.locator("tbody tr").filter(has=page.locator("td.score")).last
     assert row.bounding_box()["height"] < 16
+    steps = page.locator("tr").filter(has=page.locator("th.step"))
+    assert [each.split() for each in steps.all_inner_texts()] == [
+        ["probability", *(f"{index / 30:.2f}" for index in range(30))],
+        ["entropy", *(f"{-index / 3:.2f}".replace("-0.00", "0.00").replace("-", "\u2212") for index in range(30))],
+    ]
+
+
+def test_what_is_summed_is_named(client, chat, server):
+    """The answer's two words, of more tokens, in the HTML view and in a notebook."""
+    job_id, result = chat
+    words = client.results(job_id, decode_tokens=True, aggregator="sum,words").sequence_attributions[0]
+    count = words.attr_pos_end - words.attr_pos_start
+    tokens = len(result.sequence_attributions[0].target_attributions[0])
+    assert count < tokens
+    for aggregator, told in {"sum,words": f"sum of {count} words", "sum": f"sum of {tokens} tokens"}.items():
+        view = server.client.get(
+            f"/attribution/jobs/{job_id}/results", params={"format": "html", "aggregator": aggregator}
+        )
+        assert f">{told}<" in view.text
+    assert f">sum of {count} words<" in result.show(merge="words").html
+    assert ">this word<" in result.show(merge="words", token=0).html
+    assert ">this token<" in result.show(token=0).html

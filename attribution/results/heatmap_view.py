@@ -25,6 +25,7 @@ from inseq.data.attribution import FeatureAttributionSequenceOutput
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
+from attribution.catalogue.text_units import UNITS
 from attribution.results.aggregation import aggregate
 from attribution.results.inseq_fields import token_notes, without_notes
 from attribution.results.scored_sequences import numbers, read_sequence
@@ -74,7 +75,10 @@ def html_view(output: FeatureAttributionOutput, options: ViewOptions) -> bytes:
     """
     aggregated = aggregate(output, options)
     _check_size(aggregated)
-    pictures = [_picture(*each) for each in zip(aggregated.sequence_attributions, token_notes(aggregated), strict=True)]
+    unit = next((each for each in options.aggregators[-1:] if each in UNITS), None)
+    pictures = [
+        _picture(*each, unit) for each in zip(aggregated.sequence_attributions, token_notes(aggregated), strict=True)
+    ]
     info = without_notes(output.info)
     model, method = info.get("model_name", "a model"), info.get("attribution_method", "attribution")
     document = _TEMPLATE.render(
@@ -159,7 +163,7 @@ def _facts(info: dict[str, Any], options: ViewOptions) -> Iterable[str]:
     yield f"corrected: {', '.join(info['corrections'])}" if info.get("corrections") else ""
 
 
-def _picture(sequence: FeatureAttributionSequenceOutput, notes: dict[str, list[Note]]) -> _Picture:
+def _picture(sequence: FeatureAttributionSequenceOutput, notes: dict[str, list[Note]], unit: str | None) -> _Picture:
     read = read_sequence(sequence, notes)
     every = np.concatenate([each.reshape(-1) for each in read.scores.values()] or [np.zeros(0, np.float32)])
     every = every[np.isfinite(every)]
@@ -170,7 +174,7 @@ def _picture(sequence: FeatureAttributionSequenceOutput, notes: dict[str, list[N
     tokens = {side: _tokens(getattr(sequence, side), notes.get(side, [])) for side in _SIDES}
     has_tables = bool(read.scores or sequence.step_scores)
     return _Picture(
-        reading=Markup(reading_html.reading(read)),  # noqa: S704 - it escapes tokens
+        reading=Markup(reading_html.reading(read, unit=unit)),  # noqa: S704 - it escapes tokens
         of_each=Markup(reading_html.strongest_of_each(read) if read.scores and count > 1 else ""),  # noqa: S704
         tables=[
             _table(sequence, read, tokens, range(first, min(first + at_once, count)), scale, is_dense=is_dense)
@@ -216,10 +220,16 @@ def _table(
         for side, matrix in read.scores.items()
     ]
     steps = [
-        (name, [_step_cell(value, name, column) for value, column in zip(numbers(scores)[part], columns, strict=False)])
+        (
+            name,
+            [
+                _step_cell(value, name, column, is_dense=is_dense)
+                for value, column in zip(numbers(scores)[part], columns, strict=False)
+            ],
+        )
         for name, scores in (sequence.step_scores or {}).items()
     ]
-    return _Table(columns, groups, [] if is_dense else steps)
+    return _Table(columns, groups, steps)
 
 
 def _rows(
@@ -259,10 +269,11 @@ def _cell(score: float, exact: np.float32, scale: _Scale, places: str, *, is_den
     return Markup(f'<td class="{kind}" title="{places}: {exact}">{written}</td>')  # noqa: S704
 
 
-def _step_cell(score: np.float32, name: str, column: _Token) -> Markup:
-    return Markup('<td class="step" title="{} of {}: {}">{}</td>').format(
-        name, column.exact, score, _short(float(score))
-    )
+def _step_cell(score: np.float32, name: str, column: _Token, *, is_dense: bool) -> Markup:
+    written = _short(float(score))
+    # The cells of a dense table are too narrow for numbers: as wide as a character that is written upwards.
+    shown = Markup("<span>{}</span>").format(written) if is_dense else written
+    return Markup('<td class="step" title="{} of {}: {}">{}</td>').format(name, column.exact, score, shown)
 
 
 def _short(number: float) -> str:
