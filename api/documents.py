@@ -110,7 +110,8 @@ def shared_document_of(record: JobRecord, location: str) -> SharedJob:
 def missing_result_error(record: JobRecord, *, partial: bool = False, has_partial: bool = False) -> ServiceError:
     """Return the error that explains why a job has no result.
 
-    partial: whether the client asked for an unfinished result too. has_partial: whether an unfinished result is stored.
+    partial: whether the client asked for an unfinished result too. has_partial: whether an unfinished result is stored,
+    and the client may ask for it here.
     """
     if not record.status.is_terminal:
         return ResultNotReady(

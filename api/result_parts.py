@@ -32,13 +32,23 @@ class Contents:
     is_joint: bool
 
 
-def contents(record: JobRecord, manager: JobManager, store: JobStore, *, method: str | None, partial: bool) -> Contents:
+def contents(
+    record: JobRecord,
+    manager: JobManager,
+    store: JobStore,
+    *,
+    method: str | None,
+    partial: bool,
+    offers_partial: bool = True,
+) -> Contents:
     """Return the parts of a job's result; with `partial`, also what an unfinished job has attributed so far.
 
+    offers_partial: whether the client may ask for that, so that an error may say so.
     Raises `ResultNotReady`, `NoResult`, `ResultExpired`, `ResultDamaged` if a part is not stored, and `InvalidRequest`
     for a method that the job does not have.
     """
-    methods, found = record.method_names, _parts(record, manager, store, partial=partial)
+    methods = record.method_names
+    found = _parts(record, manager, store, partial=partial, offers_partial=offers_partial)
     if method is not None and method not in methods:
         raise InvalidRequest(f"This job has no method {method!r}. It has: {', '.join(methods)}.")
     if len(methods) == 1:
@@ -60,7 +70,9 @@ def _part(found: dict[str, Content], kind: str) -> Content:
     return found[kind]
 
 
-def _parts(record: JobRecord, manager: JobManager, store: JobStore, *, partial: bool) -> dict[str, Content]:
+def _parts(
+    record: JobRecord, manager: JobManager, store: JobStore, *, partial: bool, offers_partial: bool
+) -> dict[str, Content]:
     """Return the parts by kind: `raw`, `summary`, and in a comparison `raw.0`, `summary.0` and so on."""
     if partial and record.status is JobStatus.RUNNING:
         if parts := manager.partial(record):
@@ -73,5 +85,5 @@ def _parts(record: JobRecord, manager: JobManager, store: JobStore, *, partial: 
             raise ResultNotReady("No token has been attributed yet; ask again.", headers={"Retry-After": "1"})
     files = store.files(record.job_id) if record.status.is_terminal else {}
     if not files or not (partial or record.status is JobStatus.COMPLETED):
-        raise missing_result_error(record, partial=partial, has_partial=bool(files))
+        raise missing_result_error(record, partial=partial, has_partial=bool(files) and offers_partial)
     return {kind: Content(each.sha256, functools.partial(store.read, each)) for kind, each in files.items()}

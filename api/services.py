@@ -34,6 +34,7 @@ class Services:
     share_max_seconds: float  # 0: no links for others
     # Few at a time: they compute in Python, and would take the interpreter from the event loop.
     views: WorkThreads = field(default_factory=lambda: WorkThreads(2))
+    shared_views: WorkThreads = field(default_factory=lambda: WorkThreads(1))  # so that a link delays no key's views
     estimates: WorkThreads = field(default_factory=lambda: WorkThreads(2))
     submissions: WorkThreads = field(default_factory=lambda: WorkThreads(8))
     stored_views: WorkThreads = field(default_factory=lambda: WorkThreads(4))  # read and decompressed only

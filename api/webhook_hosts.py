@@ -11,12 +11,12 @@ from fnmatch import fnmatchcase
 
 import httpx
 
+from jobs.store.webhook_address import PORTS, address_of
 from models import AttributionRequest
 from problems import InvalidRequest
 
 _PATTERN = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*)(?::(?P<port>\d{1,5}|\*))?")
 _NO_URL = "The URL of the webhook cannot be called. Write https://HOST/PATH."
-_PORTS = {"http": 80, "https": 443}
 
 
 class WebhookHosts:
@@ -42,17 +42,16 @@ class WebhookHosts:
                 "out, and wait for the job or poll it."
             )
         try:
-            # The parser of what sends it, so that the host that is checked is the host that is called.
+            host, port = address_of(url)
             parsed = httpx.URL(url)
-            host, port = parsed.raw_host.decode("ascii").lower(), parsed.port or _PORTS[parsed.scheme]
-        except (httpx.InvalidURL, KeyError, ValueError):
+        except ValueError:
             return _NO_URL
         if parsed.userinfo:
             return _NO_URL
         if any(
             fnmatchcase(host, pattern) and allowed in {"*", str(port)}
             for pattern, given in self._allowed
-            for allowed in (given or str(_PORTS[parsed.scheme]),)
+            for allowed in (given or str(PORTS[parsed.scheme]),)
         ):
             return None
         return (

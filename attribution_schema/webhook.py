@@ -24,14 +24,14 @@ ID_HEADER, TIMESTAMP_HEADER, SIGNATURE_HEADER = "webhook-id", "webhook-timestamp
 _SECRET_BYTES = range(24, 65)  # as the specification asks
 _MAX_URL = 2048  # characters
 _VERSION = "v1"
-_PORTS = {"http": 80, "https": 443}
+_SCHEMES = {"http", "https"}
 
 
 def _checked_url(url: str) -> str:
     if re.search(r"[\s\x00-\x1f\x7f\\]", url):
         raise ValueError("the URL of a webhook has no spaces, control characters and backslashes")
     parts = urlsplit(url)
-    if parts.scheme.lower() not in _PORTS or not parts.hostname:
+    if parts.scheme.lower() not in _SCHEMES or not parts.hostname:
         raise ValueError("the URL of a webhook begins with https:// or http:// and a host")
     if "@" in parts.netloc:
         raise ValueError("the URL of a webhook has no user name and password: its signature proves the origin")
@@ -44,12 +44,6 @@ def _checked_url(url: str) -> str:
 WebhookUrl = Annotated[str, StringConstraints(max_length=_MAX_URL), AfterValidator(_checked_url)]
 WebhookEnd = Annotated[Literal["completed", "failed", "cancelled"], WrapValidator(keep_unknown)]
 WEBHOOK_ENDS: tuple[WebhookEnd, ...] = ("completed", "failed", "cancelled")
-
-
-def address_of(url: str) -> tuple[str, int]:
-    """Return the host in lower case and the port of a webhook's URL."""
-    parts = urlsplit(url)
-    return (parts.hostname or "").lower(), parts.port or _PORTS[parts.scheme.lower()]
 
 
 class WebhookStatus(OpenEnum):

@@ -51,6 +51,19 @@ def test_queue_position_progress_and_results_that_are_not_there_yet(app):
     assert ended(app, second)["status"] == "completed"
 
 
+def test_a_job_that_has_ended_needs_no_more_time(app):
+    """Whatever it expected when it ended: a cancelled or failed one had steps to do."""
+    running = submit(app, "hold")
+    until_running(app, running)
+    waiting = submit(app, "hello")
+    assert app.get(f"/attribution/jobs/{running}").json()["progress"]["eta_seconds"] is not None
+    for each in (waiting, running):
+        app.post(f"/attribution/jobs/{each}/cancel")
+    for job_id in (running, waiting, submit(app, "fail"), submit(app, "hello")):
+        assert ended(app, job_id)["progress"]["eta_seconds"] is None
+    assert {each["progress"]["eta_seconds"] for each in app.get("/attribution/jobs").json()["jobs"]} == {None}
+
+
 @pytest.mark.parametrize("ask", [{"params": {"wait": 60}}, {"headers": {"Prefer": "wait=60"}}])
 def test_waiting_for_the_end_of_a_job(app, ask):
     job_id = submit(app, "sleep:0.4")

@@ -181,6 +181,11 @@ def test_partial_while_running_and_kept_when_cancelled(server, tmp_path, whole_j
     problem = server.client.get(f"/attribution/jobs/{job_id}/results").json()
     assert problem["type"] == "/problems/no-result"
     assert "?partial=true" in problem["detail"]
+    # Jobs are compared by whole results alone.
+    answer = server.client.get("/attribution/agreement", params={"jobs": f"{whole_job},{job_id}"})
+    assert (answer.status_code, answer.json()["detail"]) == (
+        409, f"Job {job_id}: The job was cancelled, so it has no result. Submit it again.",
+    )  # fmt: skip
     # Inseq loads a partial result.
     (tmp_path / "partial.json").write_bytes(partial_of(server, job_id, format="inseq").content)
     loaded = FeatureAttributionOutput.load(tmp_path / "partial.json")

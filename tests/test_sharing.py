@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
 import httpx
@@ -14,6 +16,7 @@ from jobs.store.api_keys import ApiKeys
 from settings import Settings
 from tests.conftest import LOOKUP, PROMPT
 from tests.fake_engine import body, ended, in_process, submit
+from tests.serving import until
 
 DAY = 86400
 
@@ -155,6 +158,34 @@ def test_links_work_without_keys_and_can_be_switched_off(tmp_path):
         assert refusal(answer) == (422, "invalid-request")
         assert "INSEQ_API_SHARE_MAX_DAYS" in answer.json()["detail"]
         assert client.get(f"{link}/job").status_code == 200  # it was made before
+
+
+def test_slow_views_behind_a_link_delay_nobody_else(keyed, monkeypatch):
+    """A view is computed to its end, also when its reader has gone."""
+    client, ann, _, _ = keyed
+    job_id = client.post("/attribution/jobs", json=body("x"), headers=ann).json()["job_id"]
+    link, free, asked = share(client, job_id, ann)["url"], threading.Event(), []
+
+    def view(raw, _view_format, options):
+        asked.append(options.granular)
+        if options.granular:
+            free.wait(60)
+        return raw
+
+    until(lambda: client.get(f"/attribution/jobs/{job_id}", headers=ann).json()["status"] == "completed")
+    monkeypatch.setattr(client.app.state.services.engine, "view", view)
+    with ThreadPoolExecutor(4) as threads:
+        slow = [threads.submit(client.get, f"{link}/results", params={"granular": True}) for _ in range(3)]
+        until(lambda: asked)
+        try:
+            mine = threads.submit(
+                client.get, f"/attribution/jobs/{job_id}/results", params={"decode_tokens": True}, headers=ann
+            )
+            assert mine.result(30).json() == {"text": "x", "seed": 0}
+            assert asked == [True, False]
+        finally:
+            free.set()
+        assert {each.result(30).status_code for each in slow} == {200}
 
 
 def test_every_view_is_open_to_the_reader_and_the_client_makes_links(server):

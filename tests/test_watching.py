@@ -10,7 +10,7 @@ import anyio
 
 from api.shared_reads import SharedReads
 from problems import JobNotFound
-from tests.fake_engine import submit, until_running
+from tests.fake_engine import ended, submit, until_running
 from tests.serving import until
 
 
@@ -59,6 +59,23 @@ def test_every_change_is_an_event_until_the_end(app):
     assert any(document["progress"]["steps_done"] == 1 for _, _, document in seen())
     assert len({identity for _, identity, _ in seen()}) == len(seen())
     assert app.app.state.services.watch.watchers == 0
+
+
+def test_a_change_of_name_notes_or_tags_is_an_event(app):
+    running, job_id = submit(app, "hold"), submit(app, "hello", tags={"study": "bias"})
+    done, seen = watching(app, job_id)
+    until(seen)
+    for change in ({"name": "mine"}, {"notes": "for the paper"}, {"tags": {"study": None, "round": "2"}}):
+        before = len(seen())
+        app.patch(f"/attribution/jobs/{job_id}", json=change).raise_for_status()
+        until(lambda before=before: len(seen()) > before)
+    told = seen()[-1][2]["request"]
+    assert (told["name"], told["notes"], told["tags"]) == ("mine", "for the paper", {"round": "2"})
+    assert {document["status"] for _, _, document in seen()} == {"pending"}
+    app.app.state.services.engine.go_on.set()
+    done.result(60)
+    assert len({identity for _, identity, _ in seen()}) == len(seen())
+    assert ended(app, running)["status"] == "completed"
 
 
 def test_a_stream_resumes_after_the_last_event_that_was_seen(app):

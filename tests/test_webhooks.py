@@ -173,15 +173,23 @@ def test_each_end_of_a_job_is_posted_unless_it_was_not_asked_for(hooked, receive
     }  # fmt: skip
 
 
-def test_a_slow_receiver_holds_neither_jobs_nor_other_receivers(tmp_path, receiver):
+def written_otherwise(url):
+    """The same address, with dots that a URL may have instead."""
+    return url.replace("127.0.0.1", "127。0。0。1")
+
+
+@pytest.mark.parametrize("spellings", [[str], [str, written_otherwise]], ids=["one spelling", "two spellings"])
+def test_a_slow_receiver_holds_neither_jobs_nor_other_receivers(tmp_path, receiver, spellings):
     with receiving() as other, in_process(settings(tmp_path, webhook_timeout_seconds=1)) as client:
         receiver.free.clear()
-        held = [submit(client, f"slow {number}", webhook=receiver.url) for number in range(6)]
+        urls = [spellings[number % len(spellings)](receiver.url) for number in range(6)]
+        held = [submit(client, f"slow {number}", webhook=url) for number, url in enumerate(urls)]
         quick = submit(client, "quick", webhook=other.url)
         delivered(client, quick)
         assert {delivery(client, job_id)["status"] for job_id in held} == {"pending"}
         until(lambda: delivery(client, held[0])["last_error"] == "No answer within 1 seconds.")
         assert len({headers["webhook-id"] for headers, _, _ in receiver.received[:4]}) == 4  # at once to one host
+        assert receiver.most_at_once == 4
         receiver.free.set()
         for job_id in held:
             delivered(client, job_id)
@@ -260,6 +268,9 @@ HOSTS = ["hooks.example.com", "*.intern:8443", "[::1]:*", "10.0.0.?:9000"]
         ("http://10.0.0.7:9000/", True),
         ("http://167772167:9000/", False),  # 10.0.0.7, as some libraries read it
         ("http://10.0.0.7:9000@evil.org/", False),
+        ("http://10。0。0。7:9000/", True),
+        ("http://hooks。example。com/", True),
+        ("http://höoks.example.com/", False),
         ("http://evil.org\\@10.0.0.7:9000/", False),
     ],
 )

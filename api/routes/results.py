@@ -19,6 +19,7 @@ from api.result_formats import NEGOTIABLE, SENT, Format, accepted_format, accept
 from api.result_parts import Contents, contents
 from api.services import Services
 from api.span_names import with_named_spans
+from api.work_threads import WorkThreads
 from jobs.store.records import JobRecord
 from models import AttributionResult, ComparisonResult, JobAgreements, TraceOptions, TraceResult, ViewOptions
 from problems import (
@@ -83,7 +84,15 @@ async def get_results(
     the input led to a span of the generated text through the tokens before it.
     """
     return await result_response(
-        lambda: services.manager.get(job_id, owner), request, services, options, asked, view, method, partial=partial
+        lambda: services.manager.get(job_id, owner),
+        request,
+        services,
+        services.views,
+        options,
+        asked,
+        view,
+        method,
+        partial=partial,
     )
 
 
@@ -91,6 +100,7 @@ async def result_response(
     find_job: Callable[[], JobRecord],
     request: Request,
     services: Services,
+    views: WorkThreads,
     options: ViewOptions,
     asked: TraceOptions,
     view: Format | None,
@@ -98,7 +108,10 @@ async def result_response(
     *,
     partial: bool,
 ) -> Response:
-    """Return a job's result in a view. find_job: returns the job, on a thread, or raises what the client gets."""
+    """Return a job's result in a view. find_job: returns the job, on a thread, or raises what the client gets.
+
+    views: the threads for what is computed.
+    """
     engine, manager, store = services.engine, services.manager, services.store
 
     def find() -> tuple[JobRecord, Contents]:
@@ -106,7 +119,7 @@ async def result_response(
         return job, contents(job, manager, store, method=method, partial=partial)
 
     # An unfinished result is encoded when it is found.
-    job, found = await (services.views if partial else services.stored_views).run(request, find)
+    job, found = await (views if partial else services.stored_views).run(request, find)
     view = view or _preferred(request.headers.get("Accept", "*/*"), is_joint=found.is_joint)
     check_fits(view, options, asked)
     if found.is_joint and asked.trace is not None:
@@ -127,7 +140,7 @@ async def result_response(
     is_zipped = not sent.is_compressed and accepts_gzip(request.headers.get("Accept-Encoding", ""))
     if is_zipped:
         headers["Content-Encoding"] = "gzip"
-    threads = services.stored_views if _is_stored(view, options, asked) else services.views
+    threads = services.stored_views if _is_stored(view, options, asked) else views
     content = await threads.run(request, lambda: _body(engine, found, view, options, asked, zipped=is_zipped))
     return Response(content, media_type=sent.media_type, headers=headers)
 
@@ -164,7 +177,7 @@ async def compare_jobs(
         for job_id in ids:
             record = manager.get(job_id, owner)
             try:
-                found = contents(record, manager, store, method=None, partial=False)
+                found = contents(record, manager, store, method=None, partial=False, offers_partial=False)
             except ServiceError as error:
                 error.detail = f"Job {job_id}: {error.detail}"
                 raise

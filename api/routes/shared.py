@@ -57,7 +57,15 @@ async def get_shared_results(
 ) -> Response:
     """Return the result of the job that a link opens, in any view, as `GET /attribution/jobs/{job_id}/results` does."""
     return await result_response(
-        lambda: services.manager.shared(token), request, services, options, asked, view, method, partial=partial
+        lambda: services.manager.shared(token),
+        request,
+        services,
+        services.shared_views,
+        options,
+        asked,
+        view,
+        method,
+        partial=partial,
     )
 
 

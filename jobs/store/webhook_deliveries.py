@@ -12,11 +12,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from attribution_schema.webhook import WEBHOOK_ENDS, address_of
+from attribution_schema.webhook import WEBHOOK_ENDS
 from jobs.store.kept_results import Connections
 from jobs.store.records import JobRecord, WebhookState
 from jobs.store.rows import LATEST, integer, is_number, record, text
 from jobs.store.schema import jobs, webhook_deliveries
+from jobs.store.webhook_address import address_of
 from models import AttributionRequest, JobStatus
 
 OPEN, DELIVERED, FAILED, SKIPPED = "open", "delivered", "failed", "skipped"
