@@ -10,6 +10,7 @@ from playwright.sync_api import expect
 
 from attribution_client import AttributionClient, contrast_request
 from tests import chat_models
+from tests.conftest import LOOKUP, PROMPT
 from tests.page import address, expect_values, opened_job, values
 
 MESSAGES = [
@@ -188,6 +189,52 @@ def test_a_click_on_a_candidate_asks_why_not_that_token(server, chat, open_page)
     assert chosen["text"].strip() in page.locator(".strongest h3").inner_text()
     assert f"rather than “\u2068{other['text'].strip()}" in page.locator(".strongest h3").inner_text()
     assert Axe().run(page).response["violations"] == []
+
+
+def test_a_candidate_without_a_number_is_listed_too(server, chat, open_page):
+    job_id, sequence = chat
+
+    def without_numbers(route):
+        answer = route.fetch()
+        document = answer.json()
+        document["sequence_attributions"][0]["candidates"][0][0]["probability"] = None
+        route.fulfill(response=answer, json=document)
+
+    page = open_page(server)
+    page.route("**/results*", without_numbers)
+    page.goto(f"{server.url}/#/jobs/{job_id}?pos=0")
+    numbers = page.locator(".candidates .number")
+    expect(numbers.first).to_have_text("\N{EN DASH}")
+    assert values(numbers) == [None, *(each["probability"] for each in sequence["candidates"][0][1:])]
+
+
+CHECKED = {
+    "one": {"method": "sequential_integrated_gradients", "n_steps": 9},
+    "the second": {"methods": ["saliency", "occlusion"]},
+}
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_a_check_hides_neither_the_text_so_far_nor_what_is_done(server, open_page, name):
+    """It counts steps of its own: before a first method there are no scores, before a later one those of the first."""
+    done = server.wait(server.submit(model=LOOKUP, input_text=PROMPT, engine="inseq", **CHECKED[name]))
+    assert done["status"] == "completed"
+    progress = {"stage": "checking", "method": "occlusion" if name == "the second" else None, "steps_done": 2,
+                "steps_total": 9, "fraction": 0.5, "eta_seconds": None, "generated_text": ["so far"]}  # fmt: skip
+    page = open_page(server)
+    page.route(
+        f"**/attribution/jobs/{done['job_id']}",
+        lambda route: route.fulfill(json=done | {"status": "running", "finished_at": None, "progress": progress}),
+    )
+    page.route("**/events", lambda route: route.abort())
+    page.goto(f"{server.url}/#/jobs/{done['job_id']}")
+    expect(page.get_by_role("progressbar").first).to_be_visible()
+    if name == "one":
+        expect(page.locator(".so-far p")).to_have_text("so far")
+        expect(page.locator(".result")).to_have_count(0)
+    else:
+        expect(page.locator(".result .tokens").first).to_be_visible()
+        expect(page.locator(".so-far")).to_have_count(0)
 
 
 def test_the_text_is_read_while_it_is_generated(server, open_page, model_dir):

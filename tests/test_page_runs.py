@@ -130,6 +130,30 @@ def test_a_job_is_named_in_place(runs, served, open_page):
     assert served.job(runs["a"]) == job
 
 
+def test_tags_that_are_not_edited_stay_as_they_are(served, open_page):
+    """Values with line breaks, blanks or quotes are read back as they are, and a change is of nothing else."""
+    tags = {"lines": "one\ntwo: three", "blanks": " x ", "quoted": '"y"', "half": 'a "b', "plain": "z: z", "old": ""}
+    job_id = served.run(model=LOOKUP, method="dummy", input_text=PROMPT, tags=tags, notes="first\r\nsecond")
+    page = open_page(served, f"/#/jobs/{job_id}")
+    view = page.locator(".job-view")
+    view.get_by_role("button", name="Edit name, notes and tags").click()
+    written = view.get_by_role("textbox", name="Tags")
+    expect(written).to_have_value(
+        'lines: "one\\ntwo: three"\nblanks: " x "\nquoted: "\\"y\\""\nhalf: a "b\nplain: z: z\nold'
+    )
+    # Meanwhile somebody else changes the name and another tag.
+    served.client.patch(f"/attribution/jobs/{job_id}", json={"name": "Theirs", "tags": {"theirs": "1", "half": "c"}})
+    written.fill(written.input_value().replace("z: z\nold", 'zz\nmore: "1\\n2"\nopen: "q'))
+    with page.expect_request(lambda request: request.method == "PATCH") as sent:
+        view.get_by_role("button", name="Save").click()
+    assert sent.value.post_data_json == {"tags": {"plain": "zz", "old": None, "more": "1\n2", "open": '"q'}}
+    expect(page.get_by_role("heading", level=1)).to_have_text("Theirs")
+    job = served.job(job_id)
+    kept = {name: tags[name] for name in ("lines", "blanks", "quoted")}
+    assert job["tags"] == kept | {"half": "c", "theirs": "1", "plain": "zz", "more": "1\n2", "open": '"q'}
+    assert job["request"]["notes"] == "first\r\nsecond"
+
+
 def test_several_jobs_are_selected_with_the_keyboard_and_deleted(runs, served, open_page):
     page = open_page(served)
     expect_listed(page, runs, "dcba")
@@ -244,6 +268,44 @@ def test_other_prompts_and_models_are_compared_by_the_words_they_share(runs, ser
     page.locator(".compare .switch select").select_option(label="2")
     expect(columns.nth(0)).to_contain_text("no text of this number")
     expect(columns.nth(3).locator(".tokens").first).to_contain_text("cat")
+
+
+def test_what_differs_is_the_whole_answer_and_not_who_is_told(served, open_page):
+    """Jobs of which one attributes a part of the answer, whose ids are given, and has a webhook."""
+    text = f"{PROMPT} tea. Ben likes milk."
+    written = served.run(model=LOOKUP, method="saliency", input_text=PROMPT, generated_text=text)
+    (sequence,) = served.result(written)["sequence_attributions"]
+    ids = [each["token_id"] for each in sequence["target"]]
+    last = sequence["attr_pos_end"] - 1
+    whole = served.run(model=LOOKUP, method="saliency", input_text=PROMPT, generated_ids=[ids])
+    part = served.run(model=LOOKUP, method="saliency", input_text=PROMPT, generated_ids=[ids], attr_pos_start=last)
+    other = served.run(model=LOOKUP, method="saliency", input_text=PROMPT, generated_ids=[[*ids[:-2], ids[0], ids[-1]]])
+
+    def with_webhook(route):
+        answer = route.fetch()
+        document = answer.json()
+        document["request"] |= {"webhook": "https://hooks.example.com/x", "webhook_events": ["failed"]}
+        route.fulfill(response=answer, json=document)
+
+    page = open_page(served)
+    page.route(f"**/attribution/jobs/{part}", with_webhook)
+    page.goto(f"{served.url}/#/compare?jobs={whole},{part}")
+    names = page.locator(".differences tbody th")
+    expect(names.first).to_be_visible()
+    assert names.all_text_contents() == ["attr_pos_start"]
+    page.goto(f"{served.url}/?again#/compare?jobs={part},{other}")
+    differing = page.locator(".differences tr", has=page.get_by_text("text of the model", exact=True)).locator("td")
+    expect(differing).to_have_count(2)
+    texts = [
+        "".join(
+            each["text"]
+            for each in served.result(job, decode_tokens=True)["sequence_attributions"][0]["target"]
+            if not each.get("prompt") and not each.get("special")
+        ).strip()
+        for job in (part, other)
+    ]
+    assert differing.all_text_contents() == texts
+    assert texts[0] == text.removeprefix(PROMPT).strip()
 
 
 def test_what_cannot_be_compared_says_why(runs, served, open_page):

@@ -75,8 +75,8 @@ export function Candidates({ job, method, sequence, index, column, catalogue, st
               ? html`<span class="bar-token" title=${textOf(candidate)}><${TokenText} token=${candidate} /></span>`
               : html`<button type="button" class="bar-token link" title=${`Why “${textOf(token).trim()}” and not “${textOf(candidate).trim()}”?`}
                   onClick=${ask(candidate)}><${TokenText} token=${candidate} /></button>`}
-            <span class="bar-line" style=${{ "--w": candidate.probability.toFixed(4) }}></span>
-            <span class="number" data-value=${candidate.probability}>${short(candidate.probability)}</span>
+            <span class="bar-line" style=${{ "--w": (candidate.probability ?? 0).toFixed(4) }}></span>
+            <span class="number" data-value=${candidate.probability ?? undefined}>${candidate.probability === null ? "–" : short(candidate.probability)}</span>
           </li>`)}
       </ol>
       ${canAsk && html`<p class="help muted">Click one to ask why the model wrote “<bdi>${textOf(token).trim()}</bdi>” and not that.</p>`}

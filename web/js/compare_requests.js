@@ -3,8 +3,8 @@ import { html } from "./preact.js";
 import { jobHash } from "./route.js";
 import { textOf } from "./shown_tokens.js";
 
-// What a job is called and how it is queued changes nothing of its result.
-const LEFT_OUT = new Set(["name", "notes", "priority", "reuse", "timeout_seconds", "methods"]);
+// What a job is called, how it is queued and who is told of its end changes nothing of its result.
+const LEFT_OUT = new Set(["name", "notes", "webhook", "webhook_events", "priority", "reuse", "timeout_seconds", "methods"]);
 const SHOWN_AROUND = 40; // characters before and after what differs in a long text
 
 export function CompareRequests({ jobs, names: titles, runs, index }) {
@@ -82,9 +82,12 @@ function fieldsOf(request) {
   return fields;
 }
 
-/** The text that the model wrote, of a request that does not say it. */
+/** The whole text that the model wrote, or whose ids were given, of a request that does not say it. */
 function generatedOf(job, runs, index) {
   const sequence = runs.find((run) => run.job.job_id === job.job_id)?.sequences[index];
   if (!sequence || job.request.generated_text) return {};
-  return { "text of the model": sequence.target.slice(sequence.attr_pos_start, sequence.attr_pos_end).map(textOf).join("").trim() };
+  const { target, source_attributions: source, attr_pos_start: start } = sequence;
+  // The attributed tokens may begin later than the answer; results of older versions do not mark the prompt.
+  const answer = source || target.some(({ prompt }) => prompt) ? target.filter(({ prompt }) => !prompt) : target.slice(start);
+  return { "text of the model": answer.filter(({ span, special, continues }) => !span && !special && !continues).map(textOf).join("").trim() };
 }

@@ -26,9 +26,10 @@ export function JobNotes({ job, store }) {
 }
 
 function Editor({ job, store, onEnd }) {
-  const [name, setName] = useState(job.name ?? "");
-  const [notes, setNotes] = useState(job.notes ?? "");
-  const [tags, setTags] = useState(textOfTags(job.tags));
+  const [before] = useState({ name: job.name ?? "", notes: job.notes ?? "", tags: job.tags ?? {} });
+  const [name, setName] = useState(before.name);
+  const [notes, setNotes] = useState(before.notes);
+  const [tags, setTags] = useState(textOfTags(before.tags));
   const [problem, setProblem] = useState(null);
   const first = useRef(null);
   const id = useId();
@@ -36,7 +37,13 @@ function Editor({ job, store, onEnd }) {
   const save = async (event) => {
     event?.preventDefault();
     try {
-      await store.update(job, { name, notes, tags: changesOfTags(job.tags, tags) });
+      // What was not changed here is not sent: somebody else may have changed it meanwhile.
+      const changes = {
+        ...(name !== before.name && { name }),
+        ...(notes !== before.notes && { notes }),
+        ...(tags !== textOfTags(before.tags) && { tags: changesOfTags(before.tags, tags) }),
+      };
+      if (Object.keys(changes).length) await store.update(job, changes);
       onEnd();
     } catch (refusal) {
       setProblem(refusal);
@@ -52,7 +59,7 @@ function Editor({ job, store, onEnd }) {
     <form class="job-notes editing" aria-label="Name, notes and tags" onSubmit=${save} onKeyDown=${onKeyDown}>
       ${field("name", "Name", (id) => html`<input type="text" id=${id} ref=${first} dir="auto" maxlength="200" value=${name} onInput=${(event) => setName(event.target.value)} />`)}
       ${field("notes", "Notes", (id) => html`<textarea id=${id} rows="3" dir="auto" maxlength="20000" value=${notes} onInput=${(event) => setNotes(event.target.value)}></textarea>`)}
-      ${field("tags", "Tags", (id) => html`<textarea id=${id} rows="2" value=${tags} onInput=${(event) => setTags(event.target.value)}></textarea>`, "One a line, as study: bias.")}
+      ${field("tags", "Tags", (id) => html`<textarea id=${id} rows="2" value=${tags} onInput=${(event) => setTags(event.target.value)}></textarea>`, "One a line, as study: bias. A value in quotes may have line breaks, as \"one\\ntwo\".")}
       ${problem && html`<${Notice} problem=${problem}>
         ${problem.errors?.length > 1 && html`<ul>${problem.errors.map((each) => html`<li>${each.pointer}: ${each.detail}</li>`)}</ul>`}<//>`}
       <p class="actions"><button class="primary">Save</button> <button type="button" class="quiet" onClick=${onEnd}>Discard changes</button></p>
@@ -60,13 +67,25 @@ function Editor({ job, store, onEnd }) {
   `;
 }
 
-const textOfTags = (tags) => Object.entries(tags ?? {}).map(([name, value]) => (value ? `${name}: ${value}` : name)).join("\n");
+/** Tags as text, one a line; a value that is no plain rest of a line is in quotes, as in JSON. */
+const textOfTags = (tags) => Object.entries(tags).map(([name, value]) => (value ? `${name}: ${isPlain(value) ? value : JSON.stringify(value)}` : name)).join("\n");
+
+const isPlain = (value) => value === value.trim() && !/^"|[\n\r]/.test(value);
 
 /** The change from these tags to those in the text: a tag that is no longer there becomes null. */
 function changesOfTags(before, text) {
-  const pairs = text.split("\n").filter((line) => line.trim()).map((line) => {
+  const wanted = Object.fromEntries(text.split("\n").filter((line) => line.trim()).map((line) => {
     const [name, ...value] = line.split(":");
-    return [name.trim(), value.join(":").trim()];
-  });
-  return { ...Object.fromEntries(Object.keys(before ?? {}).map((name) => [name, null])), ...Object.fromEntries(pairs) };
+    return [name.trim(), unquoted(value.join(":").trim())];
+  }));
+  const removed = Object.keys(before).filter((name) => !(name in wanted)).map((name) => [name, null]);
+  return Object.fromEntries([...removed, ...Object.entries(wanted).filter(([name, value]) => before[name] !== value)]);
+}
+
+function unquoted(value) {
+  try {
+    return value.startsWith('"') ? JSON.parse(value) : value;
+  } catch {
+    return value;
+  }
 }

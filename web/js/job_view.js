@@ -1,5 +1,5 @@
 // One job: its facts, progress, actions and result.
-import { duration, hasEnded, phaseOf, runTime, titleOf, when } from "./job.js";
+import { duration, hasEnded, methodsOf, phaseOf, runTime, titleOf, when } from "./job.js";
 import { JobNotes } from "./job_notes.js";
 import { JobQuestion } from "./job_question.js";
 import { html, useEffect, useState } from "./preact.js";
@@ -67,8 +67,10 @@ export function JobView({ id, parameters, store, catalogue }) {
 const SCORED = ["attributing", "saving"]; // other stages count steps of their own
 
 /** Whether there may be scores to show. A running job has those of the tokens that are attributed so far. */
-function hasScores({ status, progress, expired_at }) {
-  return !expired_at && status !== "pending" && (status === "completed" || (progress.steps_done > 0 && SCORED.includes(progress.stage)));
+function hasScores({ status, progress, expired_at, request }) {
+  if (expired_at || status === "pending") return false;
+  const isLaterMethod = methodsOf(request).indexOf(progress.method) > 0; // those before it are done
+  return status === "completed" || isLaterMethod || (progress.steps_done > 0 && SCORED.includes(progress.stage));
 }
 
 /** What the model has written so far; the result has it once there are scores. */
