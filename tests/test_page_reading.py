@@ -221,11 +221,10 @@ def test_a_check_hides_neither_the_text_so_far_nor_what_is_done(server, open_pag
     assert done["status"] == "completed"
     progress = {"stage": "checking", "method": "occlusion" if name == "the second" else None, "steps_done": 2,
                 "steps_total": 9, "fraction": 0.5, "eta_seconds": None, "generated_text": ["so far"]}  # fmt: skip
-    page = open_page(server)
-    page.route(
-        f"**/attribution/jobs/{done['job_id']}",
-        lambda route: route.fulfill(json=done | {"status": "running", "finished_at": None, "progress": progress}),
-    )
+    document = done | {"status": "running", "finished_at": None, "progress": progress}
+    page = open_page(server, "/docs")
+    page.route(f"**/attribution/jobs/{done['job_id']}", lambda route: route.fulfill(json=document))
+    page.route("**/attribution/jobs?*", lambda route: route.fulfill(json={"jobs": [document], "next_cursor": None}))
     page.route("**/events", lambda route: route.abort())
     page.goto(f"{server.url}/#/jobs/{done['job_id']}")
     expect(page.get_by_role("progressbar").first).to_be_visible()
