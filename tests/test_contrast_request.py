@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
+import transformers
 
 from attribution_client import AttributionClient, AttributionRequest, contrast_request
 from tests import chat_models, families
-from tests.conftest import LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
+from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 
 CHAT = "chat-qwen2"
 MESSAGES = [{"role": "user", "content": "The quick brown"}]
@@ -174,3 +176,47 @@ def test_ids_are_checked(server, client):
         assert told in job["error"]["detail"]
     job = server.wait(server.submit(model=PHRASEBOOK, method="saliency", input_text=SENTENCE, generated_ids=[[5, 6]]))
     assert "the decoder's start token" in job["error"]["detail"]
+
+
+@pytest.fixture(scope="module")
+def padded(model_dir):
+    """A model whose vocabulary is larger than its tokenizer."""
+    folder = model_dir / "padded"
+    if not folder.exists():
+        torch.manual_seed(0)
+        network = transformers.AutoModelForCausalLM.from_pretrained(BUNDLED / LOOKUP)
+        size = network.get_input_embeddings().weight.shape[0]
+        network.resize_token_embeddings(size + 7, mean_resizing=False)
+        network.save_pretrained(folder)
+        transformers.AutoTokenizer.from_pretrained(BUNDLED / LOOKUP).save_pretrained(folder)
+    return "padded"
+
+
+@pytest.mark.parametrize("engine", ["auto", "inseq"])
+@pytest.mark.parametrize("at", ["contrast", "target"])
+def test_a_token_outside_the_tokenizer_is_named_by_its_id(client, padded, engine, at):
+    body = TEXT | {"model": padded, "engine": engine}
+    job, result = finished(client, **body, generated_text=f"{PROMPT} tea.")
+    (scored,) = result.sequence_attributions
+    position = scored.attr_pos_start
+    own, outside = scored.target[position], 355
+    asked = contrast_request(job, result, position, outside)
+    if at == "target":
+        (theirs,), (ours,) = asked.generated_ids, asked.attributed_fn_args["contrast_ids"]
+        asked = asked.model_copy(update={"generated_ids": [ours], "attributed_fn_args": {"contrast_ids": [theirs]}})
+    _, found = finished(client, **asked.model_dump(exclude_defaults=True))
+    token = found.sequence_attributions[0].target[position]
+    pair = [(f"<{outside}>", f"<{outside}>"), (own.token, own.text)]
+    (that, that_text), (this, this_text) = pair if at == "contrast" else reversed(pair)
+    assert (token.token, token.contrast, token.text) == (f"{that} → {this}", that_text, this_text)
+
+
+def test_the_texts_of_a_contrast_are_those_of_its_ids(client):
+    """Cleaned tokens are not in the vocabulary: their texts cannot be found by their labels."""
+    job, result = finished(client, **TRANSLATION | {"input_text": "a dog"}, clean_special_chars=True)
+    (scored,) = result.sequence_attributions
+    position = scored.attr_pos_start
+    other = candidate(scored, position)
+    _, found = finished(client, **contrast_request(job, result, position, other).model_dump(exclude_defaults=True))
+    token = found.sequence_attributions[0].target[position]
+    assert (token.text, token.contrast) == (scored.target[position].text, other.text)

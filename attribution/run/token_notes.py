@@ -24,11 +24,23 @@ def of_text(model: HuggingfaceModel, text: Text) -> SideNotes:
     prompt = (text.prompt.from_template, text.prompt.turns)
     if model.is_encoder_decoder:
         source = readable_tokens.annotate(model.tokenizer, _tokens(text.source), *prompt)
-        return {"source": source, "target": readable_tokens.annotate(model.tokenizer, _tokens(text.target))}
+        target = readable_tokens.annotate(model.tokenizer, _tokens(text.target))
+        _add_contrasts(model, text, target)
+        return {"source": source, "target": target}
     target = readable_tokens.annotate(model.tokenizer, _tokens(text.target), *prompt)
     for note in target[: text.source.input_ids.shape[1]]:
         note["prompt"] = True
+    _add_contrasts(model, text, target)
     return {"source": target, "target": target}
+
+
+def _add_contrasts(model: HuggingfaceModel, text: Text, notes: list[Note]) -> None:
+    """Add the text of its `contrast` to the note of each target token that has another one."""
+    ids = text.target.input_ids[0].tolist()
+    others = {position: index for position, index in text.contrast_ids.items() if ids[position] != index}
+    texts = {index: readable_tokens.readable_texts(model.tokenizer, [index])[0][0] for index in set(others.values())}
+    for position, index in others.items():
+        notes[position]["contrast"] = texts[index]
 
 
 def with_spans(known: SideNotes, spans: Sequence[TokenSpan]) -> SideNotes:
@@ -48,10 +60,11 @@ def of_result(
     for side, ids in {"source": prompt if seq2seq else target, "target": target}.items():
         shown = getattr(sequence, side)
         shown_ids = [each.id for each in shown]
-        if shown_ids == ids[: len(shown)]:
-            notes[side] = known[side][: len(shown)]
+        with_id = [(found, index) for found, index in zip(shown_ids, ids, strict=False) if readable_tokens.is_id(found)]
+        if all(found == index for found, index in with_id):
+            notes[side] = _of_labels(known[side], shown)
         else:
-            # Contrasts have labels of their own; without corrections Inseq may have dropped tokens of the prompt.
+            # Without corrections Inseq may have dropped tokens of the prompt.
             marked = shown_ids[: len(prompt)] == prompt and not (seq2seq and side == "target")
             of_prompt = (text.prompt.from_template, text.prompt.turns) if marked else ()
             notes[side] = readable_tokens.annotate(model.tokenizer, shown, *of_prompt)
@@ -67,14 +80,17 @@ def of_partial_result(known: SideNotes, sequence: FeatureAttributionSequenceOutp
 
 
 def _of_labels(notes: list[Note], tokens: list[TokenWithId]) -> list[Note]:
-    """The notes of these tokens; a contrast's "that → this" has no id."""
+    """The notes of these tokens; a contrast's "that → this" has no id. Needs no tokenizer."""
     return [
-        note if readable_tokens.is_id(token.id) else note | {"label": True} | _contrast_of(token.token)
+        {name: value for name, value in note.items() if name != "contrast"}
+        if readable_tokens.is_id(token.id)
+        else _contrast_of(token.token) | note | {"label": True}
         for note, token in zip(notes, tokens, strict=False)
     ]
 
 
 def _contrast_of(label: str) -> Note:
+    """The contrast's text as its label has it: for a position that the request pairs with none, so that Inseq did."""
     contrast, found, _ = label.partition(readable_tokens.CONTRAST)
     return {"contrast": readable_tokens.without_marks(contrast)} if found else {}
 
