@@ -74,7 +74,8 @@ def annotate(
 ) -> list[Note]:
     """A note for each token: its `text`; `continues`, if it continues a character (see `readable_texts`); `special`,
     if it is a special token; `label`, if it has no id, and then the text of its `contrast`. In tokens that begin with a
-    conversation's prompt also `template`, whether a chat template added it, and the number and the role of its `turn`.
+    conversation's prompt also `template`, whether a chat template added it, and the number and the role of its `turn`,
+    if that is a message's.
     """
     notes = [{} if is_id(each.id) else _note_of_label(tokenizer, each.token) for each in tokens]
     for has_id, run in groupby(range(len(tokens)), key=lambda index: is_id(tokens[index].id)):
@@ -94,7 +95,7 @@ def annotate(
             note["template"] = index < len(from_template) and from_template[index]
         if turns is not None:
             turn = turns.of_tokens[index] if index < len(turns.of_tokens) else turns.reply
-            note |= {"turn": turn.number, "role": turn.role}
+            note.update({} if turn is None else {"turn": turn.number, "role": turn.role})
     return notes
 
 
