@@ -220,3 +220,36 @@ def test_the_texts_of_a_contrast_are_those_of_its_ids(client):
     _, found = finished(client, **contrast_request(job, result, position, other).model_dump(exclude_defaults=True))
     token = found.sequence_attributions[0].target[position]
     assert (token.text, token.contrast) == (scored.target[position].text, other.text)
+
+
+def test_a_contrast_that_is_the_target_is_refused(server):
+    ids = [token["token_id"] for token in server.result(server.run(**TEXT))["sequence_attributions"][0]["target"]]
+    later = [*ids[:-1], ids[0]]  # differs behind the attributed token only
+    for contrast, alignments in ((ids, None), (later, None), (ids, [[[10, 10]]]), (later, [[[10, 10]]])):
+        arguments = {"contrast_ids": [contrast]} | ({"contrast_targets_alignments": alignments} if alignments else {})
+        job = server.wait(server.submit(
+            **TEXT, generated_ids=[ids], attr_pos_start=10, attr_pos_end=11, attributed_fn="contrast_prob_diff",
+            attributed_fn_args=arguments,
+        ))  # fmt: skip
+        assert (job["status"], job["error"]["type"]) == ("failed", "/problems/input-rejected"), job
+        assert "attributed_fn_args: the contrast is the target itself" in job["error"]["detail"]
+
+
+SAME = {
+    "/spans/0/contrast": {"spans": [{"text": " tea", "contrast": " tea"}]},
+    "/choices/2": {"choices": [" tea", " milk", " tea"]},
+}
+
+
+@pytest.mark.parametrize("pointer", SAME)
+def test_a_text_is_not_compared_with_itself(server, pointer):
+    refusal = server.refusal(**TEXT | {"method": "saliency"}, **SAME[pointer])
+    assert [error["pointer"] for error in refusal["errors"]] == [pointer]
+
+
+def test_a_span_is_not_compared_with_its_own_tokens(server):
+    job = server.wait(server.submit(
+        **TEXT, generated_text=f"{PROMPT} tea.", spans=[{"text": "tea", "contrast": " tea"}]
+    ))  # fmt: skip
+    assert (job["status"], job["error"]["type"]) == ("failed", "/problems/input-rejected"), job
+    assert "spans[0].contrast: ' tea' is the span itself" in job["error"]["detail"]

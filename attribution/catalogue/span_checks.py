@@ -56,12 +56,24 @@ def span_errors(request: AttributionRequest, method: Method) -> Iterator[Problem
             "/attribution_args/return_convergence_delta",
             "info.convergence has the same numbers: leave out return_convergence_delta.",
         )
+    yield from _same_texts(request)
     if _has_contrast(request) and method.traits.is_random:
         yield _at(
             "/method",
             f"{method.name} draws anew for each text, so that the scores of two cannot be subtracted. Use a method "
             "without random draws.",
         )
+
+
+def _same_texts(request: AttributionRequest) -> Iterator[ProblemItem]:
+    """Yield an error for each text that is compared with itself."""
+    for index, span in enumerate(request.spans or ()):
+        if span.contrast is not None and span.contrast == span.text:
+            yield _at(f"/spans/{index}/contrast", "This is the span itself. Give another text.")
+    choices = request.choices or []
+    for index, words in enumerate(choices):
+        if words in choices[:index]:
+            yield _at(f"/choices/{index}", f"This is choice {choices.index(words)} again. Leave it out.")
 
 
 def _has_contrast(request: AttributionRequest) -> bool:

@@ -77,6 +77,11 @@ class ContrastReader:
     def _paired_with(self, name: str, arguments: Arguments, contrast: str, given: Pairs | None) -> list[Pairs] | None:
         """The contrast's pairs with the target; `given` are those of the request."""
         ids, first = self._read(contrast)
+        if not arguments.get("contrast_sources") and self._is_target(ids, given):
+            raise InputRejected(
+                f"{name}: the contrast is the target itself: no attributed token, and none before it, differs. Give a "
+                "contrast with another token."
+            )
         pairs = self._pairs(name, len(ids), given)
         if not self.paired:
             self.paired.update(self._nearest(ids, given))
@@ -112,6 +117,14 @@ class ContrastReader:
         ours = int(self.text.target.input_ids.shape[1])
         pairs = zip(range(ours), range(len(ids)), strict=False) if given is None else given
         return {position: ids[other] for position, other in sorted(pairs, reverse=True)}
+
+    def _is_target(self, ids: list[int], given: Pairs | None) -> bool:
+        """Whether each attributed token, and all before it, are those of the contrast."""
+        ours = self.text.target.input_ids[0].tolist()
+        if given is None:
+            return len(ids) == len(ours) and ids[: self.text.end] == ours[: self.text.end]
+        pairs = [pair for pair in given if pair[0] in range(self.text.first, self.text.end)]
+        return all(ours[: mine + 1] == ids[: theirs + 1] for mine, theirs in pairs)
 
     def _of_ids(self, name: str, ids: list[int]) -> str:
         """The text that stands for a contrast of these ids, wherever Inseq encodes it."""
