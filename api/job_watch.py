@@ -7,6 +7,8 @@ clients watch it; a slow client gets the latest document only, not those that it
 from __future__ import annotations
 
 import asyncio
+import json
+import zlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -176,4 +178,5 @@ def event_id(job: Job) -> str:
     progress = job.progress
     place = f"{progress.stage}-{progress.method or ''}-{progress.steps_done}-{progress.fraction:.4f}"
     written = sum(map(len, progress.generated_text or ()))
-    return f"{job.status}-{job.attempt}-{place}-{written}-{int(job.cancel_requested)}"
+    told = zlib.crc32(json.dumps([job.name, job.notes, sorted(job.tags.items())]).encode())
+    return f"{job.status}-{job.attempt}-{place}-{written}-{int(job.cancel_requested)}-{told:08x}"

@@ -23,12 +23,15 @@ _ids = random.Random()  # noqa: S311
 SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 # A browser runs and loads nothing from a response of the API; a response that is a page sets a policy of its own.
 _POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+_UNINDEXED = (b"x-robots-tag", b"noindex, nofollow")
 # Two of them could be read differently by a proxy and by this server.
 _GIVEN_ONCE = (b"host", b"authorization", b"content-type", b"content-encoding")
 
 
 class SecurityHeadersMiddleware:
-    """Adds security headers to every response, and a Content-Security-Policy to those without one."""
+    """Adds security headers to every response, a Content-Security-Policy to those without one, and to all under
+    `/shared` that search engines must not index them.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -38,7 +41,8 @@ class SecurityHeadersMiddleware:
             if message["type"] == "http.response.start":
                 headers = list(message.get("headers", []))
                 has_policy = any(name.lower() == _POLICY[0] for name, _ in headers)
-                message["headers"] = [*headers, *SECURITY_HEADERS, *([] if has_policy else [_POLICY])]
+                unindexed = [_UNINDEXED] if scope["path"].startswith("/shared/") else []
+                message["headers"] = [*headers, *SECURITY_HEADERS, *([] if has_policy else [_POLICY]), *unindexed]
             await send(message)
 
         await self._app(scope, receive, send_with_headers)

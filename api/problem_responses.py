@@ -79,7 +79,8 @@ async def _service_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    items = _one_per_place(map(_item, error.errors()))
+    body = _body_of(request)
+    items = _one_per_place(_item(each, body) for each in error.errors())
     if any(each["type"] == "json_invalid" for each in error.errors()):
         found: ServiceError = MalformedBody(items[0].detail, errors=items)
     else:
@@ -100,7 +101,14 @@ def _one_per_place(items: Iterable[ProblemItem]) -> list[ProblemItem]:
     return list(merged.values())
 
 
-def _item(error: Any) -> ProblemItem:
+def _body_of(request: Request) -> type[BaseModel] | None:
+    """The model of the body that the request's route takes; None if it takes none."""
+    field = getattr(request.scope.get("route"), "body_field", None)
+    found = field and field.field_info.annotation
+    return found if isinstance(found, type) and issubclass(found, BaseModel) else None
+
+
+def _item(error: Any, body: type[BaseModel] | None) -> ProblemItem:
     place, *path = error["loc"]
     detail = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "json_invalid":
@@ -116,14 +124,13 @@ def _item(error: Any) -> ProblemItem:
         # Pydantic's path also contains the tried members of a union (`str`, `list[...]`); a JSON pointer must not.
         keys = [str(each) for each in path if isinstance(each, int) or _is_key(str(each))]
         if error["type"] == "extra_forbidden":
-            detail = _no_such_field(path)
+            detail = _no_such_field(path, body)
         return ProblemItem(pointer="".join(f"/{each}" for each in keys), detail=detail)
     return ProblemItem(parameter=".".join(map(str, path)), detail=detail)
 
 
-# The fields that an object of a request's body may have, by the fields that lead to it.
+# The fields that an object in the body of a new job may have, by the fields that lead to it.
 _OBJECTS: dict[tuple[str, ...], type[BaseModel]] = {
-    (): AttributionRequest,
     ("tokenizer_args",): TokenizerArguments,
     ("segments",): Segment,
     ("messages",): ChatMessage,
@@ -133,9 +140,10 @@ _OBJECTS: dict[tuple[str, ...], type[BaseModel]] = {
 }
 
 
-def _no_such_field(path: list[str | int]) -> str:
+def _no_such_field(path: list[str | int], body: type[BaseModel] | None) -> str:
     name, parents = str(path[-1]), tuple(each for each in path[:-1] if isinstance(each, str) and _is_key(each))
-    known = _OBJECTS[parents].model_fields if parents in _OBJECTS else {}
+    model = (_OBJECTS.get(parents) if body is AttributionRequest else None) if parents else body
+    known = model.model_fields if model else {}
     near = did_you_mean(name, known)
     return f"There is no field {name!r}{near}." + (f" There are: {', '.join(known)}." if known and not near else "")
 

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 
 import httpx
 
+from attribution_schema.webhook import address_of
 from models import AttributionRequest
 from problems import InvalidRequest
 
@@ -42,10 +43,9 @@ class WebhookHosts:
                 "out, and wait for the job or poll it."
             )
         try:
-            # The parser of what sends it, so that the host that is checked is the host that is called.
+            host, port = address_of(url)
             parsed = httpx.URL(url)
-            host, port = parsed.raw_host.decode("ascii").lower(), parsed.port or _PORTS[parsed.scheme]
-        except (httpx.InvalidURL, KeyError, ValueError):
+        except (KeyError, ValueError):
             return _NO_URL
         if parsed.userinfo:
             return _NO_URL

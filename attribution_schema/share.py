@@ -20,6 +20,7 @@ class ShareRequest(BaseModel):
         None,
         ge=1,
         le=10**10,
+        strict=True,
         description="Seconds until the link expires: 7 days by default, and at most what the operator allows.",
     )
 

@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
+import httpx
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, WrapValidator
 
 from attribution_schema.open_enum import OpenEnum, keep_unknown
@@ -47,9 +48,13 @@ WEBHOOK_ENDS: tuple[WebhookEnd, ...] = ("completed", "failed", "cancelled")
 
 
 def address_of(url: str) -> tuple[str, int]:
-    """Return the host in lower case and the port of a webhook's URL."""
-    parts = urlsplit(url)
-    return (parts.hostname or "").lower(), parts.port or _PORTS[parts.scheme.lower()]
+    """Return the host in lower case, as it is called (IDNA), and the port of a webhook's URL. Raises `ValueError`."""
+    # The parser of what sends it, so that the host that is checked and counted is the host that is called.
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(str(error)) from None
+    return parsed.raw_host.decode("ascii").lower(), parsed.port or _PORTS[parsed.scheme]
 
 
 class WebhookStatus(OpenEnum):

@@ -55,6 +55,10 @@ def test_it_is_the_job_that_one_would_write(client, body, sequence, step):
     # The tokenizer would join most candidates of a random model with their neighbours; this one stands by itself.
     other = scored.target[position - 1] if body is CHATS else candidate(scored, position)
     asked = contrast_request(job, result, position, other.token_id, sequence=sequence)
+    told = {"name": "n", "notes": "x", "tags": {"a": "b"}, "webhook": "http://a.b/", "webhook_events": ["failed"]}
+    named = job.model_copy(update={"request": job.request.model_copy(update=told)})
+    again = contrast_request(named, result, position, other.token_id, sequence=sequence)
+    assert again == asked.model_copy(update={"tags": {"a": "b"}})  # neither name, notes nor webhook
     mine, found = finished(client, **asked.model_dump(exclude_defaults=True))
     assert mine.request.engine == job.request.engine
     assert mine.request.attribution_args == job.request.attribution_args
@@ -142,17 +146,20 @@ def test_what_cannot_be_asked(client):
 
 def test_ids_are_checked(server, client):
     ids = [token["token_id"] for token in server.result(server.run(**TEXT))["sequence_attributions"][0]["target"]]
-    pointer_and_detail = {
-        "give either": {"generated_ids": [ids], "generated_text": f"{PROMPT} tea."},
-        "lists": {"generated_ids": [ids, ids]},
-        "/generation_args": {"generated_ids": [ids], "generation_args": {"max_new_tokens": 3}},
-        "either": {"generated_ids": [ids], "attributed_fn": "contrast_prob",
-                   "attributed_fn_args": {"contrast_ids": [ids], "contrast_targets": PROMPT}},
-        "int": {"generated_ids": [[*ids, -1]]},
-    }  # fmt: skip
-    for told, more in pointer_and_detail.items():
-        refusal = server.refusal(**TEXT, **more)
-        assert told in str(refusal["errors"]) or told in refusal["detail"], refusal
+    wrong = [
+        ("", "give either generated_text or generated_ids", {"generated_ids": [ids], "generated_text": f"{PROMPT} tea."}),
+        ("", "generated_ids needs one list per input: 1 inputs, 2 lists", {"generated_ids": [ids, ids]}),
+        ("/generation_args", "", {"generated_ids": [ids], "generation_args": {"max_new_tokens": 3}}),
+        ("/attributed_fn_args/contrast_ids", "Give either contrast_targets or contrast_ids.", {
+            "generated_ids": [ids], "attributed_fn": "contrast_prob",
+            "attributed_fn_args": {"contrast_ids": [ids], "contrast_targets": PROMPT},
+        }),
+        (f"/generated_ids/0/{len(ids)}", "greater than or equal to 0", {"generated_ids": [[*ids, -1]]}),
+    ]  # fmt: skip
+    for pointer, detail, more in wrong:
+        (item,) = server.refusal(**TEXT, **more)["errors"]
+        assert item["pointer"] == pointer, item
+        assert detail in item["detail"], item
     fails = {
         "begin with the input's 10 tokens": {"generated_ids": [ids[1:]]},
         "no token behind the input": {"generated_ids": [ids[:10]]},

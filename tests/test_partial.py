@@ -181,6 +181,11 @@ def test_partial_while_running_and_kept_when_cancelled(server, tmp_path, whole_j
     problem = server.client.get(f"/attribution/jobs/{job_id}/results").json()
     assert problem["type"] == "/problems/no-result"
     assert "?partial=true" in problem["detail"]
+    # Nothing is left of what was expected.
+    assert server.job(job_id)["progress"]["eta_seconds"] is None
+    # A comparison with other jobs takes no unfinished result.
+    refused = server.client.get("/attribution/agreement", params={"jobs": f"{job_id},{whole_job}"}).json()
+    assert refused["detail"] == f"Job {job_id}: The job was cancelled, so it has no result. Submit it again."
     # Inseq loads a partial result.
     (tmp_path / "partial.json").write_bytes(partial_of(server, job_id, format="inseq").content)
     loaded = FeatureAttributionOutput.load(tmp_path / "partial.json")
@@ -193,6 +198,7 @@ def test_partial_is_kept_when_the_time_is_up(server):
     job_id = server.submit(**SLOW | {"n_steps": 1000, "timeout_seconds": 2})
     job = server.wait(job_id)
     assert (job["status"], job["error"]["type"]) == ("failed", "/problems/timed-out")
+    assert job["progress"]["eta_seconds"] is None
     kept = partial_of(server, job_id)
     if job["progress"]["steps_done"] == 0:  # on a slow machine no step was done
         assert kept.status_code == 409

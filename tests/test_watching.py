@@ -61,6 +61,23 @@ def test_every_change_is_an_event_until_the_end(app):
     assert app.app.state.services.watch.watchers == 0
 
 
+def test_a_change_of_name_notes_or_tags_is_an_event(app):
+    submit(app, "hold")
+    waiting = submit(app, "hello", name="one")
+    done, seen = watching(app, waiting)
+    until(seen)
+    changes = [{"name": "two"}, {"notes": "seen"}, {"tags": {"a": "1"}}, {"tags": {"a": "2"}}]
+    for number, change in enumerate(changes, 2):
+        assert app.patch(f"/attribution/jobs/{waiting}", json=change).status_code == 200
+        until(lambda number=number: len(seen()) == number)
+    names = [(job["name"], job["notes"], job["tags"]) for _, _, job in seen()]
+    assert names == [
+        ("one", None, {}), ("two", None, {}), ("two", "seen", {}), ("two", "seen", {"a": "1"}), ("two", "seen", {"a": "2"}),
+    ]  # fmt: skip
+    app.app.state.services.engine.go_on.set()
+    done.result(60)
+
+
 def test_a_stream_resumes_after_the_last_event_that_was_seen(app):
     job_id = submit(app, "hold")
     until_running(app, job_id)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from api.dependencies import OwnerDep, ServicesDep
+from api.documents import missing_result_error
 from api.engine_protocol import AttributionEngineProtocol
 from api.job_agreement import MOST_JOBS, job_agreements
 from api.problem_responses import problem_responses
@@ -19,7 +20,7 @@ from api.result_formats import NEGOTIABLE, SENT, Format, accepted_format, accept
 from api.result_parts import Contents, contents
 from api.services import Services
 from jobs.store.records import JobRecord
-from models import AttributionResult, ComparisonResult, JobAgreements, ViewOptions
+from models import AttributionResult, ComparisonResult, JobAgreements, JobStatus, ViewOptions
 from problems import (
     InvalidRequest,
     JobNotFound,
@@ -157,6 +158,8 @@ async def compare_jobs(
         for job_id in ids:
             record = manager.get(job_id, owner)
             try:
+                if record.status is not JobStatus.COMPLETED:  # an unfinished result cannot be asked for here
+                    raise missing_result_error(record)
                 found = contents(record, manager, store, method=None, partial=False)
             except ServiceError as error:
                 error.detail = f"Job {job_id}: {error.detail}"

@@ -1,13 +1,13 @@
 """Routes of one job for whoever has a link to it, without a key: its document, its result, and a page that shows them.
 
-Read only, and of this job alone. No answer may be indexed by search engines.
+Read only, and of this job alone. No answer may be indexed by search engines: `SecurityHeadersMiddleware` says so.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 
@@ -19,17 +19,9 @@ from api.routes.results import RESULT_RESPONSES, Method, Partial, View, result_r
 from models import SharedJob, ViewOptions
 from problems import InvalidRequest, ShareExpired, ShareNotFound
 
-_UNINDEXED = {"X-Robots-Tag": "noindex, nofollow"}
-
-
-async def _unindexed(response: Response) -> None:
-    response.headers.update(_UNINDEXED)
-
-
 shared = APIRouter(
     prefix="/shared/{token}",
     tags=["sharing"],
-    dependencies=[Depends(_unindexed)],
     responses=problem_responses(ShareNotFound, ShareExpired, InvalidRequest),
 )
 
@@ -42,7 +34,7 @@ async def shared_page(token: str, manager: ManagerDep) -> Response:
         await run_in_threadpool(manager.shared, token)
     except (ShareNotFound, ShareExpired) as error:
         status = int(error.status)
-    return FileResponse(WEB / "index.html", status_code=status, headers=HEADERS | _UNINDEXED)
+    return FileResponse(WEB / "index.html", status_code=status, headers=HEADERS)
 
 
 @shared.get("/job", response_model=SharedJob)
@@ -63,11 +55,9 @@ async def get_shared_results(
     partial: Partial = False,
 ) -> Response:
     """Return the result of the job that a link opens, in any view, as `GET /attribution/jobs/{job_id}/results` does."""
-    response = await result_response(
+    return await result_response(
         lambda: services.manager.shared(token), request, services, options, view, method, partial=partial
     )
-    response.headers.update(_UNINDEXED)
-    return response
 
 
 @shared.get("/aggregators")

@@ -53,6 +53,8 @@ def record(row: Any) -> JobRecord:
     }
     for column in ("started_at", "finished_at", "expired_at"):
         values[column] = read(column, _time_or_none, None)
+    if values["status"].is_terminal:  # nothing is left, of whatever was expected when it stopped
+        values["progress"] = values["progress"].model_copy(update={"eta_seconds": None})
     if faults:
         values["unreadable"] = "; ".join(faults)
         location = f"/attribution/jobs/{values['job_id']}"
