@@ -121,13 +121,13 @@ def test_a_comparison_shows_each_method(client):
 
 def test_a_merge_in_the_client_is_the_servers(client, chat):
     job_id, result = chat
-    for unit in ("words", "messages"):
+    for unit in ("words", "sentences", "lines", "paragraphs", "messages"):
         theirs = client.results(job_id, decode_tokens=True, aggregator=f"sum,{unit}").sequence_attributions[0]
         ax = plot_attribution_heatmap(result, merge=unit, annotate=False)
         expected = np.array(theirs.target_attributions, float)
         visible = expected[~np.isnan(expected).all(axis=1)]
         found = np.ma.filled(ax.collections[0].get_array(), np.nan).reshape(visible.shape)
-        power = np.nanmax(np.abs(visible)) / np.nanmax(np.abs(found))
+        power = 10.0 ** round(np.log10(np.nanmax(np.abs(visible)) / np.nanmax(np.abs(found))))  # the scale's
         np.testing.assert_allclose(found * power, visible, rtol=1e-5, atol=1e-9)
     with pytest.raises(ValueError, match="There is no unit 'verses'"):
         result.show(merge="verses")
