@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from api.allowed_methods import methods_of
 from attribution_schema.did_you_mean import did_you_mean
 from attribution_schema.messages import ChatMessage, TextPart, ToolCall, ToolFunction
-from attribution_schema.spans import Segment
+from attribution_schema.spans import Segment, Span
 from models import MODEL_NAME_PATTERN, AttributionRequest, Problem, ProblemItem, TokenizerArguments
 from problems import (
     PROBLEM_MEDIA_TYPE,
@@ -133,6 +133,7 @@ def _item(error: Any, body: type[BaseModel] | None) -> ProblemItem:
 _OBJECTS: dict[tuple[str, ...], type[BaseModel]] = {
     ("tokenizer_args",): TokenizerArguments,
     ("segments",): Segment,
+    ("spans",): Span,
     ("messages",): ChatMessage,
     ("messages", "content"): TextPart,
     ("messages", "tool_calls"): ToolCall,
