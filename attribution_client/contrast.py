@@ -20,8 +20,9 @@ def contrast_request(
 
     position: of the token in `target` of the result's sequence, which has not been merged by an aggregator.
     candidate: one of the sequence's `candidates` at that token, or the id of any other token. The new job has the same
-    text, token for token, and the arguments of the old one; of a comparison, those of the result's method. Its scores
-    are those of `attributed_fn`: by default the difference of the two tokens' probabilities.
+    text, token for token, and the tags and arguments of the old one, but not its name, notes and webhook; of a
+    comparison, the arguments are those of the result's method. Its scores are those of `attributed_fn`: by default the
+    difference of the two tokens' probabilities.
 
     Raises `ValueError` for a position that was not attributed, for the token that stands there itself, for a result
     whose tokens were merged, and for a job whose request cannot be read.
@@ -53,6 +54,10 @@ def contrast_request(
             "attributed_fn_args": {"contrast_ids": [[*ids[:position], other, *ids[position + 1 :]]]},
             "attr_pos_start": position,
             "attr_pos_end": position + 1,
+            "name": None,
+            "notes": None,
+            "webhook": None,
+            "webhook_events": None,
         }
     )
 

@@ -63,7 +63,9 @@ _WORDS = {
 
 
 class Progress(BaseModel):
-    """The progress of a job. `eta_seconds`: seconds until it ends, those in the queue included."""
+    """The progress of a job. `eta_seconds`: seconds until it ends, those in the queue included; null
+    once it has ended.
+    """
 
     model_config = ConfigDict(frozen=True)
 

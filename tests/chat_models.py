@@ -32,16 +32,31 @@ ZEPHYR = (
     "{{ '<|' + message.role + '|>\n' + message.content + eos_token + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
+# Begins with a system prompt of its own, as Qwen2's, and writes tool calls.
+DEFAULT_PROMPT = (
+    "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nYou help the user.<|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + (message.content or '') }}"
+    "{% for call in message.tool_calls or [] %}{{ '<tool>' + call.function.name + '</tool>' }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Like DeepSeek's: the roles are special tokens of their own, with capitals, and the user's turn has no end.
+CAPITALISED = (
+    "{% for message in messages %}{% if message.role == 'user' %}{{ '<|User|>' + message.content }}"
+    "{% else %}{{ '<|Assistant|>' + message.content + '<|im_end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|Assistant|>' }}{% endif %}"
+)
+_QWEN2 = {"chat-qwen2": CHATML, "chat-default-prompt": DEFAULT_PROMPT, "chat-capitalised": CAPITALISED}
 _SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.25}  # fmt: skip
 
 
 def build(name: str, folder: Path) -> Path:
-    """Write `chat-qwen2`, `chat-llama3`, `chat-zephyr`, or `ends-texts`, whose tokenizer adds EOS, into `folder`."""
-    if name == "chat-qwen2":
+    """Write one of `_QWEN2`, `chat-llama3`, `chat-zephyr`, or `ends-texts`, whose tokenizer adds EOS, into `folder`."""
+    if name in _QWEN2:
         tokenizer = byte_level_tokenizer(320, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-        tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
-        tokenizer.chat_template = CHATML
+        roles = ["<|User|>", "<|Assistant|>"] if name == "chat-capitalised" else []
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", *roles]})
+        tokenizer.chat_template = _QWEN2[name]
         config: type[t.PretrainedConfig] = t.Qwen2Config
         model: type[t.PreTrainedModel] = t.Qwen2ForCausalLM
     elif name in {"chat-zephyr", "ends-texts"}:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import torch
+import transformers
 
 from attribution_client import AttributionClient, AttributionRequest, contrast_request
 from tests import chat_models, families
-from tests.conftest import LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
+from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 
 CHAT = "chat-qwen2"
 MESSAGES = [{"role": "user", "content": "The quick brown"}]
@@ -54,6 +55,10 @@ def test_it_is_the_job_that_one_would_write(client, body, sequence, step):
     # The tokenizer would join most candidates of a random model with their neighbours; this one stands by itself.
     other = scored.target[position - 1] if body is CHATS else candidate(scored, position)
     asked = contrast_request(job, result, position, other.token_id, sequence=sequence)
+    told = {"name": "n", "notes": "x", "tags": {"a": "b"}, "webhook": "http://a.b/", "webhook_events": ["failed"]}
+    named = job.model_copy(update={"request": job.request.model_copy(update=told)})
+    again = contrast_request(named, result, position, other.token_id, sequence=sequence)
+    assert again == asked.model_copy(update={"tags": {"a": "b"}})  # neither name, notes nor webhook
     mine, found = finished(client, **asked.model_dump(exclude_defaults=True))
     assert mine.request.engine == job.request.engine
     assert mine.request.attribution_args == job.request.attribution_args
@@ -141,17 +146,20 @@ def test_what_cannot_be_asked(client):
 
 def test_ids_are_checked(server, client):
     ids = [token["token_id"] for token in server.result(server.run(**TEXT))["sequence_attributions"][0]["target"]]
-    pointer_and_detail = {
-        "give either": {"generated_ids": [ids], "generated_text": f"{PROMPT} tea."},
-        "lists": {"generated_ids": [ids, ids]},
-        "/generation_args": {"generated_ids": [ids], "generation_args": {"max_new_tokens": 3}},
-        "either": {"generated_ids": [ids], "attributed_fn": "contrast_prob",
-                   "attributed_fn_args": {"contrast_ids": [ids], "contrast_targets": PROMPT}},
-        "int": {"generated_ids": [[*ids, -1]]},
-    }  # fmt: skip
-    for told, more in pointer_and_detail.items():
-        refusal = server.refusal(**TEXT, **more)
-        assert told in str(refusal["errors"]) or told in refusal["detail"], refusal
+    wrong = [
+        ("", "give either generated_text or generated_ids", {"generated_ids": [ids], "generated_text": f"{PROMPT} tea."}),
+        ("", "generated_ids needs one list per input: 1 inputs, 2 lists", {"generated_ids": [ids, ids]}),
+        ("/generation_args", "", {"generated_ids": [ids], "generation_args": {"max_new_tokens": 3}}),
+        ("/attributed_fn_args/contrast_ids", "Give either contrast_targets or contrast_ids.", {
+            "generated_ids": [ids], "attributed_fn": "contrast_prob",
+            "attributed_fn_args": {"contrast_ids": [ids], "contrast_targets": PROMPT},
+        }),
+        (f"/generated_ids/0/{len(ids)}", "greater than or equal to 0", {"generated_ids": [[*ids, -1]]}),
+    ]  # fmt: skip
+    for pointer, detail, more in wrong:
+        (item,) = server.refusal(**TEXT, **more)["errors"]
+        assert item["pointer"] == pointer, item
+        assert detail in item["detail"], item
     fails = {
         "begin with the input's 10 tokens": {"generated_ids": [ids[1:]]},
         "no token behind the input": {"generated_ids": [ids[:10]]},
@@ -182,11 +190,11 @@ def test_a_contrast_outside_of_the_tokenizer_has_its_id_for_a_name(server, model
     folder = model_dir / "padded-gpt2"
     if not folder.exists():
         families.build("gpt2", folder)
-        network = AutoModelForCausalLM.from_pretrained(folder)
+        network = transformers.AutoModelForCausalLM.from_pretrained(folder)
         network.resize_token_embeddings(network.config.vocab_size + 40)
         network.save_pretrained(folder)
-    ids = AutoTokenizer.from_pretrained(folder)("The quick brown fox").input_ids
-    other = AutoTokenizer.from_pretrained(folder).vocab_size + 20
+    ids = transformers.AutoTokenizer.from_pretrained(folder)("The quick brown fox").input_ids
+    other = transformers.AutoTokenizer.from_pretrained(folder).vocab_size + 20
     for engine in ("auto", "inseq"):
         result = server.result(
             server.run(
@@ -196,3 +204,80 @@ def test_a_contrast_outside_of_the_tokenizer_has_its_id_for_a_name(server, model
             )
         )  # fmt: skip
         assert result["sequence_attributions"][0]["target"][-1]["token"].startswith(f"<{other}> → ")
+
+
+@pytest.fixture(scope="module")
+def padded(model_dir):
+    """A model whose vocabulary is larger than its tokenizer."""
+    folder = model_dir / "padded"
+    if not folder.exists():
+        torch.manual_seed(0)
+        network = transformers.AutoModelForCausalLM.from_pretrained(BUNDLED / LOOKUP)
+        size = network.get_input_embeddings().weight.shape[0]
+        network.resize_token_embeddings(size + 7, mean_resizing=False)
+        network.save_pretrained(folder)
+        transformers.AutoTokenizer.from_pretrained(BUNDLED / LOOKUP).save_pretrained(folder)
+    return "padded"
+
+
+@pytest.mark.parametrize("engine", ["auto", "inseq"])
+@pytest.mark.parametrize("at", ["contrast", "target"])
+def test_a_token_outside_the_tokenizer_is_named_by_its_id(client, padded, engine, at):
+    body = TEXT | {"model": padded, "engine": engine}
+    job, result = finished(client, **body, generated_text=f"{PROMPT} tea.")
+    (scored,) = result.sequence_attributions
+    position = scored.attr_pos_start
+    own, outside = scored.target[position], 355
+    asked = contrast_request(job, result, position, outside)
+    if at == "target":
+        (theirs,), (ours,) = asked.generated_ids, asked.attributed_fn_args["contrast_ids"]
+        asked = asked.model_copy(update={"generated_ids": [ours], "attributed_fn_args": {"contrast_ids": [theirs]}})
+    _, found = finished(client, **asked.model_dump(exclude_defaults=True))
+    token = found.sequence_attributions[0].target[position]
+    pair = [(f"<{outside}>", f"<{outside}>"), (own.token, own.text)]
+    (that, that_text), (this, this_text) = pair if at == "contrast" else reversed(pair)
+    assert (token.token, token.contrast, token.text) == (f"{that} → {this}", that_text, this_text)
+
+
+def test_the_texts_of_a_contrast_are_those_of_its_ids(client):
+    """Cleaned tokens are not in the vocabulary: their texts cannot be found by their labels."""
+    job, result = finished(client, **TRANSLATION | {"input_text": "a dog"}, clean_special_chars=True)
+    (scored,) = result.sequence_attributions
+    position = scored.attr_pos_start
+    other = candidate(scored, position)
+    _, found = finished(client, **contrast_request(job, result, position, other).model_dump(exclude_defaults=True))
+    token = found.sequence_attributions[0].target[position]
+    assert (token.text, token.contrast) == (scored.target[position].text, other.text)
+
+
+def test_a_contrast_that_is_the_target_is_refused(server):
+    ids = [token["token_id"] for token in server.result(server.run(**TEXT))["sequence_attributions"][0]["target"]]
+    later = [*ids[:-1], ids[0]]  # differs behind the attributed token only
+    for contrast, alignments in ((ids, None), (later, None), (ids, [[[10, 10]]]), (later, [[[10, 10]]])):
+        arguments = {"contrast_ids": [contrast]} | ({"contrast_targets_alignments": alignments} if alignments else {})
+        job = server.wait(server.submit(
+            **TEXT, generated_ids=[ids], attr_pos_start=10, attr_pos_end=11, attributed_fn="contrast_prob_diff",
+            attributed_fn_args=arguments,
+        ))  # fmt: skip
+        assert (job["status"], job["error"]["type"]) == ("failed", "/problems/input-rejected"), job
+        assert "attributed_fn_args: the contrast is the target itself" in job["error"]["detail"]
+
+
+SAME = {
+    "/spans/0/contrast": {"spans": [{"text": " tea", "contrast": " tea"}]},
+    "/choices/2": {"choices": [" tea", " milk", " tea"]},
+}
+
+
+@pytest.mark.parametrize("pointer", SAME)
+def test_a_text_is_not_compared_with_itself(server, pointer):
+    refusal = server.refusal(**TEXT | {"method": "saliency"}, **SAME[pointer])
+    assert [error["pointer"] for error in refusal["errors"]] == [pointer]
+
+
+def test_a_span_is_not_compared_with_its_own_tokens(server):
+    job = server.wait(server.submit(
+        **TEXT, generated_text=f"{PROMPT} tea.", spans=[{"text": "tea", "contrast": " tea"}]
+    ))  # fmt: skip
+    assert (job["status"], job["error"]["type"]) == ("failed", "/problems/input-rejected"), job
+    assert "spans[0].contrast: ' tea' is the span itself" in job["error"]["detail"]

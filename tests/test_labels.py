@@ -17,8 +17,8 @@ from tests import reference
 from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 
 TEXT = {LOOKUP: PROMPT, PHRASEBOOK: SENTENCE}
-TARGET = {LOOKUP: f"{PROMPT} tea. Ben likes milk.", PHRASEBOOK: "le chat rouge voit un chien"}
-OTHER = {LOOKUP: f"{PROMPT} milk. Ben likes tea.", PHRASEBOOK: "le chien rouge voit un chat"}
+TARGET = {LOOKUP: f"{PROMPT} tea. Ben likes milk.", PHRASEBOOK: "il gatto rosso vede un cane"}
+OTHER = {LOOKUP: f"{PROMPT} milk. Ben likes tea.", PHRASEBOOK: "il cane rosso vede un gatto"}
 
 
 @pytest.fixture(scope="module")

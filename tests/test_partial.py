@@ -18,8 +18,8 @@ from tests.reference import assert_same_sequence
 from tests.serving import Server, until
 
 TEXT = {LOOKUP: PROMPT, PHRASEBOOK: SENTENCE}
-TARGET = {LOOKUP: f"{PROMPT} tea. Ben likes milk.", PHRASEBOOK: "le chat rouge voit un chien"}
-OTHER = {LOOKUP: f"{PROMPT} milk. Ben likes tea.", PHRASEBOOK: "le chien rouge voit un chat"}
+TARGET = {LOOKUP: f"{PROMPT} tea. Ben likes milk.", PHRASEBOOK: "il gatto rosso vede un cane"}
+OTHER = {LOOKUP: f"{PROMPT} milk. Ben likes tea.", PHRASEBOOK: "il cane rosso vede un gatto"}
 
 
 @pytest.fixture(scope="module")
@@ -181,11 +181,11 @@ def test_partial_while_running_and_kept_when_cancelled(server, tmp_path, whole_j
     problem = server.client.get(f"/attribution/jobs/{job_id}/results").json()
     assert problem["type"] == "/problems/no-result"
     assert "?partial=true" in problem["detail"]
-    # Jobs are compared by whole results alone.
-    answer = server.client.get("/attribution/agreement", params={"jobs": f"{whole_job},{job_id}"})
-    assert (answer.status_code, answer.json()["detail"]) == (
-        409, f"Job {job_id}: The job was cancelled, so it has no result. Submit it again.",
-    )  # fmt: skip
+    # Nothing is left of what was expected.
+    assert server.job(job_id)["progress"]["eta_seconds"] is None
+    # A comparison with other jobs takes no unfinished result.
+    refused = server.client.get("/attribution/agreement", params={"jobs": f"{job_id},{whole_job}"}).json()
+    assert refused["detail"] == f"Job {job_id}: The job was cancelled, so it has no result. Submit it again."
     # Inseq loads a partial result.
     (tmp_path / "partial.json").write_bytes(partial_of(server, job_id, format="inseq").content)
     loaded = FeatureAttributionOutput.load(tmp_path / "partial.json")
@@ -198,6 +198,7 @@ def test_partial_is_kept_when_the_time_is_up(server):
     job_id = server.submit(**SLOW | {"n_steps": 1000, "timeout_seconds": 2})
     job = server.wait(job_id)
     assert (job["status"], job["error"]["type"]) == ("failed", "/problems/timed-out")
+    assert job["progress"]["eta_seconds"] is None
     kept = partial_of(server, job_id)
     if job["progress"]["steps_done"] == 0:  # on a slow machine no step was done
         assert kept.status_code == 409

@@ -23,6 +23,10 @@ REFUSED = {
     "unknown attributed_fn": ({**GOOD, "attributed_fn": "logits"}, "/attributed_fn", "did you mean 'logit'"),
     "unknown field": ({**GOOD, "metod": "saliency"}, "/metod", "no field 'metod' (did you mean 'method'?)"),
     "field that is like none": ({**GOOD, "zzz": 1}, "/zzz", "There is no field 'zzz'. There are: model, methods, method,"),
+    "field of a span": (
+        {**GOOD, "spans": [{"text": "a", "colour": "red"}]}, "/spans/0/colour",
+        "There is no field 'colour'. There are: name, start, end",
+    ),
     "field named by digits": ({**GOOD, "123": 1}, "/123", "There is no field '123'."),
     "unknown field of a message": (
         {**CHAT, "messages": [{"rol": "user", "content": "x"}]}, "/messages/0/rol", "did you mean 'role'"

@@ -212,12 +212,17 @@ def test_a_job_is_named_at_submission_or_later(app):
         ({"name": "x" * 201}, "/name"),
         ({"notes": 7}, "/notes"),
         ({"tags": {"a b": "x"}}, "/tags/a b"),
-        ({"model": "other"}, "/model"),
         ({"tags": {str(index): "" for index in range(17)}}, "/tags"),
     ):
         answer = app.patch(path, json=wrong)
         assert answer.status_code == 422, wrong
         assert answer.json()["errors"][0]["pointer"].startswith(pointer), answer.text
+    for wrong, detail in (
+        ({"model": "other"}, "There is no field 'model'. There are: name, notes, tags."),
+        ({"note": "x"}, "There is no field 'note' (did you mean 'notes'?)."),
+    ):
+        (item,) = app.patch(path, json=wrong).json()["errors"]
+        assert (item["pointer"], item["detail"]) == (f"/{next(iter(wrong))}", detail)
     assert app.patch(path, content='{"name": "\\ud800"}', headers=merge_patch).status_code == 422
     assert app.patch("/attribution/jobs/none", json={"name": "x"}).status_code == 404
     assert app.post("/attribution/jobs", content="{}", headers=merge_patch).status_code == 415
@@ -245,6 +250,14 @@ def test_names_do_not_change_what_is_reused(app):
     key = {"Idempotency-Key": "k"}
     assert app.post("/attribution/jobs", json=body("hello", name="one"), headers=key).status_code == 202
     assert app.post("/attribution/jobs", json=body("hello", name="two"), headers=key).status_code == 422  # as tags do
+
+
+@pytest.mark.parametrize("action", ["cancel", "delete"])
+def test_an_unknown_field_is_answered_with_those_of_its_own_body(app, action):
+    answer = app.post(f"/attribution/jobs/{action}", json={"job_ids": ["x"], "model": "m"})
+    assert [(each["pointer"], each["detail"]) for each in answer.json()["errors"]] == [
+        ("/model", "There is no field 'model'. There are: job_ids.")
+    ]
 
 
 def outcomes(answer):

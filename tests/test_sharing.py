@@ -53,7 +53,8 @@ def test_a_link_opens_one_job_without_a_key_and_nothing_else(keyed, capfd):
     token = link.removeprefix("/shared/")
     assert re.fullmatch(r"[\w-]{43}", token)  # 256 bits
     shown = client.get(f"{link}/job")
-    assert shown.headers["x-robots-tag"] == "noindex, nofollow"
+    assert shown.headers.get_list("x-robots-tag") == ["noindex, nofollow"]
+    assert "x-robots-tag" not in client.get("/").headers
     assert shown.headers["referrer-policy"] == "no-referrer"
     document = shown.json()
     assert document["request"] == job["request"] | {"tags": {}}
@@ -131,17 +132,21 @@ def test_what_cannot_be_shared_is_refused(keyed):
     client, ann, _, _ = keyed
     job_id = client.post("/attribution/jobs", json=body("x"), headers=ann).json()["job_id"]
     path = f"/attribution/jobs/{job_id}/shares"
-    for asked in ({"expires_in_seconds": 30 * DAY + 1}, {"expires_in_seconds": 0}, {"expires_in": 5}):
+    wrong = [{"expires_in_seconds": each} for each in (30 * DAY + 1, 0, True, "60", 60.0)]
+    for asked in (*wrong, {"expires_in": 5}):
         answer = client.post(path, json=asked, headers=ann)
         assert refusal(answer) == (422, "invalid-request")
         assert answer.json()["errors"][0]["pointer"] == f"/{next(iter(asked))}"
+    assert "did you mean 'expires_in_seconds'?" in answer.json()["errors"][0]["detail"]
     for _ in range(100):
         share(client, job_id, ann)
     answer = client.post(path, json={}, headers=ann)
     assert refusal(answer) == (422, "invalid-request")
     assert "Revoke one" in answer.json()["detail"]
     for token in ("x", "A" * 43, "%00", "%F0%9F%A6%86", "..%2f..", "a" * 3000):
-        assert refusal(client.get(f"/shared/{token}/job"))[0] == 404, token
+        answer = client.get(f"/shared/{token}/job")
+        assert refusal(answer)[0] == 404, token
+        assert answer.headers.get_list("x-robots-tag") == ["noindex, nofollow"], token
 
 
 def test_links_work_without_keys_and_can_be_switched_off(tmp_path):
@@ -220,7 +225,12 @@ def test_a_failure_behind_a_link_does_not_log_its_token(keyed, monkeypatch, capf
         raise ZeroDivisionError
 
     monkeypatch.setattr(client.app.state.services.engine, "aggregators", fail)
-    assert refusal(client.get(f"{link}/aggregators")) == (500, "internal-error")
+    failed = client.get(f"{link}/aggregators")
+    assert refusal(failed) == (500, "internal-error")
+    refused = client.get(f"{link}/results", params={"format": "none"})
+    assert refused.status_code == 422
+    for answer in (failed, refused, client.get(f"{link}/nothing")):
+        assert answer.headers.get_list("x-robots-tag") == ["noindex, nofollow"]
     logged = capfd.readouterr().out
     assert "path=/shared/…/aggregators" in logged
     assert link.removeprefix("/shared/") not in logged

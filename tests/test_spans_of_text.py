@@ -34,6 +34,8 @@ def found(**selection):
         ({"after": "<think>"}, (3, 11)),
         ({"between": ["<think>", "</think>"]}, (3, 7)),
         ({"between": [" One", "."]}, (4, 6)),
+        ({"after": "<think> One"}, (4, 11)),  # begins in the prompt
+        ({"between": ["k> One and", "."]}, (5, 6)),
         ({"text": ".", "occurrence": -1}, (10, 11)),
         ({"characters": [0, 4]}, (3, 4)),
         ({}, (3, 11)),
@@ -44,6 +46,17 @@ def test_a_part_is_found(selection, tokens):
     assert span == tokens
     assert text == "".join(TOKENS[slice(*tokens)])
     assert warnings == []
+
+
+def test_a_marker_that_ends_the_prompt_selects_from_the_beginning():
+    """Blanks and special tokens may stand between it and the text, words may not."""
+    notes = [{"text": each} for each in ["Q", ": A", ":", " ", "x"]]
+    notes.insert(4, {"text": "<s>", "special": True})
+    for first, marker in ((5, "A:"), (5, ":"), (5, " A: "), (4, ": ")):
+        text = SelectableText(notes, first, len(notes), "the generated text")
+        assert text.find(TextSelection(after=marker), "spans[0]", []).start == first
+    with pytest.raises(InputRejected, match="only before it"):
+        SelectableText(notes, 5, len(notes), "the generated text").find(TextSelection(after="Q:"), "spans[0]", [])
 
 
 def test_what_is_not_exact_is_said():
@@ -65,6 +78,9 @@ def test_what_is_not_exact_is_said():
         ({"characters": [3, 99]}, "ends at character 99, and the generated text has 31"),
         ({"text": ".", "occurrence": 2}, "'.' occurs 2 times; there is no occurrence 2"),
         ({"after": "<end>"}, "selects nothing"),
+        ({"after": "Why"}, "'Why' does not occur in the generated text, only before it, with other text behind it"),
+        ({"between": ["?<", "</think>"]}, "only before it, with other text behind it"),
+        ({"after": "<think>", "occurrence": 0}, "only before it"),  # occurrences are those in the text
     ],
 )
 def test_what_is_not_there_is_refused(selection, reason):

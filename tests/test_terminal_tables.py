@@ -244,6 +244,21 @@ def test_jobs_fit_a_narrow_terminal(slow):
     assert lines[3].endswith("…")
 
 
+def test_jobs_are_found_by_words_and_shown_with_their_names(slow):
+    with AttributionClient(slow.url) as client:
+        named = client.submit(model="m", method="saliency", input_text="hello", name="zebra first", tags={"zoo": "1"})
+        other = client.submit(model="m", method="saliency", input_text="hello zebra", tags={"zoo": "1"})
+        client.submit(model="m", method="saliency", input_text="hello", tags={"zoo": "1"})
+    head, *lines = run(slow, "jobs", "--search", "zeb", COLUMNS="200").stdout.splitlines()
+    assert head.split()[:3] == ["job", "name", "status"]
+    assert [line.split()[0] for line in lines] == [other.job_id, named.job_id]
+    assert lines[1].split()[1:3] == ["zebra", "first"]
+    narrow = run(slow, "jobs", "--search", "zebra first", COLUMNS="80").stdout.splitlines()
+    assert narrow[1] == "    zebra first: saliency of m: hello"
+    unnamed = run(slow, "jobs", "--search", "hello zebra", "--limit", "1", COLUMNS="200").stdout.splitlines()
+    assert unnamed[0].split()[:2] == ["job", "status"]
+
+
 def test_help_has_sections_and_examples_that_run(server):
     printed = run(server, "attribute", "--help", COLUMNS="80").stdout
     assert all(cell_len(line) <= 80 for line in printed.splitlines())

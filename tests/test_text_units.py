@@ -306,7 +306,7 @@ MESSAGES = [
 def turn_texts(tokens):
     found = {}
     for token in tokens:
-        found.setdefault((token["turn"], token["role"]), []).append(token["text"])
+        found.setdefault((token.get("turn"), token.get("role")), []).append(token["text"])
     return {turn: "".join(texts) for turn, texts in found.items()}
 
 
@@ -431,3 +431,48 @@ def test_what_a_template_says_by_itself_is_no_words_of_the_first_message():
         special[7:],
     )
     assert {each.number for each in alone.of_tokens} == {0, 1}
+
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+# For each conversation: the turns, each with its number and its role; a template's own system prompt comes before them.
+OTHER_TURNS = {
+    "a default system prompt": ("chat-default-prompt", [("user", "Hi")], {
+        (-1, "system"): "<|im_start|>system\nYou help the user.<|im_end|>\n",
+        (0, "user"): "<|im_start|>user\nHi<|im_end|>\n",
+        (1, "assistant"): "<|im_start|>assistant\n fox",
+    }),
+    "a tool call": ("chat-default-prompt", [("system", "Add"), ("user", "Sum?"), ("assistant", None), ("tool", "3")], {
+        (0, "system"): "<|im_start|>system\nAdd<|im_end|>\n",
+        (1, "user"): "<|im_start|>user\nSum?<|im_end|>\n",
+        (2, "assistant"): "<|im_start|>assistant\n<tool>add</tool><|im_end|>\n",
+        (3, "tool"): "<|im_start|>tool\n3<|im_end|>\n",
+        (4, "assistant"): "<|im_start|>assistant\n fox",
+    }),
+    "no content": ("chat-default-prompt", [("system", ""), ("user", "Sum?"), ("assistant", ""), ("user", "Ok")], {
+        (0, "system"): "<|im_start|>system\n<|im_end|>\n",
+        (1, "user"): "<|im_start|>user\nSum?<|im_end|>\n",
+        (2, "assistant"): "<|im_start|>assistant\n<|im_end|>\n",
+        (3, "user"): "<|im_start|>user\nOk<|im_end|>\n",
+        (4, "assistant"): "<|im_start|>assistant\n fox",
+    }),
+    "a capitalised role": ("chat-capitalised", [("user", "Hi"), ("assistant", "Yo"), ("user", "Ok")], {
+        (0, "user"): "<|User|>Hi",
+        (1, "assistant"): "<|Assistant|>Yo<|im_end|>",
+        (2, "user"): "<|User|>Ok",
+        (3, "assistant"): "<|Assistant|> fox",
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OTHER_TURNS)
+def test_a_turn_is_found_in_every_template(server, model_dir, case):
+    name, said, expected = OTHER_TURNS[case]
+    if not (folder := model_dir / name).exists():
+        chat_models.build(name, folder)
+    messages = [
+        {"role": role, "content": content} | ({"tool_calls": [CALL]} if content is None else {})
+        for role, content in said
+    ]
+    job_id = server.run(model=name, method="saliency", messages=messages, generated_text=" fox")
+    (sequence,) = server.result(job_id, decode_tokens=True)["sequence_attributions"]
+    assert turn_texts(sequence["target"]) == expected

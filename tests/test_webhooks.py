@@ -16,6 +16,7 @@ import pytest
 from api.webhook_hosts import WebhookHosts
 from attribution_client import WebhookRejected, verify_webhook
 from attribution_schema.webhook import signatures
+from jobs.store.webhook_address import address_of
 from settings import Settings
 from tests.fake_engine import body, ended, in_process, submit, until_running
 from tests.receiver import SECRET, receiving
@@ -277,6 +278,23 @@ HOSTS = ["hooks.example.com", "*.intern:8443", "[::1]:*", "10.0.0.?:9000"]
 def test_only_allowed_hosts_are_called(url, is_allowed):
     assert (WebhookHosts(HOSTS).refusal(url) is None) is is_allowed
     assert WebhookHosts([]).refusal(url) is not None
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("http://127\u30020\u30020\u30021:1/x", ("127.0.0.1", 1)),  # other full stops
+        ("https://B\u00dcCHER.example/x", ("xn--bcher-kva.example", 443)),
+        ("https://xn--bcher-kva.example/x", ("xn--bcher-kva.example", 443)),
+        ("HTTP://Hooks.Example.com/x", ("hooks.example.com", 80)),
+        ("http://[::1]:9/x", ("::1", 9)),
+    ],
+)
+def test_the_host_of_a_delivery_is_the_host_that_is_called(url, address):
+    assert address_of(url) == address
+    host, port = address
+    shown = f"[{host}]" if ":" in host else host
+    assert WebhookHosts([f"{shown}:{port}"]).refusal(url) is None
 
 
 REFUSED = {

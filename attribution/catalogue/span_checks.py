@@ -57,6 +57,7 @@ def span_errors(request: AttributionRequest, method: Method) -> Iterator[Problem
             "/attribution_args/return_convergence_delta",
             "info.convergence has the same numbers: leave out return_convergence_delta.",
         )
+    yield from _same_texts(request)
     if _has_contrast(request) and method.traits.is_random:
         yield _at(
             "/method",
@@ -90,6 +91,17 @@ def _trace_by_span_errors(request: AttributionRequest, method: Method) -> Iterat
         yield _at("/step_scores", "The hops of a trace have no step scores: leave them out.")
     if request.attribution_args.get("n_steps") == "auto":
         yield _at("/n_steps", "A trace by spans needs a number of steps.")
+
+
+def _same_texts(request: AttributionRequest) -> Iterator[ProblemItem]:
+    """Yield an error for each text that is compared with itself."""
+    for index, span in enumerate(request.spans or ()):
+        if span.contrast is not None and span.contrast == span.text:
+            yield _at(f"/spans/{index}/contrast", "This is the span itself. Give another text.")
+    choices = request.choices or []
+    for index, words in enumerate(choices):
+        if words in choices[:index]:
+            yield _at(f"/choices/{index}", f"This is choice {choices.index(words)} again. Leave it out.")
 
 
 def _has_contrast(request: AttributionRequest) -> bool:

@@ -11,6 +11,7 @@ from inseq.models import HuggingfaceModel
 
 from attribution.catalogue import next_token
 from attribution.text import readable_tokens
+from attribution.text.step_labels import named_tokens
 
 # For each generated token of a sequence its candidates, see `attribution_schema.result.Candidate`.
 SequenceCandidates = list[list[dict[str, Any]]]
@@ -47,9 +48,7 @@ class CandidateNotes:
 
     def _named(self, token_id: int) -> dict[str, Any]:
         tokenizer = self._model.tokenizer
-        token = tokenizer.convert_ids_to_tokens(token_id)
-        if token is None:  # a vocabulary may be larger than its tokenizer
-            return {"token": f"<{token_id}>", "text": f"<{token_id}>"}
+        (token,) = named_tokens(tokenizer.convert_ids_to_tokens([token_id]), [token_id])
         (text,), _ = readable_tokens.readable_texts(tokenizer, [token_id])
         (shown,) = self._model.clean_tokens([token]) if self._clean else (token,)
         return {"token": str(shown), "text": text}

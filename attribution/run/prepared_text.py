@@ -130,7 +130,7 @@ class TextReader:
         text = Text(prompt, forced, target, first, end)
         contrasts = ContrastReader(request, loaded, text, self.ledger, self.warnings, self.sandbox)
         contrast = contrasts.arguments(index)
-        text = replace(text, contrasts=contrasts.encodings)
+        text = replace(text, contrasts=contrasts.encodings, contrast_ids=contrasts.paired)
         notes, alternatives = token_notes.of_text(loaded.model, text), list[Alternative]()
         parts = parts_of(request, prompt, notes["source"], self.warnings)
         if request.attributes_spans:

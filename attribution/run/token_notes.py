@@ -24,11 +24,23 @@ def of_text(model: HuggingfaceModel, text: Text) -> SideNotes:
     prompt = (text.prompt.from_template, text.prompt.turns)
     if model.is_encoder_decoder:
         source = readable_tokens.annotate(model.tokenizer, _tokens(text.source), *prompt)
-        return {"source": source, "target": readable_tokens.annotate(model.tokenizer, _tokens(text.target))}
+        target = readable_tokens.annotate(model.tokenizer, _tokens(text.target))
+        _add_contrasts(model, text, target)
+        return {"source": source, "target": target}
     target = readable_tokens.annotate(model.tokenizer, _tokens(text.target), *prompt)
     for note in target[: text.source.input_ids.shape[1]]:
         note["prompt"] = True
+    _add_contrasts(model, text, target)
     return {"source": target, "target": target}
+
+
+def _add_contrasts(model: HuggingfaceModel, text: Text, notes: list[Note]) -> None:
+    """Add the text of its `contrast` to the note of each target token that has another one."""
+    ids = text.target.input_ids[0].tolist()
+    others = {position: index for position, index in text.contrast_ids.items() if ids[position] != index}
+    texts = {index: readable_tokens.readable_texts(model.tokenizer, [index])[0][0] for index in set(others.values())}
+    for position, index in others.items():
+        notes[position]["contrast"] = texts[index]
 
 
 def with_spans(known: SideNotes, spans: Sequence[TokenSpan]) -> SideNotes:
@@ -49,15 +61,8 @@ def of_result(
         places = _places_of(shown, ids)
         if places is None:
             notes[side] = readable_tokens.annotate(model.tokenizer, shown)
-            continue
-        notes[side] = [known[side][place] for place in places]
-        labelled = [at for at, each in enumerate(shown) if not readable_tokens.is_id(each.id)]
-        found = readable_tokens.annotate(model.tokenizer, [shown[at] for at in labelled])
-        for at, label in zip(labelled, found, strict=True):
-            if "span" not in notes[side][at]:  # a contrast's, in the place of the text's own token
-                notes[side][at] = notes[side][at] | {
-                    name: label[name] for name in ("label", "contrast") if name in label
-                }
+        else:
+            notes[side] = _of_labels([known[side][place] for place in places], shown)
     return notes
 
 
@@ -83,14 +88,20 @@ def of_partial_result(known: SideNotes, sequence: FeatureAttributionSequenceOutp
 
 
 def _of_labels(notes: list[Note], tokens: list[TokenWithId]) -> list[Note]:
-    """The notes of these tokens; a contrast's "that → this" has no id."""
-    return [
-        note if readable_tokens.is_id(token.id) else note | {"label": True} | _contrast_of(token.token)
-        for note, token in zip(notes, tokens, strict=False)
-    ]
+    """The notes of these tokens; a contrast's "that → this" has no id. Needs no tokenizer."""
+    return [_of_label(*each) for each in zip(notes, tokens, strict=False)]
+
+
+def _of_label(note: Note, token: TokenWithId) -> Note:
+    if "span" in note:
+        return note
+    if readable_tokens.is_id(token.id):
+        return {name: value for name, value in note.items() if name != "contrast"}
+    return _contrast_of(token.token) | note | {"label": True}
 
 
 def _contrast_of(label: str) -> Note:
+    """The contrast's text as its label has it: for a position that the request pairs with none, so that Inseq did."""
     contrast, found, _ = label.partition(readable_tokens.CONTRAST)
     return {"contrast": readable_tokens.without_marks(contrast)} if found else {}
 

@@ -41,6 +41,7 @@ class ContrastReader:
     warnings: list[str]
     sandbox: TextSandbox
     encodings: dict[str, BatchEncoding] = field(default_factory=dict)  # see `Encodings`
+    paired: dict[int, int] = field(default_factory=dict)  # see `Text.contrast_ids`; of the contrast in Inseq's labels
 
     def arguments(self, index: int) -> dict[str, Arguments]:
         """The `attributed_fn_args` and `step_scores_args` for text number `index`.
@@ -69,21 +70,33 @@ class ContrastReader:
         if alignments is not None and len(alignments) != request.count:
             raise InputRejected(f"{name}.contrast_targets_alignments needs one list per input ({request.count}).")
         if contrast := arguments.get("contrast_targets"):
-            length, first = self._measured(contrast)
             given = None if alignments is None else [(pair[0], pair[1]) for pair in alignments[index]]
-            arguments["contrast_targets_alignments"] = self._pairs(name, length, given)
-            if given is not None:
-                runs_contrast = name == "step_scores_args" or arguments.get("contrast_force_inputs")
-                self._check_context(f"{name}.contrast_targets_alignments", given, max(first, int(bool(runs_contrast))))
+            arguments["contrast_targets_alignments"] = self._paired_with(name, arguments, contrast, given)
         return arguments
 
-    def _measured(self, contrast: str) -> tuple[int, int]:
-        """The number of a contrast's tokens, and the position of the first that can be compared: behind messages the
+    def _paired_with(self, name: str, arguments: Arguments, contrast: str, given: Pairs | None) -> list[Pairs] | None:
+        """The contrast's pairs with the target; `given` are those of the request."""
+        ids, first = self._read(contrast)
+        if not arguments.get("contrast_sources") and self._is_target(ids, given):
+            raise InputRejected(
+                f"{name}: the contrast is the target itself: no attributed token, and none before it, differs. Give a "
+                "contrast with another token."
+            )
+        pairs = self._pairs(name, len(ids), given)
+        if not self.paired:
+            self.paired.update(self._nearest(ids, given))
+        if given is not None:
+            runs_contrast = name == "step_scores_args" or arguments.get("contrast_force_inputs")
+            self._check_context(f"{name}.contrast_targets_alignments", given, max(first, int(bool(runs_contrast))))
+        return pairs
+
+    def _read(self, contrast: str) -> tuple[list[int], int]:
+        """The ids of a contrast, and the position of the first that can be compared: behind messages the
         reply's, in a decoder the one behind its start token, otherwise 0.
         """
         model, prompt = self.loaded.model, self.text.prompt
         if contrast.startswith(_IDS) and contrast in self.encodings:
-            return int(self.encodings[contrast].input_ids.shape[1]), int(model.is_encoder_decoder)
+            return self.encodings[contrast].input_ids[0].tolist(), int(model.is_encoder_decoder)
         if model.is_encoder_decoder:
             check_target_language(model.tokenizer)
         if self.request.conversations is None or model.is_encoder_decoder:
@@ -92,12 +105,26 @@ class ContrastReader:
                 as_targets=model.is_encoder_decoder,
                 add_special_tokens=not self.request.skip_special_tokens,
             )
-            return int(encoded.input_ids.shape[1]), int(model.is_encoder_decoder)
+            return encoded.input_ids[0].tolist(), int(model.is_encoder_decoder)
         is_reply = contrast.startswith(prompt.text) or not _begins_as(self.loaded, prompt, contrast)
         if contrast not in self.encodings:
             self.encodings[contrast] = self._reply(contrast) if is_reply else self._other_conversation(contrast)
         first = prompt.encoding.input_ids.shape[1] if is_reply else 0
-        return int(self.encodings[contrast].input_ids.shape[1]), int(first)
+        return self.encodings[contrast].input_ids[0].tolist(), int(first)
+
+    def _nearest(self, ids: list[int], given: Pairs | None) -> dict[int, int]:
+        """The contrast's id for each target position that has a pair: as in the labels, its first one."""
+        ours = int(self.text.target.input_ids.shape[1])
+        pairs = zip(range(ours), range(len(ids)), strict=False) if given is None else given
+        return {position: ids[other] for position, other in sorted(pairs, reverse=True)}
+
+    def _is_target(self, ids: list[int], given: Pairs | None) -> bool:
+        """Whether each attributed token, and all before it, are those of the contrast."""
+        ours = self.text.target.input_ids[0].tolist()
+        if given is None:
+            return len(ids) == len(ours) and ids[: self.text.end] == ours[: self.text.end]
+        pairs = [pair for pair in given if pair[0] in range(self.text.first, self.text.end)]
+        return all(ours[: mine + 1] == ids[: theirs + 1] for mine, theirs in pairs)
 
     def _of_ids(self, name: str, ids: list[int]) -> str:
         """The text that stands for a contrast of these ids, wherever Inseq encodes it."""

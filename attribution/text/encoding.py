@@ -18,6 +18,7 @@ from attribution.text import chat, continuation
 from attribution.text.languages import check_target_language
 from attribution.text.sandbox import TextSandbox
 from attribution.text.spans import TokenSpan, TracePlan
+from attribution.text.step_labels import named_tokens
 from attribution.text.turns import Turns
 from models import AttributionRequest
 from problems import InputRejected
@@ -51,6 +52,7 @@ class Text:
     first: int  # first target position that is attributed
     end: int  # the position behind the last one
     contrasts: Mapping[str, BatchEncoding] = field(default_factory=dict)  # that are not encoded as Inseq would
+    contrast_ids: Mapping[int, int] = field(default_factory=dict)  # by the target position with which each is paired
     spans: tuple[TokenSpan, ...] = ()  # of the target, to attribute in place of its tokens
     trace: TracePlan | None = None  # whose hops the spans are
 
@@ -298,12 +300,8 @@ def from_ids(
     return BatchEncoding(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        # A vocabulary may be larger than its tokenizer.
         input_tokens=[
-            [f"<{index}>" if token is None else token for token, index in zip(tokens, row, strict=True)]
-            for tokens, row in zip(
-                model.convert_ids_to_tokens(ids, skip_special_tokens=False), ids.tolist(), strict=True
-            )
+            named_tokens(model.convert_ids_to_tokens(row, skip_special_tokens=False), row.tolist()) for row in ids
         ],
         baseline_ids=baseline,
     )

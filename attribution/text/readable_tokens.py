@@ -12,6 +12,7 @@ from typing import Any
 from inseq.utils.typing import TokenWithId
 from transformers import PreTrainedTokenizerBase
 
+from attribution.text.step_labels import named_tokens
 from attribution.text.turns import Turns
 
 Note = dict[str, Any]  # of one token, see `annotate`
@@ -23,14 +24,20 @@ _LONGEST_CHARACTER = 4  # a character has at most four bytes, and so at most fou
 
 
 def readable_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[list[str], list[int]]:
-    """Each id as text, and the positions that continue a character of the token before, whose text they have too."""
-    raw = [str(each) for each in tokenizer.convert_ids_to_tokens([int(each) for each in ids])]
+    """Each id as text, and the positions that continue a character of the token before, whose text they have too.
+
+    The text of an id that the tokenizer does not have is its name, as in the labels.
+    """
+    known = tokenizer.convert_ids_to_tokens([int(each) for each in ids])
+    raw = named_tokens(known, ids)
     alone = _decoded(tokenizer, [ids[index : index + 1] for index in range(len(ids))])
     texts: list[str] = []
     continues: list[int] = []
     while len(texts) < len(ids):
         first = len(texts)
         texts.append(raw[first])  # bytes that are no character stay as they are in the vocabulary
+        if known[first] is None:
+            continue
         for end in range(first + 1, min(first + _LONGEST_CHARACTER, len(ids)) + 1):
             text = alone[first] if end == first + 1 else _decoded(tokenizer, [ids[first:end]])[0]
             if text.count(_UNREADABLE) == _written_replacements("".join(raw[first:end])):

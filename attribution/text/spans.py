@@ -134,18 +134,37 @@ class SelectableText:
         return sum(len(_piece(note)) for note in notes)
 
     def _behind(self, marker: str, selection: TextSelection, where: str, warnings: list[str]) -> int:
-        """The offset behind a marker; 0 where it stands before the text, as where a template opens a thought."""
+        """The offset behind a marker, which may begin before the text; 0 where it ends right before it, as where a
+        template opens a thought.
+        """
         before = "".join(_piece(note) for note in self.notes[: self.first])
-        if selection.occurrence is None and marker not in self.text and marker in before:
-            return 0
-        return self._place(marker, selection, where, warnings) + len(marker)
+        reach = min(len(marker) - 1, len(before))
+        places = [place - reach for place in _places(marker, before[len(before) - reach :] + self.text)]
+        if not places and marker in before:
+            if selection.occurrence is None and self._is_last_before(before.rindex(marker) + len(marker)):
+                return 0
+            raise InputRejected(
+                f"{where}: {_shown(marker)} does not occur in {self.what}, only before it, with other text behind it."
+            )
+        return self._chosen(places, marker, selection, where, warnings) + len(marker)
+
+    def _is_last_before(self, offset: int) -> bool:
+        """Whether only blanks and special tokens stand between this offset in the tokens before and the text."""
+        end = 0
+        for note in self.notes[: self.first]:
+            start, end = end, end + len(_piece(note))
+            is_apart = bool(note.get("special")) and start >= offset
+            if end > offset and not is_apart and _piece(note)[max(offset - start, 0) :].strip():
+                return False
+        return True
 
     def _place(self, wanted: str, selection: TextSelection, where: str, warnings: list[str]) -> int:
-        places = []
-        place = self.text.find(wanted)
-        while place >= 0:
-            places.append(place)
-            place = self.text.find(wanted, place + 1)
+        return self._chosen(_places(wanted, self.text), wanted, selection, where, warnings)
+
+    def _chosen(
+        self, places: Sequence[int], wanted: str, selection: TextSelection, where: str, warnings: list[str]
+    ) -> int:
+        """That of the places of a text which the selection means."""
         if not places:
             raise InputRejected(
                 f"{where}: {_shown(wanted)} does not occur in {self.what}, which is {_shown(self.text)}."
@@ -173,6 +192,16 @@ class SelectableText:
         while self.first + end < self.end and "continues" in self.notes[self.first + end]:
             end += 1  # the other bytes of its last character
         return self.first + start, self.first + end
+
+
+def _places(wanted: str, text: str) -> list[int]:
+    """The offsets at which a text occurs in another."""
+    places = []
+    place = text.find(wanted)
+    while place >= 0:
+        places.append(place)
+        place = text.find(wanted, place + 1)
+    return places
 
 
 def _piece(note: Mapping[str, Any]) -> str:

@@ -39,6 +39,13 @@ def labels(
     return found
 
 
+def named_tokens(tokens: Sequence[str | None], ids: Sequence[int]) -> list[str]:
+    """The tokens of ids, named by their id where the model's vocabulary is larger than its tokenizer's."""
+    if None not in tokens:
+        return [str(each) for each in tokens]
+    return [f"<{index}>" if token is None else token for token, index in zip(tokens, ids, strict=True)]
+
+
 class StepLabels:
     """The labels of one text's steps, made once and shared by them."""
 
@@ -65,11 +72,11 @@ class StepLabels:
 
 @contextmanager
 def labelled_once(model: HuggingfaceModel) -> Iterator[None]:
-    """Within the block, the model labels texts by `labels`, and cleans equal tokens once.
+    """Within the block, the model labels texts by `labels`, cleans equal tokens once, and names ids without a token.
 
     The caller holds the model's lock. Blocks must not be nested: the inner one would end the outer one's labels.
     """
-    clean = model.clean_tokens
+    clean, convert = model.clean_tokens, model.convert_ids_to_tokens
     known: dict[Any, Any] = {}
 
     def get_token_with_ids(
@@ -94,10 +101,10 @@ def labelled_once(model: HuggingfaceModel) -> Iterator[None]:
         # A new object for each position: `readable_tokens` identifies positions by their label objects.
         return TokenWithId(known[key].token, token.id) if is_label else known[key]
 
-    convert = model.convert_ids_to_tokens
-
-    def convert_ids_to_tokens(ids: Any, *more: Any, **named: Any) -> Any:
-        return _named(convert(ids, *more, **named), ids.tolist() if isinstance(ids, torch.Tensor) else ids)
+    def convert_ids_to_tokens(ids: torch.Tensor, *more: Any, **named: Any) -> Any:
+        if ids.ndim > 1:
+            return [convert_ids_to_tokens(each, *more, **named) for each in ids]
+        return named_tokens(convert(ids, *more, **named), ids.view(-1).tolist())
 
     model.get_token_with_ids, model.clean_tokens = get_token_with_ids, clean_tokens
     model.convert_ids_to_tokens = convert_ids_to_tokens
@@ -105,14 +112,3 @@ def labelled_once(model: HuggingfaceModel) -> Iterator[None]:
         yield
     finally:
         del model.get_token_with_ids, model.clean_tokens, model.convert_ids_to_tokens
-
-
-def _named(tokens: Any, ids: Any) -> Any:
-    """Tokens in nested lists, with the id in place of one that the tokenizer does not have: a vocabulary may be larger
-    than its tokenizer.
-    """
-    if tokens is None:
-        return f"<{ids}>"
-    if not isinstance(tokens, list) or not isinstance(ids, list) or len(tokens) != len(ids):
-        return tokens
-    return [_named(*each) for each in zip(tokens, ids, strict=True)]

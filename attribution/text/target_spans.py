@@ -96,8 +96,8 @@ class SpanReader:
         start = text.spans[span].start
         before = text.target.input_ids[0, :start].tolist()
         ids = continued_ids(self.loaded, before, words, where, self.sandbox, self.warnings)
-        if [*before, *ids] == text.target.input_ids[0, : text.spans[span].end].tolist():
-            raise InputRejected(f"{where} is the text that it is compared with.")
+        if ids == text.target.input_ids[0, start : text.spans[span].end].tolist():
+            raise InputRejected(f"{where}: {words!r} is the span itself, token for token. Give another text.")
         target = from_ids(
             self.loaded.model,
             torch.tensor([[*before, *ids]], device=text.target.input_ids.device),

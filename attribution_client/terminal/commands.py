@@ -191,6 +191,7 @@ def trace(client: AttributionClient, /, job_id: str, **given: Any) -> int:
 @click.option("--model", shell_complete=completion.models, help="Only jobs of this model.")
 @click.option("--method", shell_complete=completion.methods, help="Only jobs of this method.")
 @tag_filter
+@click.option("--search", metavar="TEXT", help="Words of the job, or their beginnings; all must match.")
 @click.option("--limit", type=int, default=20, show_default=True, help="The largest number of jobs to show.")
 @json_option
 @click.pass_obj

@@ -45,8 +45,9 @@ def table(*names: str, right: Sequence[str] = ()) -> Table:
 
 
 def print_jobs(found: Sequence[Job]) -> None:
-    """Print a row for each job, or two lines where the terminal is too narrow for rows."""
-    shown = table("job", "status", "", "model", "method", "text", "created")
+    """Print a row for each job, or two lines where the terminal is too narrow for rows; names if one has a name."""
+    is_named = any(job.name for job in found)
+    shown = table("job", *(["name"] if is_named else []), "status", "", "model", "method", "text", "created")
     lines = []
     for job in found:
         request = job.request
@@ -54,11 +55,25 @@ def print_jobs(found: Sequence[Job]) -> None:
         status = Text("cancelling" if job.cancel_requested and done else job.status, _STYLES.get(job.status, ""))
         model, methods = (request.model, ", ".join(request.method_names)) if request else ("", "")
         text, created = input_of(job), f"{job.created_at:%Y-%m-%d %H:%M:%S}"
-        cut = text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"
-        shown.add_row(job.job_id, status, done, Text(model), Text(methods), Text(cut), created)
+        name = _cut(readable(job.name or ""))
+        shown.add_row(
+            job.job_id,
+            *([Text(name)] if is_named else []),
+            status,
+            done,
+            Text(model),
+            Text(methods),
+            Text(_cut(text)),
+            created,
+        )
         about = f"{methods} of {model}: {text}" if request else text
+        about = f"{name}: {about}" if name else about
         lines.append((Text.assemble(job.job_id, "  ", status, " " * bool(done), done, "  ", (created, "dim")), about))
     _print_fitting(shown, lines)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"
 
 
 def input_of(job: Job) -> str:
