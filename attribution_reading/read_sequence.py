@@ -81,7 +81,7 @@ class ReadSequence:
         Of the finite scores: the sum of others has no place on a scale.
         """
         return {
-            row: float(each[np.isfinite(each)].sum())
+            row: float(each[np.isfinite(each)].sum(dtype=np.float64))
             for row, each in self._rows()
             if not (row[0] == "target" and row[1] >= self.start) and np.isfinite(each).any()
         }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from inseq.data.attribution import CoarseFeatureAttributionSequenceOutput
 from inseq.utils.typing import TokenWithId
 from matplotlib.colors import to_hex
 from playwright.sync_api import expect
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from attribution.results import heatmap_view
 from attribution_client import AttributionClient, plot_attribution_heatmap, plot_highlighted_text
@@ -18,7 +21,7 @@ from attribution_reading.palette import LIGHT, shade
 from attribution_reading.text_units import UNITS
 from attribution_schema.view_options import ViewOptions
 from tests import chat_models
-from tests.conftest import LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
+from tests.conftest import BUNDLED, LOOKUP, PHRASEBOOK, PROMPT, SENTENCE
 from tests.page import opened_job
 
 mpl.use("Agg")
@@ -250,6 +253,46 @@ def test_highlighted_text_has_the_words_and_their_colours(client, chat, tmp_path
     assert [word for word in MESSAGES[0]["content"].split() if not any(word in line for line in drawn)] == []
     with pytest.raises(ValueError, match="only step scores"):
         plot_highlighted_text(client.attribute(LOOKUP, "dummy", PROMPT, step_scores=["probability"]))
+
+
+def sharp(model_dir, factor):
+    """A model that is sure of its next token: its logits are `factor` times those of the bundled one."""
+    if not (folder := model_dir / f"sharp-{factor}").exists():
+        model = AutoModelForCausalLM.from_pretrained(BUNDLED / LOOKUP)
+        with torch.no_grad():
+            model.transformer.ln_f.weight *= factor
+            model.transformer.ln_f.bias *= factor
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(BUNDLED / LOOKUP).save_pretrained(folder)
+    return {"model": folder.name, "input_text": PROMPT, "generated_text": f"{PROMPT} Ben Ben milk"}
+
+
+@pytest.mark.parametrize("method", ["saliency", "input_x_gradient"])
+def test_infinite_scores_are_told_and_drawn_as_none(server, model_dir, method):
+    """The norm of the gradient of a large perplexity is beyond the largest float."""
+    job_id = server.run(method=method, attributed_fn="perplexity", **sharp(model_dir, 4))
+    result = server.result(job_id, normalize=False)
+    (sequence,) = result["sequence_attributions"]
+    cells = [value for row in sequence["target_attributions"][: sequence["attr_pos_start"]] for value in row]
+    infinite = cells.count(None)
+    assert 0 < infinite < len(cells)
+    told = f"{infinite} of {len(cells)} scores are infinite, which JSON writes as null. Ask for"
+    assert [each for each in result["info"]["warnings"] if each.startswith(told)]
+    for more in ({}, {"normalize": "false"}, {"normalize": "false", "aggregator": "words"}):
+        answer = server.client.get(f"/attribution/jobs/{job_id}/results", params={"format": "html"} | more)
+        assert answer.status_code == 200
+        numbers = [float(each.replace("\u2212", "-")) for each in re.findall(r'class="number">([^<]*)<', answer.text)]
+        assert numbers
+        assert np.isfinite(numbers).all()
+
+
+def test_infinite_step_scores_are_told(server, model_dir):
+    job_id = server.run(method="saliency", step_scores=["perplexity"], **sharp(model_dir, 7))
+    result = server.result(job_id)
+    assert result["sequence_attributions"][0]["step_scores"]["perplexity"].count(None) == 2
+    assert [
+        each for each in result["info"]["warnings"] if each.startswith("2 of 3 values of perplexity are infinite, ")
+    ]
 
 
 def test_a_long_text_is_a_page_that_fits_paper(open_page, server):

@@ -11,12 +11,17 @@ from attribution.catalogue.inseq_catalogue import Method
 from attribution.catalogue.next_token import without_own
 from problems import AttributionFailed, InputRejected
 
+_GRANULAR = 3  # dimensions: [attributed, generated, width], whose norm may overflow where the scores do not
+_UNBOUNDED = (
+    ", which JSON writes as null. Ask for a function that does not overflow, such as the logarithm of the probability."
+)
+
 
 def warnings_of_gaps(
     output: FeatureAttributionOutput, method: Method, model: HuggingfaceModel, first: int
 ) -> Iterator[str]:
     """A warning for scores that are NaN, apart from those of positions from the `first` attributed one on, which some
-    steps do not depend on.
+    steps do not depend on; and for those that are infinite, which JSON has no number for.
 
     Raises `InputRejected` for a result without tokens, `AttributionFailed` for one whose scores are all NaN.
     """
@@ -36,6 +41,11 @@ def warnings_of_gaps(
             raise AttributionFailed(f"{method.name} gave no number for this text: every score is NaN.{advice}")
         if missing:
             yield f"{missing} of {total} scores are NaN.{advice}"
+        sizes = [each.float().norm(dim=-1) if each.ndim == _GRANULAR else each for each in scores]
+        if infinite := sum(int(each.isinf().sum()) for each in sizes):
+            yield f"{infinite} of {sum(each.numel() for each in sizes)} scores are infinite{_UNBOUNDED}"
         for name, values in without_own(sequence.step_scores).items():
             if gaps := int(values.float().isnan().sum()):
                 yield f"{gaps} of {len(values)} values of {name} are NaN."
+            if infinite := int(values.float().isinf().sum()):
+                yield f"{infinite} of {len(values)} values of {name} are infinite{_UNBOUNDED}"
