@@ -25,11 +25,13 @@ def contrast_request(
     difference of the two tokens' probabilities.
 
     Raises `ValueError` for a position that was not attributed, for the token that stands there itself, for a result
-    whose tokens were merged, and for a job whose request cannot be read.
+    whose tokens were merged or that has spans, and for a job whose request cannot be read.
     """
     if job.request is None:
         raise ValueError(f"The request of job {job.job_id} cannot be read: {job.error}")
     scored = result.sequence_attributions[sequence]
+    if any(token.span for token in scored.target):
+        raise ValueError("This job attributed spans as wholes: ask by `choices`, or by a span's `contrast`.")
     if not scored.attr_pos_start <= position < scored.attr_pos_end:
         raise ValueError(
             f"Position {position} was not attributed: the generated tokens are at {scored.attr_pos_start} to "

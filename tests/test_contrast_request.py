@@ -140,6 +140,9 @@ def test_what_cannot_be_asked(client):
     with pytest.raises(ValueError, match="is the token that stands"):
         contrast_request(job, result, start, scored.target[start].token_id)
     merged = client.results(job, aggregator=["spans", "scores"], aggregator_args={"target_spans": [[0, 2]]})
+    spans = finished(client, **TEXT, spans=[{"characters": [0, 2]}])
+    with pytest.raises(ValueError, match="spans as wholes: ask by `choices`"):
+        contrast_request(*spans, spans[1].sequence_attributions[0].attr_pos_start, 5)
     with pytest.raises(ValueError, match="merged tokens"):
         contrast_request(job, merged, merged.sequence_attributions[0].attr_pos_start, 5)
 
