@@ -103,9 +103,9 @@ def run(engine, request, progress=None):
 @pytest.mark.parametrize("model", [LOOKUP, PHRASEBOOK])
 def test_the_passes_are_those_of_the_job(engine, passes, model, method, more):
     text = PROMPT if model == LOOKUP else SENTENCE
-    target = f"{PROMPT} tea." if model == LOOKUP else "le chat rouge"
+    target = f"{PROMPT} tea." if model == LOOKUP else "il gatto rosso"
     config = json.loads((BUNDLED / model / "config.json").read_text())
-    other = f"{PROMPT} milk." if model == LOOKUP else "le chien rouge"
+    other = f"{PROMPT} milk." if model == LOOKUP else "il cane rosso"
     more = json.dumps(more).replace("another target", other)
     more = json.loads(more.replace('"hidden size"', str(config.get("n_embd") or config["d_model"])))
     body = {"model": model, "method": method, "input_text": text, "generated_text": target, **SCORES | more}
@@ -168,7 +168,8 @@ LONGER = "Carla likes bread. "
 @pytest.mark.parametrize("model", [LOOKUP, PHRASEBOOK])
 def test_the_rows_of_masks_are_told(engine, passes, model, method, more):
     text = LONGER + PROMPT if model == LOOKUP else SENTENCE
-    target, other = (LONGER + f"{PROMPT} {word}." if model == LOOKUP else f"il {word}" for word in ("tea", "milk"))
+    words = (LONGER + f"{PROMPT} tea.", LONGER + f"{PROMPT} milk.") if model == LOOKUP else ("il gatto", "il cane")
+    target, other = words
     more = json.loads(json.dumps(more).replace("another target", other))
     body = {"model": model, "method": method, "input_text": text, "generated_text": target, **SCORES | more}
     request = engine.check(AttributionRequest(**body))
@@ -193,7 +194,7 @@ PROBED = [
 @pytest.mark.parametrize("model", [LOOKUP, PHRASEBOOK])
 def test_a_probe_is_counted_until_it_has_run(tmp_path, passes, model, method, arguments):
     engine = AttributionEngine(Settings(data_dir=tmp_path))
-    text, target = (PROMPT, f"{PROMPT} tea.") if model == LOOKUP else (SENTENCE, "le chat rouge")
+    text, target = (PROMPT, f"{PROMPT} tea.") if model == LOOKUP else (SENTENCE, "il gatto rosso")
     body = {"model": model, "method": method, "input_text": text, "generated_text": target, **SCORES}
     request = engine.check(AttributionRequest(**body, attribution_args=arguments))
     estimate = engine.estimate(request)
