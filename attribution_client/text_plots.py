@@ -40,8 +40,8 @@ def plot_highlighted_text(
 ) -> Axes:
     """Draw one sequence as text in which each token has the colour of its score.
 
-    By default the scores are those for the whole answer, the sum over its tokens; `token` is the index of a generated
-    token, for its scores. Generated tokens are underlined. `hide_template` leaves out what a chat template added, and
+    By default the scores are those for the whole answer, the sum over its tokens, or of several spans for the first;
+    `token` is the index of a generated token or span, for its scores. Generated tokens are underlined. `hide_template` leaves out what a chat template added, and
     `merge` colours words, lines, sentences, paragraphs, messages or segments. `width` is in inches; the height follows
     from the text, unless the figure of `ax` is given.
 
@@ -52,7 +52,7 @@ def plot_highlighted_text(
     read = read_sequence(merged(chosen, merge) if merge else chosen)
     if not read.scores:
         raise ValueError("This result has no scores of attributed tokens, only step scores.")
-    column = None if token is None else range(len(read.generated))[token]
+    column = read.opening if token is None else range(len(read.generated))[token]
     scores = read.of_answer() if column is None else read.of_token(column)
     if ax is not None:
         width = ax.get_window_extent().width / ax.figure.dpi

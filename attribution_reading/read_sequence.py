@@ -70,6 +70,14 @@ class ReadSequence:
         """The generated tokens that were attributed."""
         return self.tokens["target"][self.start : self.end]
 
+    @property
+    def opening(self) -> int | None:
+        """The generated token whose scores are shown where none is chosen: the only one, or the first of several spans,
+        which may overlap; None for the whole answer.
+        """
+        generated = self.generated
+        return 0 if len(generated) == 1 or (generated and all(each.is_span for each in generated)) else None
+
     def of_token(self, column: int) -> dict[Row, float]:
         """The scores of the attributed tokens for one generated token; a unit of several tokens has none for itself."""
         own = ("target", self.start + column)

@@ -139,18 +139,20 @@ def reading(
     hide_template: bool = False,
     unit: str | None = None,
 ) -> str:
-    """Legend, coloured text and bars: for the whole answer, or for one generated token (`column`).
+    """Legend, coloured text and bars: for one generated token (`column`), by default `ReadSequence.opening`.
 
     `unit`: the unit of text into which the tokens were merged, if they were.
     """
     if not sequence.scores:
         return coloured_text(sequence, {})
-    column = 0 if column is None and len(sequence.generated) == 1 else column
+    column = sequence.opening if column is None else column
     scores = sequence.of_answer() if column is None else sequence.of_token(column)
     chosen = None if column is None else sequence.start + column
     strong = sequence.strongest(scores, top, hide_template=hide_template)
     is_whole = column is None
     parts = "tokens" if unit in {None, "segments"} else unit  # generated tokens are in no segment
+    if column is not None and sequence.generated[column].is_span:
+        parts = "spans"
     of = f"sum of {len(sequence.generated)} {parts}" if is_whole else f"this {str(parts).removesuffix('s')}"
     title = (
         "The whole answer depended most on"

@@ -15,8 +15,12 @@ export function selectionOf({ pos, row, at }, table) {
   const column = within(pos, table.columns.length);
   if (column !== undefined) return { column };
   if (table.columns.length === 1) return { column: 0 };
-  return at ? selectionAt(at, table) : {};
+  const found = at ? selectionAt(at, table) : {};
+  return isWhole(found) && areSpans(table) ? { column: 0 } : found;
 }
+
+/** Whether the columns are spans, which may overlap: they are no parts of a whole. */
+export const areSpans = (table) => table.columns.length > 0 && table.columns.every(({ token }) => token.span);
 
 export const selectionParameters = ({ column, row }) => ({ row: row === undefined ? "" : String(row), pos: column === undefined ? "" : String(column), at: "" });
 

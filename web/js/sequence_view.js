@@ -8,7 +8,7 @@ import { PixelMatrix } from "./pixel_matrix.js";
 import { html, useMemo, useState } from "./preact.js";
 import { ScoreBars } from "./score_bars.js";
 import { scaledScores, tableOf } from "./score_table.js";
-import { isWhole, scaleOfSelection, selectionOf, selectionParameters } from "./selection.js";
+import { areSpans, isWhole, scaleOfSelection, selectionOf, selectionParameters } from "./selection.js";
 import { SELECTION_KEYS, SelectionControls, stepTo } from "./selection_controls.js";
 import { SequenceScores } from "./sequence_scores.js";
 import { TokenView } from "./token_view.js";
@@ -90,7 +90,8 @@ export const hiddenRows = (table, parameters) =>
 export function activeScale(parameters, table, scale, selection, isHidden) {
   if (parameters.scale === "text" && !isWhole(selection)) return { scale, of: "whole text" };
   const unit = isUnit(parameters) && parameters.agg && parameters.agg !== "segments" ? parameters.agg : "tokens"; // generated tokens are in no segment
-  const of = isWhole(selection) ? `sum of ${table.columns.length} ${unit}` : `this ${unit.slice(0, -1)}`;
+  const parts = areSpans(table) ? "spans" : unit;
+  const of = isWhole(selection) ? `sum of ${table.columns.length} ${parts}` : `this ${parts.slice(0, -1)}`;
   return { scale: scaleOfSelection(table, scale, selection, isHidden), of };
 }
 
