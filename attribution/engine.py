@@ -27,6 +27,7 @@ from attribution.results import (
     aggregation,
     comparison_view,
     heatmap_view,
+    html_page,
     inseq_html_view,
     json_views,
     stored_form,
@@ -156,7 +157,7 @@ class AttributionEngine:
 
     def page_policy(self, options: ViewOptions) -> str:
         """The content security policy under which the html view shows, and nothing else."""
-        return inseq_html_view.POLICY if options.style == "inseq" else heatmap_view.POLICY
+        return inseq_html_view.POLICY if options.style == "inseq" else html_page.POLICY
 
     def methods(self) -> list[dict[str, Any]]:
         return method_costs.describe_methods()

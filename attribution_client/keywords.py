@@ -59,8 +59,8 @@ class TokenizerArguments(TypedDict, total=False):
     tgt_lang: str | None
 
 
-class Span(TypedDict, total=False):
-    """A part of the target: `{"name": "answer", "after": "</think>"}`, or `{}` for all of it."""
+class _TextSelection(TypedDict, total=False):
+    """A part of a text."""
 
     name: str | None
     start: int | None
@@ -70,20 +70,17 @@ class Span(TypedDict, total=False):
     between: Sequence[str] | None
     characters: Sequence[int] | None
     occurrence: int | None
+
+
+class Span(_TextSelection, total=False):
+    """A part of the target: `{"name": "answer", "after": "</think>"}`, or `{}` for all of it."""
+
     contrast: str | None
 
 
-class Segment(TypedDict, total=False):
+class Segment(_TextSelection, total=False):
     """A part of the input: `{"name": "passage 1", "text": "Anna likes tea."}`."""
 
-    name: str | None
-    start: int | None
-    end: int | None
-    text: str | None
-    after: str | None
-    between: Sequence[str] | None
-    characters: Sequence[int] | None
-    occurrence: int | None
     pinned: bool
 
 

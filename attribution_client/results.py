@@ -76,9 +76,10 @@ class AttributionResult(schema.AttributionResult):
     ) -> Shown:
         """The result as coloured text, with bars of the `top` strongest scores, and each generated token's strongest.
 
-        By default of all sequences and for the whole answer: the sum over its tokens, or of several spans the first. `token` is the index of a
-        generated token, for its scores alone. `hide_template` leaves out what a chat template added. `merge` reads the
-        text in words, lines, sentences, paragraphs, messages or segments (extra `plots`).
+        By default of all sequences and for the whole answer: the sum over its tokens, or of several spans the first.
+        `token` is the index of a generated token or span, for its scores alone. `hide_template` leaves out what a chat
+        template added. `merge` reads the text in words, lines, sentences, paragraphs, messages or segments (extra
+        `plots`).
 
         Raises `ValueError` for granular scores, and `IndexError` for a sequence or token that is not there.
         """

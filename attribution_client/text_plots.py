@@ -41,9 +41,9 @@ def plot_highlighted_text(
     """Draw one sequence as text in which each token has the colour of its score.
 
     By default the scores are those for the whole answer, the sum over its tokens, or of several spans for the first;
-    `token` is the index of a generated token or span, for its scores. Generated tokens are underlined. `hide_template` leaves out what a chat template added, and
-    `merge` colours words, lines, sentences, paragraphs, messages or segments. `width` is in inches; the height follows
-    from the text, unless the figure of `ax` is given.
+    `token` is the index of a generated token or span, for its scores. Generated tokens are underlined. `hide_template`
+    leaves out what a chat template added, and `merge` colours words, lines, sentences, paragraphs, messages or
+    segments. `width` is in inches; the height follows from the text, unless the figure of `ax` is given.
 
     Scripts that are written from right to left need another tool: matplotlib does not order them. Raises `ValueError`
     for granular scores and where there are none.

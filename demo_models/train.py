@@ -76,16 +76,22 @@ def phrasebook_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def train_lookup(steps: int) -> None:
-    set_seed(1)
-    tokenizer = lookup_tokenizer()
+def small_gpt2(tokenizer: PreTrainedTokenizerFast, heads: int) -> GPT2LMHeadModel:
+    """An untrained GPT-2 of two layers of width 96, without dropout."""
     config = GPT2Config(
-        vocab_size=len(tokenizer), n_positions=256, n_embd=96, n_layer=2, n_head=4,
+        vocab_size=len(tokenizer), n_positions=256, n_embd=96, n_layer=2, n_head=heads,
         initializer_range=0.1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, attn_implementation="eager",
     )  # fmt: skip
     model = GPT2LMHeadModel(config)
     model.transformer.wpe.weight.data.copy_(sinusoids(256, 96))
+    return model
+
+
+def train_lookup(steps: int) -> None:
+    set_seed(1)
+    tokenizer = lookup_tokenizer()
+    model = small_gpt2(tokenizer, heads=4)
     rng = random.Random(1)
 
     def loss() -> torch.Tensor:
@@ -122,13 +128,7 @@ def train_lookup(steps: int) -> None:
 def train_two_step(steps: int) -> None:
     set_seed(1)
     tokenizer = two_step_tokenizer()
-    config = GPT2Config(
-        vocab_size=len(tokenizer), n_positions=256, n_embd=96, n_layer=2, n_head=2,
-        initializer_range=0.1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, attn_implementation="eager",
-    )  # fmt: skip
-    model = GPT2LMHeadModel(config)
-    model.transformer.wpe.weight.data.copy_(sinusoids(256, 96))
+    model = small_gpt2(tokenizer, heads=2)
     rng = random.Random(1)
     grammar = torch.tensor(tokenizer.convert_tokens_to_ids([*(f"Ġ{word}" for word in GRAMMAR), "."]))
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.reduction import DupFd
 from typing import IO, Any
 
@@ -57,7 +58,9 @@ class Forked:
         self._process.kill()
 
     def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)
+        # As `Popen` does: it may have ended already, and nobody has read yet how.
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
 
 
 class _Inherited:

@@ -184,6 +184,35 @@ def test_show_escapes_what_a_token_contains(client):
     assert "\u202e" not in html
 
 
+def test_a_result_of_spans_opens_on_the_first(client, server, open_page, tmp_path):
+    """They may overlap, so that their sum is nobody's score: on the page, in the HTML view, by `show` and in figures."""
+    whole = "Anna likes tea. Ben likes milk. Anna likes tea. Ben likes milk."
+    job_id = server.run(
+        model=LOOKUP, method="input_x_gradient", input_text=PROMPT, generated_text=whole,
+        spans=[{"name": "drink", "text": " tea", "occurrence": -1}, {"name": "all"}],
+    )  # fmt: skip
+    result = client.results(job_id, decode_tokens=True)
+    (sequence,) = result.sequence_attributions
+    first = {at: row[0] for at, row in enumerate(sequence.target_attributions) if row[0] is not None}
+    best = sequence.target[max(first, key=lambda at: abs(first[at]))].text.strip()
+    for html in (result.show().html, client.view(job_id, "html").decode()):
+        assert "this span" in html
+        assert "“drink” depended most on" in html
+        assert "whole answer" not in html
+    assert repr(result.show()).splitlines()[1].startswith(f"  'drink': {best!r}")
+    page = open_page(server, f"/#/jobs/{job_id}")
+    opened_job(page)
+    expect(page.locator(".legend").first).to_contain_text("this span")
+    expect(page.locator(".strongest li").first).to_contain_text(best)
+    controls = page.get_by_role("group", name="Selection")
+    expect(controls.get_by_role("button")).to_have_count(3)  # the strongest, the one before and the one after
+    expect(controls.get_by_role("button", name="Next span")).to_be_enabled()
+    # Generated tokens are no rows of `plot_highlighted_text`'s scale: the first span's colours are on the figure.
+    largest = max(abs(each) for at, each in first.items())
+    strongest = shade(LIGHT.zero, LIGHT.end(largest), 1.0)
+    assert strongest in [to_hex(each.get_facecolor()) for each in plot_highlighted_text(result).patches]
+
+
 def test_a_comparison_shows_each_method(client):
     compared = client.compare(PHRASEBOOK, ["saliency", "occlusion"], SENTENCE, view={"decode_tokens": True})
     html = compared._repr_html_()

@@ -23,7 +23,7 @@ from inseq.data import FeatureAttributionOutput
 from inseq.data.attribution import CoarseFeatureAttributionSequenceOutput
 from inseq.utils.typing import TokenWithId
 
-from attribution.results import heatmap_view, inseq_html_view, table_views
+from attribution.results import heatmap_view, html_page, inseq_html_view, table_views
 from attribution.results.json_views import json_view
 from attribution_client.frames import read_parquet as client_frame
 from attribution_schema.view_options import ViewOptions
@@ -310,7 +310,7 @@ def test_the_heatmap_runs_and_loads_nothing(server, one):
 
 
 OWN = {
-    "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "b", "bdi", "section", "div", "table", "thead",
+    "html", "head", "meta", "title", "style", "body", "main", "h1", "h2", "p", "b", "bdi", "section", "div", "table", "thead",
     "tbody", "tr", "th", "td", "small", "i", "span", "details", "summary", "pre", "sup", "ol", "li",
 }  # fmt: skip
 
@@ -348,7 +348,7 @@ SHOWN = {
 
 @pytest.mark.parametrize("token", SHOWN)
 def test_what_nobody_sees_is_made_visible(token):
-    assert str(heatmap_view.visible(token)) == SHOWN[token]
+    assert str(html_page.visible(token)) == SHOWN[token]
 
 
 @pytest.mark.parametrize("view", [heatmap_view.html_view, inseq_html_view.inseq_html_view])

@@ -2,22 +2,17 @@
 each generated one, and a table of all scores.
 
 Safe for hostile tokens: Jinja escapes every text, each token is isolated from its neighbours' writing direction, and
-invisible characters get a sign or their code. `POLICY` is the page's content security policy: it allows the page's own
-style and nothing else.
+invisible characters get a sign or their code.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import orjson
 from inseq.data import FeatureAttributionOutput
@@ -26,15 +21,17 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from attribution.catalogue.text_units import UNITS
+from attribution.results import html_page
 from attribution.results.aggregation import aggregate
+from attribution.results.html_page import visible
 from attribution.results.inseq_fields import token_notes, without_notes
 from attribution.results.scored_sequences import numbers, read_sequence
 from attribution.text.readable_tokens import Note
-from attribution_reading import palette, reading_html, reading_style
+from attribution_reading import reading_html
 from attribution_reading.number_scale import LARGE, SMALL, power_of_ten, scaled
 from attribution_reading.read_sequence import ReadSequence
 from attribution_reading.scored_sequence import Scores, not_yet_generated
-from attribution_reading.shown_tokens import CONTROL, EMPTY, code_point, shown_characters
+from attribution_reading.shown_tokens import CONTROL
 from attribution_schema.view_options import ViewOptions
 from problems import InvalidRequest
 
@@ -45,27 +42,6 @@ _MINUS = "\u2212"  # as wide as a digit
 _WIDE = 12  # with more columns than this, their tokens are written upwards
 _MATRIX = 2  # dimensions
 _SIDES = {"source": "Source", "target": "Target prefix"}
-
-_HERE = Path(__file__).parent
-
-
-STYLE = "\n".join(
-    (
-        palette.style(),
-        reading_style.style(),
-        (_HERE / "heatmap.css").read_text(encoding="utf-8"),
-        # A class for each shade, so that no cell needs a `style` attribute, which the policy forbids.
-        reading_html.shade_classes(),
-    )
-)
-_STYLE_HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-POLICY = (
-    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'self'; sandbox"
-)
-_TEMPLATE = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
-).get_template("heatmap.html")
 
 
 def html_view(output: FeatureAttributionOutput, options: ViewOptions) -> bytes:
@@ -81,15 +57,14 @@ def html_view(output: FeatureAttributionOutput, options: ViewOptions) -> bytes:
     ]
     info = without_notes(output.info)
     model, method = info.get("model_name", "a model"), info.get("attribution_method", "attribution")
-    document = _TEMPLATE.render(
-        style=Markup(STYLE),  # noqa: S704 - our own
+    return html_page.render(
+        "heatmap.html",
         title=f"{method} of {model}",
         facts=[each for each in _facts(info, options) if each],
-        warnings=[controls_shown(each) for each in info.get("warnings", [])],
+        warnings=info.get("warnings", []),
         sequences=pictures,
         info=CONTROL.sub(_json_escape, orjson.dumps(info, option=orjson.OPT_INDENT_2).decode()),
     )
-    return document.encode()
 
 
 def _check_size(output: FeatureAttributionOutput) -> None:
@@ -314,20 +289,5 @@ def _tokens(tokens: Sequence[Any], notes: Sequence[Note]) -> list[_Token]:
     return found
 
 
-def visible(text: str) -> Markup:
-    """Return a token in which spaces at its ends and invisible characters are marked."""
-    if not text:
-        return _MARKS["sign"].format(EMPTY)
-    return Markup("").join(_MARKS[kind].format(shown) for shown, kind in shown_characters(text))
-
-
-def controls_shown(text: str) -> Markup:
-    """Return a text with the codes of its control characters in their place."""
-    return Markup(CONTROL.sub(lambda found: _MARKS["code"].format(code_point(found[0])), str(escape(text))))  # noqa: S704
-
-
 def _json_escape(found: re.Match[str]) -> str:
     return f"\\u{ord(found[0]):04x}"
-
-
-_MARKS = {"plain": Markup("{}"), "sign": Markup('<i class="mark">{}</i>'), "code": Markup('<i class="code">{}</i>')}

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import orjson
 import pyarrow.csv
@@ -16,8 +14,8 @@ from inseq.data import FeatureAttributionOutput
 from inseq.data.attribution import FeatureAttributionSequenceOutput
 from markupsafe import Markup
 
+from attribution.results import html_page
 from attribution.results.aggregation import aggregate
-from attribution.results.heatmap_view import STYLE, controls_shown
 from attribution.results.inseq_fields import SIDES, token_id, token_notes, without_notes
 from attribution.results.scored_sequences import scored_sequence
 from attribution.results.table_views import MOST_ROWS, escaped
@@ -39,9 +37,6 @@ MOST_PAIRS = 30_000_000  # of tokens, whose shares take 240 MB
 _MATRIX = 2  # dimensions
 _TEXT_NOTES = {"text", "continues", "contrast"}  # for readers who ask for decoded tokens
 _WRITTEN_NOTES = {"special", "template", "turn", "role"}
-_TEMPLATE = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-).get_template("trace.html")
 
 
 def trace_view(output: FeatureAttributionOutput, view: str, options: ViewOptions, asked: TraceOptions) -> bytes:
@@ -90,13 +85,13 @@ def _table(result: TraceResult, options: ViewOptions) -> Any:
 def _html(result: TraceResult, _options: ViewOptions) -> bytes:
     info = result.info
     method, model = info.get("attribution_method", "attribution"), info.get("model_name", "a model")
-    document = _TEMPLATE.render(
-        style=Markup(STYLE),  # noqa: S704 - our own
+    return html_page.render(
+        "trace.html",
         title=f"Trace of {method} of {model}",
-        warnings=[controls_shown(each) for each in info.get("warnings", [])],
+        facts=["Shares of absolute scores, from the answer back to the input. They are no causes."],
+        warnings=info.get("warnings", []),
         traces=[Markup(trace_html(each)) for each in result.traces],  # noqa: S704 - it escapes tokens
     )
-    return document.encode()
 
 
 _WRITERS: dict[str, Callable[[TraceResult, ViewOptions], bytes]] = {

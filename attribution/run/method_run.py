@@ -25,7 +25,7 @@ from attribution.inseq_loop.engine_calls import DESCRIBED, MASKING, METHOD_WARNI
 from attribution.inseq_loop.text_attribution import TextAttribution
 from attribution.isolation import isolated
 from attribution.model_cache.loading import LoadedModel
-from attribution.run import result_checks, span_margins, text_run, token_notes
+from attribution.run import result_checks, span_results, text_run, token_notes
 from attribution.run.candidate_notes import CandidateNotes, SequenceCandidates, shortened
 from attribution.run.engine_choice import EngineChoice
 from attribution.run.generated_targets import GeneratedTargets
@@ -98,7 +98,7 @@ class Runner:
         self._warnings = [*loaded.warnings, *warnings]
         self._generation_args: list[Arguments] = []  # for each text that was generated
         self._convergence: list[dict[str, list[float]]] = []  # for each sequence, see `completeness.describe`
-        self._spans: list[dict[str, Any]] = []  # for each sequence, see `span_margins.describe`
+        self._spans: list[dict[str, Any]] = []  # for each sequence, see `span_results.describe`
         self._masking: list[dict[str, Any]] = []  # for each sequence, see `MaskedAttribution.describe`
         self._segments: list[list[dict[str, Any]]] = []  # for each text, see `InputParts.describe`
         self._n_steps: list[int] = []  # that each sequence reached, where the request leaves them to us
@@ -267,7 +267,7 @@ class Runner:
         self._snapshot = replace(self._snapshot, current=(attribution, prepared))
         output, identity = text_run.attribute(attribution, self._choice, prepared.random_state, self._should_cancel)
         if prepared.text.spans and prepared.text.trace is None:
-            span_margins.describe(request, prepared, output, [])
+            span_results.describe(request, prepared, output, [])
         # Where EOS is the padding, Inseq takes a last EOS away again.
         (sequence,) = output.sequence_attributions
         return output, identity[: sequence.attr_pos_end - sequence.attr_pos_start]
@@ -281,7 +281,7 @@ class Runner:
             attribution = self._attribution(request, text, prepared, is_signed=True)
             others.append(text_run.attribute(attribution, self._choice, prepared.random_state, self._should_cancel))
         (output, identity), *others = others
-        return span_margins.margins(request, prepared, output, [each for each, _ in others]), identity
+        return span_results.margins(request, prepared, output, [each for each, _ in others]), identity
 
     def _attribution(
         self, request: AttributionRequest, text: Text, prepared: PreparedText, *, is_signed: bool = False

@@ -38,7 +38,7 @@ class RunRecord:
     masking: list[dict[str, Any]]  # for each sequence, see `MaskedAttribution.describe`
     segments: list[list[dict[str, Any]]]  # for each text, see `InputParts.describe`
     n_steps: list[int]  # that a request with n_steps "auto" reached, for each sequence
-    spans: list[dict[str, Any]]  # for each sequence whose spans were attributed, see `span_margins.describe`
+    spans: list[dict[str, Any]]  # for each sequence whose spans were attributed, see `span_results.describe`
 
 
 def with_record(
